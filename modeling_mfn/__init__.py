@@ -1,0 +1,33 @@
+"""Monosemantic Feature Neurons: transformers that read through named, sparse features.
+
+Importing this package registers `MFNConfig`, `MFNModel` and `MFNForCausalLM` with the Auto classes of transformers.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_mfn import MFNConfig, __version__
+from .interventions import Ablate, Add, Clamp, Scale
+from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
+from .sparse_code import SparseCode
+
+AutoConfig.register("mfn", MFNConfig)
+AutoModel.register(MFNConfig, MFNModel)
+AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM)
+
+# save_pretrained then writes the code that trust_remote_code=True loads where this package is not installed
+MFNConfig.register_for_auto_class()
+MFNModel.register_for_auto_class("AutoModel")
+MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = [
+    "Ablate",
+    "Add",
+    "Clamp",
+    "MFNCausalLMOutput",
+    "MFNConfig",
+    "MFNForCausalLM",
+    "MFNModel",
+    "Scale",
+    "SparseCode",
+    "__version__",
+]

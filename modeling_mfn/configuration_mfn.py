@@ -1,0 +1,161 @@
+"""Configuration of an MFN model: the base model's own config, and what its MFN layers are like."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+__version__ = "0.1.0"
+
+
+def check_alpha(alpha: float) -> float:
+    """The blend as a float; `ValueError` unless it is finite and in [0, 1]."""
+    if not math.isfinite(alpha) or not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha is {alpha}; it must be a finite number from 0 (base model) to 1 (features only)")
+    return float(alpha)
+
+
+def check_k(k: int, num_features: int) -> int:
+    """The number of active features; `ValueError` unless 1 <= k <= num_features."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_features:
+        raise ValueError(f"k is {k}; it must be a whole number from 1 to num_features ({num_features})")
+    return k
+
+
+def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
+    """Block indices in ascending order; "all" stands for every block. `ValueError` on an index that is out of range,
+    given twice, or no whole number."""
+    if layers == "all":
+        return list(range(num_blocks))
+    if isinstance(layers, str) or not layers:
+        raise ValueError(f'layers is {layers!r}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}')
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < num_blocks:
+            raise ValueError(f"layers contains {layer}; the base model has blocks 0 to {num_blocks - 1}")
+        if layers.count(layer) > 1:
+            raise ValueError(f"layers contains {layer} twice; each block can have one MFN layer")
+    return sorted(layers)
+
+
+def _text_config_attribute(name: str) -> Any:
+    """A property that reads and writes `name` of the base model's config."""
+    return property(
+        lambda self: getattr(self.text_config, name),
+        lambda self, value: setattr(self.text_config, name, value),
+        doc=f"`{name}` of the base model's config.",
+    )
+
+
+@strict
+class MFNConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MFNModel`] and [`MFNForCausalLM`].
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`):
+            Config of the base model. It is copied; an instance that is passed in stays as it is.
+        layers (`"all"` or `list[int]`, *optional*, defaults to `"all"`):
+            Blocks that get an MFN layer, counted from 0.
+        num_features (`int`, *optional*):
+            m, features of each MFN layer. Give this or `expansion_factor`.
+        expansion_factor (`int`, *optional*):
+            m / d. Only an argument: the config keeps `num_features`.
+        k (`int`, *optional*, defaults to 32):
+            K of eq. 1, the most features that are active on a token. `MFNForCausalLM.set_k` changes it.
+        alpha (`float`, *optional*, defaults to 0.0):
+            Blend of eq. 3; 0 is the base model, 1 lets features alone through. `MFNForCausalLM.set_blend` changes it.
+        blend_into (`"residual"` or `"mlp"`, *optional*, defaults to `"residual"`):
+            What eq. 3 replaces: the residual stream itself, so that MLP and skip path read features alone, or the
+            MLP's input alone.
+        input_norm (`"layer"` or `"none"`, *optional*, defaults to `"layer"`):
+            `"layer"` encodes the token's standardised residual and undoes this after decoding; `"none"` encodes the
+            residual as it is.
+        decoder_bias (`bool`, *optional*, defaults to `True`):
+            Whether eq. 2 has a learnt constant: h_hat = D z + b.
+        shared_decoder (`bool`, *optional*, defaults to `False`):
+            One decoder D for all MFN layers (section 8 of the paper); encoders and biases stay their own.
+        mfn_version (`str`, *optional*):
+            Version of this package that wrote the config. One of a newer major version is refused.
+    """
+
+    model_type = "mfn"
+    sub_configs = {"text_config": AutoConfig}
+    has_no_defaults_at_init = True
+
+    text_config: dict | PreTrainedConfig | None = None
+    layers: list[int] | str = "all"
+    num_features: int | None = None
+    k: int = 32
+    alpha: float | int = 0.0
+    blend_into: Literal["residual", "mlp"] = "residual"
+    input_norm: Literal["layer", "none"] = "layer"
+    decoder_bias: bool = True
+    shared_decoder: bool = False
+    mfn_version: str = __version__
+
+    vocab_size = _text_config_attribute("vocab_size")
+    hidden_size = _text_config_attribute("hidden_size")
+    num_hidden_layers = _text_config_attribute("num_hidden_layers")
+    num_attention_heads = _text_config_attribute("num_attention_heads")
+    num_key_value_heads = _text_config_attribute("num_key_value_heads")
+    intermediate_size = _text_config_attribute("intermediate_size")
+    max_position_embeddings = _text_config_attribute("max_position_embeddings")
+    initializer_range = _text_config_attribute("initializer_range")
+    bos_token_id = _text_config_attribute("bos_token_id")
+    eos_token_id = _text_config_attribute("eos_token_id")
+    pad_token_id = _text_config_attribute("pad_token_id")
+    tie_word_embeddings = _text_config_attribute("tie_word_embeddings")
+    use_cache = _text_config_attribute("use_cache")
+
+    def __post_init__(self, expansion_factor: int | None = None, **kwargs: Any) -> None:
+        if int(self.mfn_version.split(".")[0]) > int(__version__.split(".")[0]):
+            raise ValueError(
+                f"this model was written by modeling_mfn {self.mfn_version}, newer than the installed {__version__}; "
+                "upgrade modeling_mfn to load it"
+            )
+        self.text_config = _own_text_config(self.text_config)
+        self.layers = check_layers(self.layers, self.text_config.num_hidden_layers)
+        self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
+        check_k(self.k, self.num_features)
+        self.alpha = check_alpha(self.alpha)
+        super().__post_init__(**kwargs)
+
+    @property
+    def expansion_factor(self) -> float:
+        """m / d."""
+        return self.num_features / self.text_config.hidden_size
+
+    @classmethod
+    def paper(cls, text_config: dict | PreTrainedConfig, **settings: Any) -> MFNConfig:
+        """The paper to the letter: eq. 1 on the residual itself, eq. 2 without a bias, and eq. 3's `h_MLP`, the MLP's
+        input alone. Keyword arguments are those of the class and win over these."""
+        literal = {"input_norm": "none", "decoder_bias": False, "blend_into": "mlp"}
+        return cls(text_config=text_config, **(literal | settings))
+
+
+def _own_text_config(text_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if isinstance(text_config, PreTrainedConfig):
+        return copy.deepcopy(text_config)
+    if isinstance(text_config, dict) and text_config.get("model_type") in CONFIG_MAPPING:
+        return CONFIG_MAPPING[text_config["model_type"]](**text_config)
+    raise ValueError(
+        f"text_config is {text_config!r}; it must be the base model's config, or a dict of it with its model_type"
+    )
+
+
+def _resolve_num_features(num_features: int | None, expansion_factor: int | None, hidden_size: int) -> int:
+    if (num_features is None) == (expansion_factor is None):
+        raise ValueError(
+            f"num_features is {num_features} and expansion_factor is {expansion_factor}; exactly one of them must be given"
+        )
+    features = num_features if num_features is not None else expansion_factor * hidden_size  # type: ignore[operator]
+    if features != int(features) or features < 1:
+        raise ValueError(f"num_features is {features}; it must be a whole number of at least 1")
+    return int(features)
+
+
+__all__ = ["MFNConfig"]

@@ -1,0 +1,356 @@
+"""MFN models: a causal LM of transformers with a sparse feature layer inside its blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.utils import can_return_tuple
+
+from .configuration_mfn import MFNConfig, check_alpha, check_k
+from .conversion import convert
+from .interventions import FeatureName, Intervention, active_edits, parse_feature, steering
+from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction
+from .sparse_code import SparseCode
+
+
+class MFNBlock:
+    """Figure 1 of the paper. Mixed into a block class of transformers, whose children it calls by that class's names;
+    an existing block becomes one by a change of its class."""
+
+    norm_before_attention: str
+    attention: str
+    norm_before_mlp: str
+
+    def forward(self, hidden_states: Tensor, *args: Any, mfn_pass: MFNPass | None = None, **kwargs: Any) -> Tensor:
+        """(B, T, d) -> (B, T, d); further arguments are those of the attention."""
+        attended, _ = getattr(self, self.attention)(
+            getattr(self, self.norm_before_attention)(hidden_states), *args, **kwargs
+        )
+        h = hidden_states + attended
+        features = self.mfn(h, mfn_pass)
+        residual = features if self.mfn.config.blend_into == "residual" else h
+        return residual + self.mlp(getattr(self, self.norm_before_mlp)(features))
+
+
+class MFNLlamaBlock(MFNBlock, LlamaDecoderLayer):
+    norm_before_attention, attention, norm_before_mlp = "input_layernorm", "self_attn", "post_attention_layernorm"
+
+
+class MFNGPT2Block(MFNBlock, GPT2Block):
+    norm_before_attention, attention, norm_before_mlp = "ln_1", "attn", "ln_2"
+
+
+class Family(NamedTuple):
+    """How MFN layers enter the blocks of one `model_type` of transformers."""
+
+    block_class: type[MFNBlock]
+    blocks: str
+    """Name of the module list of blocks in the headless model."""
+    embedding: str
+    """Name of the token embedding in the headless model."""
+
+
+FAMILIES = {
+    "gpt2": Family(MFNGPT2Block, "h", "wte"),
+    "llama": Family(MFNLlamaBlock, "layers", "embed_tokens"),
+}
+
+
+def family_of(text_config: PreTrainedConfig) -> Family:
+    """`ValueError` for a base model whose blocks no entry of `FAMILIES` describes."""
+    supported = ", ".join(sorted(FAMILIES))
+    if text_config.model_type == "mfn":
+        raise ValueError(f"the base model is an MFN model itself; give a plain one ({supported})")
+    if text_config.model_type not in FAMILIES:
+        raise ValueError(f"model type {text_config.model_type!r} is not supported; supported are {supported}")
+    if getattr(text_config, "add_cross_attention", False):
+        raise ValueError("a base model with cross-attention is not supported; supported are decoders alone")
+    return FAMILIES[text_config.model_type]
+
+
+@dataclass
+class MFNModelOutput(ModelOutput):
+    """Output of [`MFNModel`]."""
+
+    last_hidden_state: Tensor | None = None
+    """(B, T, d)."""
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    codes: dict[int, SparseCode] | None = None
+    """With `output_codes=True`: layer -> code (B, T, K)."""
+    reconstructions: dict[int, Reconstruction] | None = None
+    """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
+
+
+@dataclass
+class MFNCausalLMOutput(ModelOutput):
+    """Output of [`MFNForCausalLM`]."""
+
+    loss: Tensor | None = None
+    """Mean next-token cross entropy in nats, where labels were given."""
+    logits: Tensor | None = None
+    """(B, T, vocabulary)."""
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    codes: dict[int, SparseCode] | None = None
+    """With `output_codes=True`: layer -> code (B, T, K); a steered layer has one more pair for each feature it steers."""
+    reconstructions: dict[int, Reconstruction] | None = None
+    """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
+
+
+class MFNPreTrainedModel(PreTrainedModel):
+    config: MFNConfig
+    config_class = MFNConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def initialize_weights(self) -> None:
+        # The backbone initialises its own modules and knows no MFN layer among them: ours come first.
+        self.initialise_mfn_layers()
+        super().initialize_weights()
+
+    def initialise_mfn_layers(self) -> None:
+        """Starting weights for MFN layers that have none yet: random unit directions, encoders tied to them."""
+        directions = None
+        for layer in (module for module in self.modules() if isinstance(module, MFNLayer)):
+            if not getattr(layer, "_is_hf_initialized", False):
+                layer.initialise(directions)
+                for module in layer.modules():
+                    module._is_hf_initialized = True
+            if self.config.shared_decoder:
+                directions = layer.decoder.weight
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        # a saved folder serves each Auto class, whichever of the two models wrote it
+        self.config.auto_map = {
+            "AutoConfig": "configuration_mfn.MFNConfig",
+            "AutoModel": "modeling_mfn.MFNModel",
+            "AutoModelForCausalLM": "modeling_mfn.MFNForCausalLM",
+        }
+        super().save_pretrained(*args, **kwargs)
+
+    def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Tensor) -> None:
+        # tying a weight resizes the bias beside it to the weight's rows: right for an LM head, not for a decoder
+        if not isinstance(output_embeddings, FeatureDecoder):
+            super()._adjust_bias(output_embeddings, input_embeddings)
+
+    @property
+    def mfn_layers(self) -> dict[int, MFNLayer]:
+        """The MFN layers by block index, in order."""
+        blocks = getattr(self.base_model.backbone, family_of(self.config.text_config).blocks)
+        return {layer: blocks[layer].mfn for layer in self.config.layers}
+
+    def set_blend(self, alpha: float) -> None:
+        """Sets alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
+        check_alpha(alpha)
+        for config in self._mfn_configs():
+            config.alpha = float(alpha)
+
+    def set_k(self, k: int) -> None:
+        """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
+        check_k(k, self.config.num_features)
+        for config in self._mfn_configs():
+            config.k = k
+
+    def _mfn_configs(self) -> list[MFNConfig]:
+        # one object, unless a layer was deep-copied on its own, as PEFT's modules_to_save does
+        return [self.config, *(module.config for module in self.modules() if isinstance(module, MFNLayer))]
+
+    def steer(self, interventions: Mapping[FeatureName, Intervention]) -> AbstractContextManager[None]:
+        """A context in which the model runs with interventions on its features, `generate` included:
+
+            with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
+                model.generate(...)
+
+        It holds for the thread that enters it. Contexts nest; an inner intervention acts on the outer one's result.
+        An intervention counts as far as the model reads its features: alpha times its effect at alpha = 1.
+
+        Args:
+            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`.
+
+        Raises:
+            ValueError: if a layer has no MFN layer, a feature does not exist, or what is given is no intervention.
+        """
+        checked = {}
+        for name, intervention in interventions.items():
+            layer, index = parse_feature(name)
+            if layer not in self.config.layers:
+                raise ValueError(f"block {layer} has no MFN layer; those of this model are {self.config.layers}")
+            if not 0 <= index < self.config.num_features:
+                raise ValueError(f"L{layer}/{index} does not exist; features are 0 to {self.config.num_features - 1}")
+            if not isinstance(intervention, Intervention):
+                raise ValueError(f"{intervention!r} is no intervention; use Clamp, Scale, Add or Ablate")
+            checked[layer, index] = intervention
+        return steering(self.base_model, checked)
+
+
+class MFNModel(MFNPreTrainedModel):
+    """The backbone with its MFN layers, without an LM head."""
+
+    def __init__(self, config: MFNConfig) -> None:
+        super().__init__(config)
+        family = family_of(config.text_config)
+        self.backbone = AutoModel.from_config(config.text_config)
+        blocks = getattr(self.backbone, family.blocks)
+        for layer in config.layers:
+            blocks[layer].__class__ = family.block_class
+            blocks[layer].mfn = MFNLayer(config, layer)
+        # the classes that are really there: device maps and FSDP look for each of these names
+        self.backbone._no_split_modules = {type(block).__name__ for block in blocks}
+        decoders = [f"backbone.{family.blocks}.{layer}.mfn.decoder.weight" for layer in config.layers]
+        self._tied_weights_keys = dict.fromkeys(decoders[1:], decoders[0]) if config.shared_decoder else {}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_codes: bool = False,
+        output_reconstructions: bool = False,
+        **kwargs: Any,
+    ) -> MFNModelOutput:
+        """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
+        mfn_pass = MFNPass(active_edits(self), {} if output_codes else None, {} if output_reconstructions else None)
+        outputs = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mfn_pass=mfn_pass,
+            return_dict=True,
+            **kwargs,
+        )
+        mfn_pass.collecting = False
+        return MFNModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            codes=mfn_pass.codes,
+            reconstructions=mfn_pass.reconstructions,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        # the decoder is shared whether or not the embeddings are tied, which is all that transformers asks
+        return super().get_expanded_tied_weights_keys(all_submodels) | self._tied_weights_keys
+
+
+class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
+    """A causal language model whose blocks read the residual stream through their MFN layers."""
+
+    def __init__(self, config: MFNConfig) -> None:
+        super().__init__(config)
+        self.model = MFNModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        embedding = family_of(config.text_config).embedding
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{embedding}.weight"}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_codes: bool = False,
+        output_reconstructions: bool = False,
+        **kwargs: Any,
+    ) -> MFNCausalLMOutput:
+        """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_codes=output_codes,
+            output_reconstructions=output_reconstructions,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MFNCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            codes=outputs.codes,
+            reconstructions=outputs.reconstructions,
+        )
+
+    @staticmethod
+    def check_base(text_config: PreTrainedConfig) -> None:
+        """`ValueError` if models of this config cannot be converted."""
+        family_of(text_config)
+
+    @classmethod
+    def from_base(
+        cls,
+        base: PreTrainedModel | str | os.PathLike[str],
+        *,
+        calibration: Mapping[str, Tensor] | None = None,
+        base_kwargs: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> MFNForCausalLM:
+        """Converts a base model. At alpha = 0, the default, the result gives the base model's logits to the bit, which
+        is checked here. Weights are copied: the base model stays as it is.
+
+        Args:
+            base: a causal LM of a supported family, its folder, or its id on the Hub.
+            calibration: a batch for the model (`input_ids`, and `attention_mask` where rows are padded), on which the
+                biases of the MFN layers are set. Without it they start at 0.
+            base_kwargs: arguments of `AutoModelForCausalLM.from_pretrained` for a folder or id: `dtype`, `revision`...
+            settings: those of [`MFNConfig`]: `num_features` or `expansion_factor`, `layers`, `k`, `alpha`...
+
+        Returns:
+            The MFN model in evaluation mode, on the base model's device and in its dtype.
+
+        Raises:
+            ValueError: on a setting that is unknown or out of range, or a base that cannot be converted.
+        """
+        return convert(cls, base, calibration=calibration, base_kwargs=base_kwargs, **settings)
+
+
+__all__ = ["MFNCausalLMOutput", "MFNConfig", "MFNForCausalLM", "MFNModel", "MFNPreTrainedModel", "SparseCode"]

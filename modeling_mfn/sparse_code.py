@@ -1,0 +1,137 @@
+"""The sparse code z of a token as (index, value) pairs, and eqs. 1 and 2 on such pairs.
+
+z is never made dense on the way. Decoding gathers K rows of the decoder, and the backward of both equations adds
+each token's K rank-one terms feature by feature: its cost follows K, not m, and it never forms the (N K, d)
+contributions. Gradients are those of the dense equations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class SparseCode(NamedTuple):
+    """At most K active features a token.
+
+    A pair whose value is 0 stands for nothing: where fewer than K pre-activations are positive, the rest of the pairs
+    are such. Without steering, indices are distinct within a token and values are >= 0.
+    """
+
+    indices: Tensor
+    """(..., K) int64, feature indices in [0, num_features)."""
+    values: Tensor
+    """(..., K), activations of these features."""
+    num_features: int
+    """m, the length of the dense code."""
+
+    def to_dense(self) -> Tensor:
+        """z of eq. 1, (..., m). Values of a repeated index add up."""
+        dense = self.values.new_zeros(*self.values.shape[:-1], self.num_features)
+        return dense.scatter_add(-1, self.indices, self.values)
+
+
+def encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> SparseCode:
+    """Eq. 1: z = TopK(ReLU(W_e x + b_e), K).
+
+    Args:
+        x: (..., d) encoder input.
+        weight: (m, d) W_e.
+        bias: (m,) b_e.
+        k: K, pairs a token.
+
+    Returns:
+        Code of shape (..., K), in no particular order within a token.
+    """
+    with torch.no_grad():
+        # under autocast the product runs, and the choice is made, in the lower precision
+        values, indices = F.linear(x, weight, bias).topk(k, dim=-1, sorted=False)
+        values = values.relu_().to(weight.dtype)
+    return attach_encoder(SparseCode(indices, values, weight.shape[0]), x, weight, bias)
+
+
+def attach_encoder(code: SparseCode, x: Tensor, weight: Tensor, bias: Tensor) -> SparseCode:
+    """The same code, its values now functions of `x`, `weight` and `bias` that made it, without encoding again."""
+    values = _ChosenActivations.apply(x, weight, bias, code.values.detach(), code.indices)
+    return code._replace(values=values)
+
+
+def decode(code: SparseCode, weight: Tensor) -> Tensor:
+    """Eq. 2: D z, as the sum of K weighted rows.
+
+    Args:
+        code: (..., K).
+        weight: (m, d) the feature directions as rows, so that row f is column f of the paper's D.
+
+    Returns:
+        (..., d).
+    """
+    indices, values = code.indices.flatten(0, -2), code.values.flatten(0, -2)
+    rows = F.embedding_bag(indices, weight.detach(), per_sample_weights=values, mode="sum")
+    rows = _WeightedRows.apply(rows, weight, values.detach(), indices)
+    return rows.unflatten(0, code.indices.shape[:-1])
+
+
+def _sum_by_feature(coefficients: Tensor, indices: Tensor, rows: Tensor, num_features: int) -> Tensor:
+    """sum over tokens n of coefficients[n, j] * rows[n], gathered at feature indices[n, j]: (N, K), (N, K), (N, d)
+    -> (m, d). Pairs are sorted by feature, so that each feature is one bag of tokens."""
+    features, order = indices.flatten().int().sort()
+    tokens = order // indices.shape[1]
+    first_pair = torch.searchsorted(features, torch.arange(num_features, device=features.device, dtype=torch.int))
+    return F.embedding_bag(
+        tokens, rows, first_pair, mode="sum", per_sample_weights=coefficients.flatten()[order].to(rows.dtype)
+    )
+
+
+class _ChosenActivations(torch.autograd.Function):
+    """ReLU(W_e x + b_e) at the chosen features, whose values are known already: forward hands them on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, values, indices)
+        return values.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, values, indices = ctx.saved_tensors
+        need_x, need_weight, need_bias, _, _ = ctx.needs_input_grad
+        indices = indices.flatten(0, -2)
+        gradient = (gradient * (values > 0)).flatten(0, -2)
+        grad_x = grad_weight = grad_bias = None
+        if need_x:
+            grad_x = F.embedding_bag(indices, weight, per_sample_weights=gradient.to(weight.dtype), mode="sum")
+            grad_x = grad_x.view(x.shape).to(x.dtype)
+        if need_weight:
+            rows = x.flatten(0, -2).to(weight.dtype)
+            grad_weight = _sum_by_feature(gradient, indices, rows, weight.shape[0])
+        if need_bias:
+            grad_bias = gradient.new_zeros(weight.shape[0]).index_add_(0, indices.flatten(), gradient.flatten())
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+class _WeightedRows(torch.autograd.Function):
+    """Adds the gradient of `weight` to sums of its rows that were made from the detached weight. The gradient of the
+    values is embedding_bag's own; that of the weight, which it would form from (N K, d) terms, is ours."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices)
+        ctx.num_features = weight.shape[0]
+        return sums.view_as(sums)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = _sum_by_feature(values, indices, gradient, ctx.num_features)
+        return gradient, grad_weight, None, None
+
+
+__all__ = ["SparseCode"]
