@@ -9,6 +9,7 @@ from .configuration_mfn import MFNConfig, __version__
 from .interventions import Ablate, Add, Clamp, Scale
 from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
 from .sparse_code import SparseCode
+from .training import MFNTrainer, MFNTrainingArguments
 
 AutoConfig.register("mfn", MFNConfig)
 AutoModel.register(MFNConfig, MFNModel)
@@ -27,6 +28,8 @@ __all__ = [
     "MFNConfig",
     "MFNForCausalLM",
     "MFNModel",
+    "MFNTrainer",
+    "MFNTrainingArguments",
     "Scale",
     "SparseCode",
     "__version__",

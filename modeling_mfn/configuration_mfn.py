@@ -32,7 +32,9 @@ def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
     if layers == "all":
         return list(range(num_blocks))
     if isinstance(layers, str) or not layers:
-        raise ValueError(f'layers is {layers!r}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}')
+        raise ValueError(
+            f'layers is {layers!r}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}'
+        )
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < num_blocks:
             raise ValueError(f"layers contains {layer}; the base model has blocks 0 to {num_blocks - 1}")
@@ -86,9 +88,10 @@ class MFNConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}
     has_no_defaults_at_init = True
 
-    text_config: dict | PreTrainedConfig | None = None
-    layers: list[int] | str = "all"
-    num_features: int | None = None
+    # Any: what is given and what it becomes differ in type; checked in __post_init__
+    text_config: Any = None
+    layers: Any = "all"
+    num_features: Any = None
     k: int = 32
     alpha: float | int = 0.0
     blend_into: Literal["residual", "mlp"] = "residual"
@@ -150,7 +153,7 @@ def _own_text_config(text_config: dict | PreTrainedConfig | None) -> PreTrainedC
 def _resolve_num_features(num_features: int | None, expansion_factor: int | None, hidden_size: int) -> int:
     if (num_features is None) == (expansion_factor is None):
         raise ValueError(
-            f"num_features is {num_features} and expansion_factor is {expansion_factor}; exactly one of them must be given"
+            f"num_features is {num_features} and expansion_factor is {expansion_factor}; give exactly one of them"
         )
     features = num_features if num_features is not None else expansion_factor * hidden_size  # type: ignore[operator]
     if features != int(features) or features < 1:

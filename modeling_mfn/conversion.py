@@ -67,11 +67,15 @@ def _with_weights_of(
     _check_weights(base)
     with torch.device("meta"):
         model = model_class._from_config(config, dtype=base.dtype)
-    prefix = f"{base.base_model_prefix}."
+    inside, outside = f"{base.base_model_prefix}.", "model.backbone."
 
     def place(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        names = {name: name.replace(prefix, "model.backbone.", 1) if name.startswith(prefix) else name for name in tensors}
-        return {names[name]: tensor.detach().clone() if clone else tensor.detach() for name, tensor in tensors.items()}
+        return {
+            outside + name.removeprefix(inside) if name.startswith(inside) else name: tensor.clone()
+            if clone
+            else tensor
+            for name, tensor in tensors.items()
+        }
 
     missing, unexpected = model.load_state_dict(place(base.state_dict()), assign=True, strict=False)
     if unexpected or any(".mfn." not in name for name in missing):
@@ -91,7 +95,9 @@ def _with_weights_of(
 
 def _check_weights(base: PreTrainedModel) -> None:
     if base.get_output_embeddings() is None:
-        raise ValueError(f"{type(base).__name__} has no language-modelling head; give the causal LM, such as its ForCausalLM")
+        raise ValueError(
+            f"{type(base).__name__} has no language-modelling head; give the causal LM, such as its ForCausalLM"
+        )
     if not all(parameter.is_floating_point() for parameter in base.parameters()):
         raise ValueError("the base model is quantised; give it in float32, bfloat16 or float16")
     if getattr(base, "_hf_peft_config_loaded", False):

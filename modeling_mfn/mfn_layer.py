@@ -69,6 +69,18 @@ class FeatureDecoder(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_features, hidden_size))
         self.bias = nn.Parameter(torch.empty(hidden_size)) if bias else None
 
+    @torch.no_grad()
+    def normalise_rows(self) -> None:
+        """Brings every direction back to unit norm."""
+        self.weight.copy_(nn.functional.normalize(self.weight.float(), dim=-1))
+
+    @torch.no_grad()
+    def remove_parallel_gradient(self) -> None:
+        """Takes out of the gradient what would only change a direction's length."""
+        if self.weight.grad is not None:
+            along = (self.weight.grad * self.weight).sum(-1, keepdim=True)
+            self.weight.grad -= along * self.weight
+
 
 class MFNLayer(nn.Module):
     """The sparse layer of one block: z = TopK(ReLU(W_e x + b_e), K), h_hat = D z, h' = alpha h_hat + (1 - alpha) h.
@@ -95,6 +107,8 @@ class MFNLayer(nn.Module):
                 code = mfn_pass.edits[self.layer_index].apply(code)
             mfn_pass.collect(self, h, x, code)
         h_hat = self.reconstruct(code, mean, std).to(h.dtype)
+        if self.config.alpha == 0 and mfn_pass is not None and mfn_pass.reconstructions is not None:
+            h_hat = h_hat.detach()  # blocks above need no graph for a gradient of 0; the losses have their own path
         return torch.lerp(h, h_hat, self.config.alpha)  # exact at both ends
 
     def standardise(self, h: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -111,7 +125,7 @@ class MFNLayer(nn.Module):
         x_hat = decode(code, self.decoder.weight)
         if self.decoder.bias is not None:
             x_hat = x_hat + self.decoder.bias
-        return x_hat if std is None else x_hat * std + mean
+        return x_hat if mean is None or std is None else x_hat * std + mean
 
     def reconstruct_locally(self, h: Tensor, x: Tensor, code: SparseCode) -> Reconstruction:
         """The reconstruction as the feature losses see it: gradients stop at this layer's input."""

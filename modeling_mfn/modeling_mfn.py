@@ -30,6 +30,8 @@ class MFNBlock:
     norm_before_attention: str
     attention: str
     norm_before_mlp: str
+    mfn: MFNLayer
+    mlp: nn.Module
 
     def forward(self, hidden_states: Tensor, *args: Any, mfn_pass: MFNPass | None = None, **kwargs: Any) -> Tensor:
         """(B, T, d) -> (B, T, d); further arguments are those of the attention."""
@@ -43,10 +45,14 @@ class MFNBlock:
 
 
 class MFNLlamaBlock(MFNBlock, LlamaDecoderLayer):
+    """A Llama block with an MFN layer."""
+
     norm_before_attention, attention, norm_before_mlp = "input_layernorm", "self_attn", "post_attention_layernorm"
 
 
 class MFNGPT2Block(MFNBlock, GPT2Block):
+    """A GPT-2 block with an MFN layer."""
+
     norm_before_attention, attention, norm_before_mlp = "ln_1", "attn", "ln_2"
 
 
@@ -105,12 +111,14 @@ class MFNCausalLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     codes: dict[int, SparseCode] | None = None
-    """With `output_codes=True`: layer -> code (B, T, K); a steered layer has one more pair for each feature it steers."""
+    """With `output_codes=True`: layer -> code (B, T, K), or (B, T, K + I) where I features are steered."""
     reconstructions: dict[int, Reconstruction] | None = None
     """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
 
 
 class MFNPreTrainedModel(PreTrainedModel):
+    """What MFN models have in common: their MFN layers, steering, and what transformers asks of an architecture."""
+
     config: MFNConfig
     config_class = MFNConfig
     base_model_prefix = "model"
@@ -134,7 +142,7 @@ class MFNPreTrainedModel(PreTrainedModel):
             if not getattr(layer, "_is_hf_initialized", False):
                 layer.initialise(directions)
                 for module in layer.modules():
-                    module._is_hf_initialized = True
+                    module._is_hf_initialized = True  # type: ignore[assignment]
             if self.config.shared_decoder:
                 directions = layer.decoder.weight
 
