@@ -125,6 +125,10 @@ class MFNConfig(PreTrainedConfig):
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
         check_k(self.k, self.num_features)
         self.alpha = check_alpha(self.alpha)
+        _check_choice("blend_into", self.blend_into, ("residual", "mlp"))
+        _check_choice("input_norm", self.input_norm, ("layer", "none"))
+        # the base class hands its attention down to text_config: let it be the one that text_config has
+        kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__post_init__(**kwargs)
 
     @property
@@ -138,6 +142,11 @@ class MFNConfig(PreTrainedConfig):
         input alone. Keyword arguments are those of the class and win over these."""
         literal = {"input_norm": "none", "decoder_bias": False, "blend_into": "mlp"}
         return cls(text_config=text_config, **(literal | settings))
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 def _own_text_config(text_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

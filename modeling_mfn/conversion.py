@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -36,14 +38,26 @@ def convert(
         model = _with_weights_of(base, model_class, settings, clone=True)
     else:
         load = dict(base_kwargs or {})
+        if not os.path.isdir(base) and (os.path.isabs(base) or str(base).count("/") > 1):
+            raise ValueError(f"{base} is no folder, and no id on the Hub either")
         # bad settings are found before the weights are read
         _settle(_read_config(base, load), model_class, settings)
-        base = AutoModelForCausalLM.from_pretrained(base, **load)
+        with readable_weights(base):
+            base = AutoModelForCausalLM.from_pretrained(base, **load)
         model = _with_weights_of(base, model_class, settings, clone=False)
     _check_parity(model, base)
     if calibration is not None:
         _calibrate(model, calibration)
     return model
+
+
+@contextmanager
+def readable_weights(source: Any) -> Iterator[None]:
+    """Names the folder or id whose weights turn out to be damaged."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"the weights of {source} are truncated or no safetensors ({error})") from error
 
 
 def _read_config(base: str | os.PathLike[str], load: Mapping[str, Any]) -> Any:

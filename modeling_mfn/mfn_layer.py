@@ -37,19 +37,21 @@ class MFNPass:
     collecting: bool = True
 
     def collect(self, layer: MFNLayer, h: Tensor, x: Tensor, code: SparseCode) -> None:
-        """Takes what was asked for. Once the forward is over, a block that runs again for gradient checkpointing
-        leaves nothing."""
-        if not self.collecting:
+        """Takes what was asked for. A block that runs again for gradient checkpointing, once the forward is over,
+        computes the same but leaves nothing."""
+        if self.codes is None and self.reconstructions is None:
             return
         if self.with_gradient and not torch.is_grad_enabled():
             raise ValueError(
                 "codes cannot be collected under reentrant gradient checkpointing, which would lose their gradients; "
                 'enable it with {"use_reentrant": False}, which is the default'
             )
-        if self.codes is not None:
-            self.codes[layer.layer_index] = code
         if self.reconstructions is not None:
-            self.reconstructions[layer.layer_index] = layer.reconstruct_locally(h, x, code)
+            reconstruction = layer.reconstruct_locally(h, x, code)
+            if self.collecting:
+                self.reconstructions[layer.layer_index] = reconstruction
+        if self.codes is not None and self.collecting:
+            self.codes[layer.layer_index] = code
 
 
 class FeatureEncoder(nn.Module):

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils import can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
-from .conversion import convert
+from .conversion import convert, readable_weights
 from .interventions import FeatureName, Intervention, active_edits, parse_feature, steering
 from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction
 from .sparse_code import SparseCode
@@ -145,6 +145,11 @@ class MFNPreTrainedModel(PreTrainedModel):
                     module._is_hf_initialized = True  # type: ignore[assignment]
             if self.config.shared_decoder:
                 directions = layer.decoder.weight
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        with readable_weights(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         # a saved folder serves each Auto class, whichever of the two models wrote it

@@ -78,7 +78,7 @@ def decode(code: SparseCode, weight: Tensor) -> Tensor:
 def _sum_by_feature(coefficients: Tensor, indices: Tensor, rows: Tensor, num_features: int) -> Tensor:
     """sum over tokens n of coefficients[n, j] * rows[n], gathered at feature indices[n, j]: (N, K), (N, K), (N, d)
     -> (m, d). Pairs are sorted by feature, so that each feature is one bag of tokens."""
-    features, order = indices.flatten().int().sort()
+    features, order = indices.flatten().int().sort(stable=True)
     tokens = order // indices.shape[1]
     first_pair = torch.searchsorted(features, torch.arange(num_features, device=features.device, dtype=torch.int))
     return F.embedding_bag(

@@ -1,0 +1,39 @@
+# Everything runs from a virtual environment with pinned versions, made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-transformers test-checkpoint lint format benchmark
+
+demo: $(VENV)/installed
+	$(BIN)/mfn demo --overwrite
+
+test: $(VENV)/installed lint test-transformers
+	$(BIN)/pytest tests
+
+# transformers' own common model tests, from the source distribution of the installed release
+test-transformers: $(VENV)/installed
+	$(BIN)/pytest tests/transformers_common
+
+# the suite's claims once more on the demo's real checkpoint
+test-checkpoint: $(VENV)/installed
+	$(BIN)/pytest tests -m checkpoint
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps "eai-sparsify==1.3.3"
+	$(BIN)/python benchmarks/layer.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

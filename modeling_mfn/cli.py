@@ -1,0 +1,278 @@
+"""The command `mfn`, one verb a job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Transformers that read through named, sparse features.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+
+Overwrite = Annotated[bool, typer.Option(help="Replace an output folder that is not empty.")]
+Layers = Annotated[str, typer.Option(help='Blocks that get an MFN layer: "all", or indices such as "6,7".')]
+Text = Annotated[list[Path], typer.Option("--text", help="Text file; may be given several times.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    """Options of every verb; `main` reads --debug."""
+
+
+@app.command()
+def convert(
+    base: Annotated[str, typer.Argument(help="Causal LM to convert: a folder, or an id on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the MFN model.")],
+    layers: Layers = "all",
+    num_features: Annotated[int | None, typer.Option(help="Features of each MFN layer.")] = None,
+    expansion_factor: Annotated[int | None, typer.Option(help="The same as a multiple of the hidden size.")] = None,
+    k: Annotated[int, typer.Option(help="Most features active on a token.")] = 32,
+    alpha: Annotated[float, typer.Option(help="Blend: 0 is the base model, 1 lets features alone through.")] = 0.0,
+    blend_into: Annotated[Literal["residual", "mlp"], typer.Option(help="What the blend replaces.")] = "residual",
+    input_norm: Annotated[Literal["layer", "none"], typer.Option(help="Standardise each token first?")] = "layer",
+    decoder_bias: Annotated[bool, typer.Option(help="A learnt constant in the reconstruction.")] = True,
+    shared_decoder: Annotated[bool, typer.Option(help="One decoder for all MFN layers.")] = False,
+    calibrate_on: Annotated[Path | None, typer.Option(help="Text file to set the biases on.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Put MFN layers into a Llama or GPT-2 checkpoint.
+
+    Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
+    """
+    from transformers import AutoTokenizer
+
+    from .data import load_text, pack
+    from .modeling_mfn import MFNForCausalLM
+
+    with _new_folder(output, overwrite) as folder:
+        calibration = None
+        if calibrate_on is not None:
+            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), 128).with_format("torch")[:16]
+            calibration = {"input_ids": rows["input_ids"]}
+        with console.status(f"converting {base}"):
+            model = MFNForCausalLM.from_base(
+                base,
+                layers=_parse_layers(layers),
+                num_features=num_features,
+                expansion_factor=expansion_factor,
+                k=k,
+                alpha=alpha,
+                blend_into=blend_into,
+                input_norm=input_norm,
+                decoder_bias=decoder_bias,
+                shared_decoder=shared_decoder,
+                calibration=calibration,
+                base_kwargs={"dtype": dtype},
+            )
+            model.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    config = model.config
+    console.print(
+        f"{output}: {len(config.layers)} MFN layers of {config.num_features} features, k {config.k}, "
+        f"alpha {config.alpha:g}; logits at alpha 0 are the base model's to the bit"
+    )
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="Folder for checkpoints and the trained model.")],
+    text: Text,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
+    window: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    lambda_recon: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = 1.0,
+    lambda_util: Annotated[float, typer.Option(help="Weight of the next-token loss.")] = 1.0,
+    trainable: Annotated[Literal["all", "mfn"], typer.Option(help="The whole model, or MFN layers alone.")] = "all",
+    alpha_start: Annotated[float, typer.Option(help="Blend at the first step.")] = 0.0,
+    alpha_end: Annotated[float, typer.Option(help="Blend after annealing.")] = 1.0,
+    alpha_anneal: Annotated[float, typer.Option(help="Share of the training over which alpha moves.")] = 0.5,
+    k_start: Annotated[int | None, typer.Option(help="Active features at the first step.")] = None,
+    k_end: Annotated[int | None, typer.Option(help="Active features after annealing.")] = None,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of data order and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train an MFN model on text.
+
+    Example: mfn train gpt2-mfn gpt2-mfn-trained --text corpus.txt --steps 2000
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from .data import load_text, pack
+    from .modeling_mfn import MFNForCausalLM
+    from .training import MFNTrainer, MFNTrainingArguments
+
+    if not resume:
+        _check_output(output, overwrite)
+    arguments = MFNTrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, steps // 10),
+        lambda_recon=lambda_recon,
+        lambda_util=lambda_util,
+        trainable=trainable,
+        alpha_start=alpha_start,
+        alpha_end=alpha_end,
+        alpha_anneal=alpha_anneal,
+        k_start=k_start,
+        k_end=k_end,
+        logging_steps=max(1, min(50, steps // 10)),
+        save_steps=save_steps,
+        save_total_limit=2,
+        seed=seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=[],
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    windows = pack(load_text(text), tokenizer, window)
+    mfn = MFNForCausalLM.from_pretrained(model)
+    trainer = MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
+    if overwrite and not resume:
+        shutil.rmtree(output, ignore_errors=True)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    console.print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {mfn.config.alpha:g}")
+
+
+@app.command()
+def steer(
+    model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from.")],
+    interventions: Annotated[
+        list[str],
+        typer.Option("--set", help="feature=clamp:VALUE, =add:VALUE, =scale:FACTOR or =ablate; may be repeated."),
+    ],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 40,
+    sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+) -> None:
+    """Generate with and without interventions on features.
+
+    Example: mfn steer gpt2-mfn-trained "The weather is" --set L6/1234=clamp:4 --set L6/7=ablate
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from .modeling_mfn import MFNForCausalLM
+
+    chosen = dict(_parse_intervention(text) for text in interventions)
+    mfn = MFNForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    inputs = tokenizer(prompt, return_tensors="pt")
+
+    def generate() -> str:
+        torch.manual_seed(seed)
+        tokens = mfn.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=sample, pad_token_id=0)
+        return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    with mfn.steer(chosen):
+        if mfn.config.alpha == 0:
+            console.print("[yellow]alpha is 0: the model reads no feature, so that steering has no effect")
+        steered = generate()
+    for title, text in (("without", generate()), ("steered", steered)):
+        console.rule(title, align="left")
+        console.print(text, markup=False, highlight=False)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the demo's model and figures.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of initialisation and data order.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert SmolLM2-135M, train its MFN layers for a few minutes, and use them.
+
+    Example: mfn demo
+    """
+    from .demo import run
+
+    with _new_folder(output, overwrite) as folder:
+        run(folder, seed, console)
+    console.print(f"model and figures are in {output}")
+
+
+def _parse_layers(layers: str) -> str | list[int]:
+    if layers == "all":
+        return layers
+    try:
+        return [int(layer) for layer in layers.split(",")]
+    except ValueError:
+        raise ValueError(f'layers is {layers!r}; write "all" or block indices such as "6,7"') from None
+
+
+def _parse_intervention(text: str) -> tuple[tuple[int, int], Any]:
+    from .interventions import Ablate, Add, Clamp, Scale, parse_feature
+
+    feature, _, action = text.partition("=")
+    kind, _, value = action.partition(":")
+    kinds = {"clamp": Clamp, "add": Add, "scale": Scale}
+    try:
+        arguments = (float(value),) if kind in kinds else {"ablate": ()}[action]
+    except (KeyError, ValueError):
+        raise ValueError(f"{text!r} is no intervention; write L6/1234=clamp:4, =add:2, =scale:0.5 or =ablate") from None
+    return parse_feature(feature), kinds.get(kind, Ablate)(*arguments)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; the output must be a folder")
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"{output} exists and is not empty; choose another folder, or --overwrite to replace it")
+
+
+@contextmanager
+def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` that takes its place once it is complete; an error leaves everything as it was."""
+    _check_output(output, overwrite)
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
+        made = Path(scratch) / output.name
+        made.mkdir()
+        yield made
+        if output.exists():
+            os.replace(output, Path(scratch) / "replaced")
+        os.replace(made, output)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. Bad input ends with one line and exit code 2; `--debug` shows where it came from."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=arguments)
+    except (ValueError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        Console(stderr=True).print(f"[red]mfn:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Tiny random base models of every family, and MFN models made from them."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from modeling_mfn import MFNForCausalLM
+
+VOCABULARY, HIDDEN, BLOCKS = 96, 32, 3
+COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LLAMA = COMMON | {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 64,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+GPT2 = COMMON | {"n_embd": HIDDEN, "n_layer": BLOCKS, "n_head": 4, "n_positions": 64}
+BASES = {
+    "llama-tied": (LlamaForCausalLM, LlamaConfig, LLAMA | {"tie_word_embeddings": True}),
+    "llama-untied": (LlamaForCausalLM, LlamaConfig, LLAMA | {"tie_word_embeddings": False}),
+    "gpt2-tied": (GPT2LMHeadModel, GPT2Config, GPT2 | {"tie_word_embeddings": True}),
+    "gpt2-untied": (GPT2LMHeadModel, GPT2Config, GPT2 | {"tie_word_embeddings": False}),
+}
+
+
+def make_base(name, **settings):
+    """A random base model whose weights are large enough for logits to differ clearly from token to token."""
+    model_class, config_class, arguments = BASES[name]
+    torch.manual_seed(7)
+    return model_class(config_class(**arguments, initializer_range=0.2, **settings)).eval()
+
+
+def make_mfn(base, seed=11, **settings):
+    """An MFN model on random tokens' statistics, with weights as far from their start as a trained model's."""
+    torch.manual_seed(seed)
+    settings = {"num_features": 80, "k": 8, "alpha": 1.0, "calibration": tokens(4, 16)} | settings
+    model = MFNForCausalLM.from_base(base, **settings)
+    with torch.no_grad():
+        for layer in model.mfn_layers.values():
+            layer.encoder.weight += 0.2 * torch.randn_like(layer.encoder.weight)
+            layer.encoder.bias += 0.1 * torch.randn_like(layer.encoder.bias)
+    return model
+
+
+def tokens(rows, length, seed=3):
+    return {"input_ids": torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))}
+
+
+@pytest.fixture(params=BASES)
+def base(request):
+    return make_base(request.param)
+
+
+@pytest.fixture(params=["llama-tied", "gpt2-tied"])
+def family_base(request):
+    """One base a family, where tying does not matter."""
+    return make_base(request.param)

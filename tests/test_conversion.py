@@ -1,0 +1,157 @@
+"""Conversion: what it checks, how it starts MFN layers, and errors that name the value and what is allowed."""
+
+import pytest
+import torch
+from conftest import GPT2, make_base, make_mfn, tokens
+from transformers import (
+    AutoModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from modeling_mfn import MFNConfig, MFNForCausalLM
+
+SIZE = {"num_features": 40, "k": 4}
+
+
+def test_from_a_folder_as_from_a_model(family_base, tmp_path):
+    family_base.save_pretrained(tmp_path)
+    models = []
+    for base in (family_base, tmp_path, str(tmp_path)):
+        torch.manual_seed(0)
+        models.append(MFNForCausalLM.from_base(base, **SIZE, alpha=1.0))
+    first, *others = (model(**tokens(2, 8)).logits for model in models)
+    assert all(torch.equal(first, other) for other in others)
+    low = MFNForCausalLM.from_base(tmp_path, **SIZE, base_kwargs={"dtype": torch.bfloat16})
+    assert {parameter.dtype for parameter in low.parameters()} == {torch.bfloat16}
+
+
+def test_layers_start_with_unit_norm_rows_and_tied_encoders(family_base):
+    model = MFNForCausalLM.from_base(family_base, expansion_factor=3, k=4)
+    assert model.config.num_features == 96
+    assert model.config.expansion_factor == 3
+    directions = [layer.decoder.weight for layer in model.mfn_layers.values()]
+    for layer in model.mfn_layers.values():
+        torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(96))
+        assert torch.equal(layer.encoder.weight, layer.decoder.weight)
+        assert not layer.encoder.bias.any()
+        assert not layer.decoder.bias.any()
+    assert not torch.equal(directions[0], directions[1])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_calibration_centres_the_code_on_the_batch(family_base):
+    """The biases against hidden states that hooks took from the base, padding left out."""
+    base = family_base.double()
+    seen = {}
+    blocks = base.model.layers if isinstance(base, LlamaForCausalLM) else base.transformer.h
+    norm = "post_attention_layernorm" if isinstance(base, LlamaForCausalLM) else "ln_2"
+    for index, block in enumerate(blocks):
+        getattr(block, norm).register_forward_pre_hook(lambda _, args, index=index: seen.update({index: args[0]}))
+    batch = tokens(3, 8) | {"attention_mask": torch.ones(3, 8, dtype=torch.long)}
+    batch["attention_mask"][1, :4] = 0
+    model = MFNForCausalLM.from_base(base, **SIZE, alpha=0.6, calibration=batch)
+    assert model.config.alpha == 0.6
+    base(**batch)
+    for index, layer in model.mfn_layers.items():
+        h = seen[index][batch["attention_mask"].bool()]
+        centre = ((h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-5)).mean(0)
+        torch.testing.assert_close(layer.decoder.bias, centre, atol=1e-10, rtol=0)
+        torch.testing.assert_close(layer.encoder.bias, -layer.encoder.weight @ centre, atol=1e-10, rtol=0)
+
+
+def test_the_papers_literal_settings(family_base):
+    config = MFNConfig.paper(family_base.config, num_features=40, k=4)
+    literal = (config.input_norm, config.decoder_bias, config.blend_into, config.alpha)
+    assert literal == ("none", False, "mlp", 0.0)
+    assert MFNConfig.paper(family_base.config, num_features=40, blend_into="residual").blend_into == "residual"
+    model = MFNForCausalLM(config)
+    assert all(layer.decoder.bias is None for layer in model.mfn_layers.values())
+
+
+def test_the_config_copies_the_bases_and_reads_through_to_it(family_base):
+    config = MFNConfig(text_config=family_base.config, num_features=40)
+    config.vocab_size = 7
+    assert (config.text_config.vocab_size, family_base.config.vocab_size) == (7, 96)
+    assert config.get_text_config() is config.text_config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 3, 4)
+    assert MFNConfig(**MFNConfig(text_config=family_base.config, num_features=40).to_dict()).to_dict()["k"] == 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (SIZE | {"k": 0}, r"k is 0; .* 1 to num_features \(40\)"),
+        (SIZE | {"k": 41}, r"k is 41; .* 1 to num_features \(40\)"),
+        (SIZE | {"alpha": -0.01}, r"alpha is -0\.01; .* 0 .* 1"),
+        (SIZE | {"alpha": 1.5}, r"alpha is 1\.5"),
+        (SIZE | {"alpha": float("nan")}, "alpha is nan"),
+        (SIZE | {"alpha": float("inf")}, "alpha is inf"),
+        (SIZE | {"layers": [0, 3]}, "layers contains 3; the base model has blocks 0 to 2"),
+        (SIZE | {"layers": [-1]}, "layers contains -1"),
+        (SIZE | {"layers": [1, 1]}, "layers contains 1 twice"),
+        (SIZE | {"layers": []}, r"layers is \[\]"),
+        (SIZE | {"layers": "some"}, "layers is 'some'"),
+        ({"k": 4}, "num_features is None and expansion_factor is None; give exactly one"),
+        (SIZE | {"expansion_factor": 2}, "num_features is 40 and expansion_factor is 2; give exactly one"),
+        ({"num_features": 0}, "num_features is 0"),
+        (SIZE | {"num_feature": 3}, "unknown setting 'num_feature'.*num_features"),
+        (SIZE | {"blend_into": "attention"}, "blend_into is 'attention'; it must be one of residual, mlp"),
+        (SIZE | {"input_norm": "batch"}, "input_norm is 'batch'; it must be one of layer, none"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MFNForCausalLM.from_base(make_base("llama-tied"), **settings)
+
+
+def test_bad_bases(tmp_path):
+    llama = make_base("llama-tied")
+    mistral = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    )
+    with pytest.raises(ValueError, match="'mistral' is not supported; supported are gpt2, llama"):
+        MFNForCausalLM.from_base(mistral, **SIZE)
+    mistral.save_pretrained(tmp_path / "mistral")
+    (tmp_path / "mistral" / "model.safetensors").unlink()  # the family is found out before weights are read
+    with pytest.raises(ValueError, match="'mistral' is not supported"):
+        MFNForCausalLM.from_base(tmp_path / "mistral", **SIZE)
+    with pytest.raises(ValueError, match="is an MFN model itself"):
+        MFNForCausalLM.from_base(make_mfn(llama), **SIZE)
+    with pytest.raises(ValueError, match="LlamaModel has no language-modelling head"):
+        MFNForCausalLM.from_base(AutoModel.from_config(llama.config), **SIZE)
+    with pytest.raises(ValueError, match="is no folder"):
+        MFNForCausalLM.from_base(tmp_path / "nowhere", **SIZE)
+    with pytest.raises(ValueError, match="cross-attention"):
+        MFNForCausalLM.from_base(GPT2LMHeadModel(GPT2Config(**GPT2, add_cross_attention=True)), **SIZE)
+    with pytest.raises(ValueError, match="base_kwargs"):
+        MFNForCausalLM.from_base(llama, **SIZE, base_kwargs={"dtype": "float32"})
+    with torch.device("meta"):
+        empty = LlamaForCausalLM(llama.config)
+    with pytest.raises(ValueError, match="lies on meta"):
+        MFNForCausalLM.from_base(empty, **SIZE)
+
+
+def test_truncated_weights_of_the_base_are_named(tmp_path):
+    make_base("gpt2-tied").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OSError, match=f"weights of {tmp_path} are truncated"):
+        MFNForCausalLM.from_base(tmp_path, **SIZE)
+
+
+def test_a_base_whose_forward_is_not_its_familys_is_refused():
+    base = make_base("llama-tied")
+    base.model.layers[1].register_forward_hook(lambda module, args, output: 1.01 * output)
+    with pytest.raises(RuntimeError, match="does not give the logits of its base"):
+        MFNForCausalLM.from_base(base, **SIZE)

@@ -1,0 +1,215 @@
+"""Training: the objective, accumulation, schedules, exact resume, and unit-norm directions."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_base, make_mfn
+from datasets import Dataset
+
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.losses import reconstruction_loss, token_mean
+from modeling_mfn.schedules import LinearSchedule
+
+
+def rows(count, length=12, seed=0, padded=False):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 96, (count, 1), generator=generator) + torch.arange(length) * 5
+    data = {"input_ids": (ids % 93 + 3).tolist()}
+    data["labels"] = [list(row) for row in data["input_ids"]]
+    if padded:
+        data["attention_mask"] = []
+        for row, labels in enumerate(data["labels"]):
+            short = row % 3 * 3
+            data["attention_mask"].append([1] * (length - short) + [0] * short)
+            labels[length - short :] = [-100] * short
+    return Dataset.from_dict(data)
+
+
+def arguments(folder, **settings):
+    defaults = {
+        "max_steps": 20,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 5e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 1,
+    }
+    return MFNTrainingArguments(output_dir=str(folder), **(defaults | settings))
+
+
+def train(folder, model=None, data=None, resume=None, **settings):
+    model = model or make_mfn(make_base("llama-tied"), alpha=0.0, k=6)
+    trainer = MFNTrainer(model, arguments(folder, **settings), train_dataset=data or rows(64))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def history(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
+def test_training_lowers_the_loss_and_moves_alpha_and_k_on_schedule(family, tmp_path):
+    model = make_mfn(make_base(family), alpha=0.0, k=12)
+    trainer = train(tmp_path, model, max_steps=40, k_start=12, k_end=4, k_anneal=0.25)
+    recon, alpha = history(trainer, "recon_loss"), history(trainer, "alpha")
+    assert sum(recon[-5:]) < 0.6 * sum(recon[:5])
+    assert alpha == pytest.approx([min(1.0, step / 20) for step in range(1, 41)])
+    assert history(trainer, "k") == [max(4, round(12 - 8 * step / 10)) for step in range(1, 41)]
+    for entry in trainer.state.log_history[:-1]:
+        assert entry["loss"] == pytest.approx(entry["recon_loss"] + entry["util_loss"], rel=1e-4)
+    assert (model.config.alpha, model.config.k) == (1.0, 4)
+    for layer in model.mfn_layers.values():
+        torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
+
+
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path):
+    settings = {
+        "max_steps": 12,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "alpha_anneal": 1.0,
+        "k_start": 9,
+        "k_end": 3,
+    }
+    whole = train(tmp_path / "whole", make_mfn(make_base("gpt2-tied"), alpha=0.0), **settings)
+    checkpoint = tmp_path / "whole" / "checkpoint-5"
+    saved = json.loads((checkpoint / "config.json").read_text())
+    assert (saved["alpha"], saved["k"]) == (pytest.approx(5 / 12), round(9 - 6 * 5 / 6))
+    fresh = make_mfn(make_base("gpt2-tied"), seed=99, alpha=0.0)
+    for start in (fresh, MFNForCausalLM.from_pretrained(checkpoint)):
+        resumed = train(tmp_path / "resumed", start, resume=str(checkpoint), **settings)
+        for name in ("loss", "recon_loss", "util_loss", "alpha", "k", "grad_norm"):
+            assert history(resumed, name)[-7:] == history(whole, name)[5:], name
+        for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("lambda_util", [1.0, 0.0])
+def test_accumulated_batches_give_the_gradients_of_one_large_batch(tmp_path, lambda_util):
+    """Rows of unequal length: means of means would be wrong."""
+    data = rows(12, padded=True)
+
+    def gradients(batch_size, steps):
+        taken = {}
+
+        class Keep(MFNTrainer):
+            def _clip_grad_norm(self, model):
+                taken.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+                return super()._clip_grad_norm(model)
+
+        model = make_mfn(make_base("llama-tied").double(), alpha=0.0)
+        settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps, "max_steps": 1}
+        settings |= {"alpha_start": 0.5, "lambda_util": lambda_util, "train_sampling_strategy": "sequential"}
+        trainer = Keep(model, arguments(tmp_path, **settings), train_dataset=data)
+        trainer.train()
+        return taken, trainer.state.log_history[0]
+
+    (large, large_log), (small, small_log) = gradients(12, 1), gradients(3, 4)
+    assert large.keys() == small.keys()
+    assert any(".mfn." in name for name in large)
+    assert any(".mfn." not in name for name in large) == bool(lambda_util)
+    for name, gradient in large.items():
+        torch.testing.assert_close(small[name], gradient, atol=1e-10, rtol=0)
+    for name in ("loss", "recon_loss"):
+        assert small_log[name] == pytest.approx(large_log[name], rel=1e-5)
+
+
+def test_evaluation_reports_the_parts(tmp_path):
+    model = make_mfn(make_base("llama-tied"), alpha=0.0, k=6)
+    data = rows(16, padded=True)
+    trainer = MFNTrainer(model, arguments(tmp_path, lambda_recon=0.5, lambda_util=2.0), eval_dataset=data)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(
+        0.5 * metrics["eval_recon_loss"] + 2 * metrics["eval_util_loss"], rel=1e-5
+    )
+    batch = {name: torch.tensor(data[name]) for name in data.column_names}
+    out = model(**batch, output_reconstructions=True)
+    losses = [
+        reconstruction_loss(r.residual, r.reconstructed, batch["attention_mask"]) for r in out.reconstructions.values()
+    ]
+    assert metrics["eval_recon_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=0.02)
+    assert trainer.predict(data).predictions.shape == (16, 12, 96)
+
+
+def test_mfn_layers_alone(tmp_path):
+    model = make_mfn(make_base("gpt2-tied"), alpha=0.0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    train(tmp_path, model, trainable="mfn", max_steps=3, alpha_start=0.5)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if ".mfn." in name}
+
+
+def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path):
+    model = make_mfn(make_base("llama-tied"), alpha=0.0)
+    settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 8}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "alpha_is_small", "greater_is_better": True}
+    settings |= {"k_start": 9, "k_end": 3, "alpha_anneal": 1.0}
+
+    class FirstIsBest(MFNTrainer):
+        def evaluate(self, *args, **kwargs):
+            metrics = super().evaluate(*args, **kwargs)
+            return metrics | {"eval_alpha_is_small": -self.state.global_step}
+
+    trainer = FirstIsBest(model, arguments(tmp_path, **settings), train_dataset=rows(64), eval_dataset=rows(4))
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert (model.config.alpha, model.config.k) == (0.25, 6)
+
+
+def test_reconstruction_loss_is_eq_5():
+    torch.manual_seed(0)
+    h, h_hat = torch.randn(2, 3, 8, dtype=torch.float64) * 5 + 1, torch.randn(2, 3, 8, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    raw, shares = [], []
+    for row in range(2):
+        for token in range(3):
+            error = sum((h[row, token, i] - h_hat[row, token, i]) ** 2 for i in range(8))
+            variance = sum((h[row, token, i] - h[row, token].mean()) ** 2 for i in range(8))
+            raw.append(error)
+            shares.append(error / variance)
+    kept = [0, 1, 4, 5]
+    assert reconstruction_loss(h, h_hat, normalize=False) == pytest.approx(float(sum(raw) / 6))
+    assert reconstruction_loss(h, h_hat) == pytest.approx(float(sum(shares) / 6))
+    assert reconstruction_loss(h, h_hat, mask) == pytest.approx(float(sum(shares[i] for i in kept) / 4))
+    h_hat[0, 2] = float("nan")
+    assert reconstruction_loss(h, h_hat, mask, normalize=False) == pytest.approx(float(sum(raw[i] for i in kept) / 4))
+    assert token_mean(torch.ones(2), torch.zeros(2)) == 0
+    assert reconstruction_loss(h.bfloat16(), h.bfloat16()).dtype == torch.float32
+
+
+def test_linear_schedule():
+    assert [LinearSchedule(0.0, 1.0, 4).at(step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert LinearSchedule(0.3, 0.8, 0).at(0) == 0.8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lambda_recon": -1.0}, "lambda_recon is -1.0"),
+        ({"lambda_util": float("nan")}, "lambda_util is nan"),
+        ({"lambda_recon": 0.0, "lambda_util": 0.0}, "both 0"),
+        ({"alpha_start": 2.0}, "alpha is 2.0"),
+        ({"alpha_anneal": 1.5}, "alpha_anneal is 1.5"),
+        ({"k_start": 4}, "k_start is 4 and k_end is None"),
+        ({"trainable": "lora"}, "trainable is 'lora'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
+    ],
+)
+def test_bad_arguments(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)
+
+
+def test_bad_arguments_for_this_model(tmp_path):
+    from transformers import TrainingArguments
+
+    model = make_mfn(make_base("llama-tied"))
+    with pytest.raises(ValueError, match=r"k is 200; .* \(80\)"):
+        MFNTrainer(model, arguments(tmp_path, k_start=200, k_end=3), train_dataset=rows(4))
+    with pytest.raises(ValueError, match="TrainingArguments; MFNTrainer takes MFNTrainingArguments"):
+        MFNTrainer(model, TrainingArguments(output_dir=str(tmp_path), report_to=[]), train_dataset=rows(4))
