@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# two processes of one thread each: threads of one process that wait for each other would slow both down
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .PHONY: demo test test-transformers test-checkpoint lint format benchmark
 
@@ -9,11 +11,11 @@ demo: $(VENV)/installed
 	$(BIN)/mfn demo --overwrite
 
 test: $(VENV)/installed lint test-transformers
-	$(BIN)/pytest tests
+	$(PYTEST) tests
 
 # transformers' own common model tests, from the source distribution of the installed release
 test-transformers: $(VENV)/installed
-	$(BIN)/pytest tests/transformers_common
+	$(PYTEST) tests/transformers_common
 
 # the suite's claims once more on the demo's real checkpoint
 test-checkpoint: $(VENV)/installed

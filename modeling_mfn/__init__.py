@@ -11,9 +11,9 @@ from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
 from .sparse_code import SparseCode
 from .training import MFNTrainer, MFNTrainingArguments
 
-AutoConfig.register("mfn", MFNConfig)
-AutoModel.register(MFNConfig, MFNModel)
-AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM)
+AutoConfig.register("mfn", MFNConfig, exist_ok=True)
+AutoModel.register(MFNConfig, MFNModel, exist_ok=True)
+AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)
 
 # save_pretrained then writes the code that trust_remote_code=True loads where this package is not installed
 MFNConfig.register_for_auto_class()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from tqdm.auto import tqdm
 
 
 def load_text(files: Sequence[str | Path]) -> Dataset:
@@ -36,7 +37,7 @@ def pack(texts: Dataset, tokenizer: Any, window: int) -> Dataset:
     """
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
-    for text in texts["text"]:
+    for text in tqdm(texts["text"], "tokenising", unit="document", leave=False):
         stream += tokenizer(text, verbose=False)["input_ids"] + separator
     count = len(stream) // window
     if count == 0:

@@ -136,6 +136,8 @@ class MFNTrainer(Trainer):
     args: MFNTrainingArguments
 
     def __init__(self, model: nn.Module | None = None, args: MFNTrainingArguments | None = None, **kwargs: Any) -> None:
+        if args is None:
+            args = MFNTrainingArguments(output_dir="tmp_trainer")  # as Trainer does
         if not isinstance(args, MFNTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}; MFNTrainer takes MFNTrainingArguments")
         super().__init__(model, args, **kwargs)
