@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -87,6 +87,7 @@ class MFNConfig(PreTrainedConfig):
     model_type = "mfn"
     sub_configs = {"text_config": AutoConfig}
     has_no_defaults_at_init = True
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {}  # the backbone, a model of its own, brings its plans
 
     # Any: what is given and what it becomes differ in type; checked in __post_init__
     text_config: Any = None

@@ -1,7 +1,5 @@
 """MFN models: a causal LM of transformers with a sparse feature layer inside its blocks."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +12,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
@@ -120,7 +119,6 @@ class MFNPreTrainedModel(PreTrainedModel):
     """What MFN models have in common: their MFN layers, steering, and what transformers asks of an architecture."""
 
     config: MFNConfig
-    config_class = MFNConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_flash_attn = True
@@ -133,6 +131,9 @@ class MFNPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         # The backbone initialises its own modules and knows no MFN layer among them: ours come first.
         self.initialise_mfn_layers()
+        # By itself it is transformers' own code. As a part of ours, which is custom, modules without parameters of
+        # their own would count as done, and GPT-2 rescales its projections from such a module.
+        self.base_model.backbone.initialize_weights()
         super().initialize_weights()
 
     def initialise_mfn_layers(self) -> None:
@@ -243,7 +244,7 @@ class MFNModel(MFNPreTrainedModel):
         use_cache: bool | None = None,
         output_codes: bool = False,
         output_reconstructions: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MFNModelOutput:
         """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
         mfn_pass = MFNPass(active_edits(self), {} if output_codes else None, {} if output_reconstructions else None)
@@ -282,6 +283,9 @@ class MFNModel(MFNPreTrainedModel):
 class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
     """A causal language model whose blocks read the residual stream through their MFN layers."""
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
     def __init__(self, config: MFNConfig) -> None:
         super().__init__(config)
         self.model = MFNModel(config)
@@ -289,6 +293,8 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         embedding = family_of(config.text_config).embedding
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{embedding}.weight"}
         self.post_init()
+        if config.text_config.base_model_tp_plan is None:  # then the embedding, which may be the head, is not sharded
+            self._tp_plan = {}
 
     @can_return_tuple
     def forward(
@@ -303,7 +309,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         output_codes: bool = False,
         output_reconstructions: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MFNCausalLMOutput:
         """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
         outputs = self.model(
@@ -346,7 +352,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         calibration: Mapping[str, Tensor] | None = None,
         base_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
-    ) -> MFNForCausalLM:
+    ) -> "MFNForCausalLM":
         """Converts a base model. At alpha = 0, the default, the result gives the base model's logits to the bit, which
         is checked here. Weights are copied: the base model stays as it is.
 
