@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 demo: $(VENV)/installed
 	$(BIN)/mfn demo --overwrite
 
-test: $(VENV)/installed lint test-transformers
+test: $(VENV)/installed lint test-transformers test-checkpoint
 	$(PYTEST) tests
 
 # transformers' own common model tests, from the source distribution of the installed release
@@ -19,7 +19,7 @@ test-transformers: $(VENV)/installed
 
 # the suite's claims once more on the demo's real checkpoint
 test-checkpoint: $(VENV)/installed
-	$(BIN)/pytest tests -m checkpoint
+	$(BIN)/pytest tests/test_checkpoint.py -m checkpoint
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
