@@ -58,7 +58,7 @@ def convert(
     from .data import load_text, pack
     from .modeling_mfn import MFNForCausalLM
 
-    with _new_folder(output, overwrite) as folder:
+    with _new_folder(output, overwrite, source=base) as folder:
         calibration = None
         if calibrate_on is not None:
             rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), 128).with_format("torch")[:16]
@@ -121,7 +121,7 @@ def train(
     from .training import MFNTrainer, MFNTrainingArguments
 
     if not resume:
-        _check_output(output, overwrite)
+        _check_output(output, overwrite, source=model)
     arguments = MFNTrainingArguments(
         output_dir=str(output),
         max_steps=steps,
@@ -234,7 +234,9 @@ def _parse_intervention(text: str) -> tuple[tuple[int, int], Any]:
     return parse_feature(feature), kinds.get(kind, Ablate)(*arguments)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check_output(output: Path, overwrite: bool, source: str = "") -> None:
+    if source and output.exists() and output.resolve() == Path(source).resolve():
+        raise ValueError(f"{output} is the model itself; choose another folder for the output")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; the output must be a folder")
     if output.exists() and any(output.iterdir()) and not overwrite:
@@ -242,9 +244,9 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+def _new_folder(output: Path, overwrite: bool, source: str = "") -> Iterator[Path]:
     """A folder beside `output` that takes its place once it is complete; an error leaves everything as it was."""
-    _check_output(output, overwrite)
+    _check_output(output, overwrite, source)
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:

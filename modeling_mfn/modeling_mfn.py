@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
@@ -283,9 +283,6 @@ class MFNModel(MFNPreTrainedModel):
 class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
     """A causal language model whose blocks read the residual stream through their MFN layers."""
 
-    _tp_plan = {"lm_head": "colwise_gather_output"}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
-
     def __init__(self, config: MFNConfig) -> None:
         super().__init__(config)
         self.model = MFNModel(config)
@@ -293,8 +290,9 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         embedding = family_of(config.text_config).embedding
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{embedding}.weight"}
         self.post_init()
-        if config.text_config.base_model_tp_plan is None:  # then the embedding, which may be the head, is not sharded
-            self._tp_plan = {}
+        base_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
+        for plan in ("_tp_plan", "_pp_plan", "_fsdp_plan"):  # how the head is spread over devices is the base's matter
+            getattr(self, plan).update(getattr(base_class, plan, None) or {})
 
     @can_return_tuple
     def forward(
