@@ -26,33 +26,30 @@ class MFNBlock:
     """Figure 1 of the paper. Mixed into a block class of transformers, whose children it calls by that class's names;
     an existing block becomes one by a change of its class."""
 
-    norm_before_attention: str
-    attention: str
-    norm_before_mlp: str
+    parts: tuple[str, str, str]
+    """What the class calls the norm before attention, the attention, and the norm before the MLP."""
     mfn: MFNLayer
     mlp: nn.Module
 
     def forward(self, hidden_states: Tensor, *args: Any, mfn_pass: MFNPass | None = None, **kwargs: Any) -> Tensor:
         """(B, T, d) -> (B, T, d); further arguments are those of the attention."""
-        attended, _ = getattr(self, self.attention)(
-            getattr(self, self.norm_before_attention)(hidden_states), *args, **kwargs
-        )
-        h = hidden_states + attended
+        attention_norm, attention, mlp_norm = [getattr(self, part) for part in self.parts]
+        h = hidden_states + attention(attention_norm(hidden_states), *args, **kwargs)[0]
         features = self.mfn(h, mfn_pass)
         residual = features if self.mfn.config.blend_into == "residual" else h
-        return residual + self.mlp(getattr(self, self.norm_before_mlp)(features))
+        return residual + self.mlp(mlp_norm(features))
 
 
 class MFNLlamaBlock(MFNBlock, LlamaDecoderLayer):
     """A Llama block with an MFN layer."""
 
-    norm_before_attention, attention, norm_before_mlp = "input_layernorm", "self_attn", "post_attention_layernorm"
+    parts = ("input_layernorm", "self_attn", "post_attention_layernorm")
 
 
 class MFNGPT2Block(MFNBlock, GPT2Block):
     """A GPT-2 block with an MFN layer."""
 
-    norm_before_attention, attention, norm_before_mlp = "ln_1", "attn", "ln_2"
+    parts = ("ln_1", "attn", "ln_2")
 
 
 class Family(NamedTuple):
