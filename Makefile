@@ -31,7 +31,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 benchmark: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps "eai-sparsify==1.3.3"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/layer.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
