@@ -84,12 +84,11 @@ def _with_weights_of(
     inside, outside = f"{base.base_model_prefix}.", "model.backbone."
 
     def place(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            outside + name.removeprefix(inside) if name.startswith(inside) else name: tensor.clone()
-            if clone
-            else tensor
-            for name, tensor in tensors.items()
-        }
+        placed = {}
+        for name, tensor in tensors.items():
+            target = outside + name.removeprefix(inside) if name.startswith(inside) else name
+            placed[target] = tensor.clone() if clone else tensor
+        return placed
 
     missing, unexpected = model.load_state_dict(place(base.state_dict()), assign=True, strict=False)
     if unexpected or any(".mfn." not in name for name in missing):
@@ -124,15 +123,22 @@ def _check_weights(base: PreTrainedModel) -> None:
         )
 
 
+@contextmanager
+def _at_alpha_0(model: MFNForCausalLM) -> Iterator[None]:
+    alpha = model.config.alpha
+    model.set_blend(0.0)
+    yield
+    model.set_blend(alpha)
+
+
 @torch.no_grad()
 def _check_parity(model: MFNForCausalLM, base: PreTrainedModel) -> None:
     """Both models' logits on a few tokens, to the bit."""
     tokens = torch.arange(min(8, model.config.vocab_size), device=base.device)[None]
-    alpha, was_training = model.config.alpha, base.training
+    was_training = base.training
     base.eval()
-    model.set_blend(0.0)
-    equal = torch.equal(model(tokens).logits, base(tokens).logits)
-    model.set_blend(alpha)
+    with _at_alpha_0(model):
+        equal = torch.equal(model(tokens).logits, base(tokens).logits)
     base.train(was_training)
     if not equal:
         raise RuntimeError(
@@ -143,10 +149,8 @@ def _check_parity(model: MFNForCausalLM, base: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _calibrate(model: MFNForCausalLM, batch: Mapping[str, Tensor]) -> None:
-    alpha = model.config.alpha
-    model.set_blend(0.0)
-    reconstructions = model(**batch, logits_to_keep=1, output_reconstructions=True).reconstructions
-    model.set_blend(alpha)
+    with _at_alpha_0(model):
+        reconstructions = model(**batch, logits_to_keep=1, output_reconstructions=True).reconstructions
     mask = batch.get("attention_mask")
     for layer, reconstruction in reconstructions.items():
         h = reconstruction.residual

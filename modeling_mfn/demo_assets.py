@@ -21,7 +21,7 @@ HELD_OUT = ("hamlet", "much_ado_about_nothing")
 
 def cache_folder() -> Path:
     """`$MFN_CACHE`, or `~/.cache/modeling_mfn`."""
-    return Path(os.environ.get("MFN_CACHE", Path.home() / ".cache" / "modeling_mfn"))
+    return Path(os.environ.get("MFN_CACHE") or Path.home() / ".cache" / "modeling_mfn")
 
 
 def smollm2() -> Path:

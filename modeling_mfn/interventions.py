@@ -111,29 +111,29 @@ def parse_feature(name: FeatureName) -> tuple[int, int]:
     return layer, index
 
 
-_steering = threading.local()  # .active: ((model, {(layer, feature): (scale, shift)}, {layer: CodeEdit}), ...)
+Coefficients = dict[tuple[int, int], tuple[float, float]]
+"""(layer, feature) -> (scale, shift)."""
+
+_steering = threading.local()  # .active: ((model, coefficients, edits by layer), ...), the innermost context last
+
+
+def _active(model: Any) -> tuple[Coefficients, dict[int, CodeEdit]]:
+    for steered, coefficients, edits in reversed(getattr(_steering, "active", ())):
+        if steered is model:
+            return coefficients, edits
+    return {}, {}
 
 
 def active_edits(model: Any) -> dict[int, CodeEdit]:
     """The edits in force for `model` in this thread, by layer."""
-    for steered, _, edits in reversed(getattr(_steering, "active", ())):
-        if steered is model:
-            return edits
-    return {}
-
-
-def _active_coefficients(model: Any) -> dict[tuple[int, int], tuple[float, float]]:
-    for steered, coefficients, _ in reversed(getattr(_steering, "active", ())):
-        if steered is model:
-            return coefficients
-    return {}
+    return _active(model)[1]
 
 
 @contextmanager
 def steering(model: Any, interventions: Mapping[tuple[int, int], Intervention]) -> Iterator[None]:
     """Puts `interventions` in force for `model`, in this thread, until the block is left, by an exception too. Within
     another such context they act on what that one makes of the activation."""
-    coefficients = dict(_active_coefficients(model))
+    coefficients = dict(_active(model)[0])
     for feature, intervention in interventions.items():
         scale, shift = intervention.coefficients
         outer_scale, outer_shift = coefficients.get(feature, (1.0, 0.0))
@@ -146,7 +146,7 @@ def steering(model: Any, interventions: Mapping[tuple[int, int], Intervention]) 
         _steering.active = before
 
 
-def _edits_by_layer(coefficients: Mapping[tuple[int, int], tuple[float, float]]) -> dict[int, CodeEdit]:
+def _edits_by_layer(coefficients: Coefficients) -> dict[int, CodeEdit]:
     edits = {}
     for layer in sorted({layer for layer, _ in coefficients}):
         chosen = {index: pair for (at, index), pair in coefficients.items() if at == layer}

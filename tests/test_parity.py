@@ -38,9 +38,6 @@ def test_blocks_read_what_figure_1_shows(family_base, blend_into, alpha):
     }[type(base)]
     inner = base.model if isinstance(base, LlamaForCausalLM) else base.transformer
     blocks = inner.layers if isinstance(base, LlamaForCausalLM) else inner.h
-    seen = {}
-    for index, block in enumerate(blocks):
-        getattr(block, names[1]).register_forward_hook(lambda _, __, out, index=index: seen.update({index: out[0]}))
     batch = tokens(2, 6)
     states = model(**batch, output_hidden_states=True).hidden_states
     for index in (0, 2):

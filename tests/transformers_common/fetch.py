@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tarfile
@@ -10,12 +9,14 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
+from modeling_mfn.demo_assets import cache_folder
+
 
 def fetch_tests() -> Path:
     """The folder with the files at the top of transformers' `tests/`, taken from the package index once a version and
-    kept outside the repository: in `$MFN_CACHE`, or else in `~/.cache/modeling_mfn`."""
+    kept outside the repository, where the demo keeps its files."""
     release = version("transformers")
-    cache = Path(os.environ.get("MFN_CACHE") or Path.home() / ".cache" / "modeling_mfn")
+    cache = cache_folder()
     folder = cache / f"transformers-{release}-tests"
     if folder.is_dir():
         return folder
