@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,14 @@ console = Console()
 
 Overwrite = Annotated[bool, typer.Option(help="Replace an output folder that is not empty.")]
 Layers = Annotated[str, typer.Option(help='Blocks that get an MFN layer: "all", or indices such as "6,7".')]
-Text = Annotated[list[Path], typer.Option("--text", help="Text file; may be given several times.")]
+Text = Annotated[
+    list[str],
+    typer.Option(
+        "--text",
+        help="Text file, table (.jsonl, .json, .parquet, .csv), folder of them, or data set on the Hub as NAME or "
+        "NAME:CONFIG; may be given several times. Long text is streamed.",
+    ),
+]
 
 
 @app.callback()
@@ -45,7 +53,7 @@ def convert(
     input_norm: Annotated[Literal["layer", "none"], typer.Option(help="Standardise each token first?")] = "layer",
     decoder_bias: Annotated[bool, typer.Option(help="A learnt constant in the reconstruction.")] = True,
     shared_decoder: Annotated[bool, typer.Option(help="One decoder for all MFN layers.")] = False,
-    calibrate_on: Annotated[Path | None, typer.Option(help="Text file to set the biases on.")] = None,
+    calibrate_on: Annotated[str | None, typer.Option(help="Text to set the biases on, as --text of train.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -53,6 +61,7 @@ def convert(
 
     Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
     """
+    import torch
     from transformers import AutoTokenizer
 
     from .data import load_text, pack
@@ -61,8 +70,8 @@ def convert(
     with _new_folder(output, overwrite, source=base) as folder:
         calibration = None
         if calibrate_on is not None:
-            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), 128).with_format("torch")[:16]
-            calibration = {"input_ids": rows["input_ids"]}
+            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), 128)
+            calibration = {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, 16)])}
         with console.status(f"converting {base}"):
             model = MFNForCausalLM.from_base(
                 base,
@@ -92,6 +101,8 @@ def train(
     model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
     output: Annotated[Path, typer.Argument(help="Folder for checkpoints and the trained model.")],
     text: Text,
+    text_column: Annotated[str, typer.Option(help="Column of tables and data sets that holds the text.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of data sets on the Hub.")] = "train",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
     window: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
@@ -114,6 +125,7 @@ def train(
     Example: mfn train gpt2-mfn gpt2-mfn-trained --text corpus.txt --steps 2000
     """
     import torch
+    from datasets import IterableDataset
     from transformers import AutoTokenizer
 
     from .data import load_text, pack
@@ -145,7 +157,10 @@ def train(
         report_to=[],
     )
     tokenizer = AutoTokenizer.from_pretrained(model)
-    windows = pack(load_text(text), tokenizer, window)
+    windows = pack(load_text(text, text_column, split), tokenizer, window)
+    if isinstance(windows, IterableDataset):
+        # endless, since the Trainer resumes in the right place of a stream only in its first epoch
+        windows = windows.repeat(None).shuffle(seed=seed, buffer_size=1024)
     mfn = MFNForCausalLM.from_pretrained(model)
     trainer = MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
     if overwrite and not resume:

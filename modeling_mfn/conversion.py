@@ -155,4 +155,4 @@ def _calibrate(model: MFNForCausalLM, batch: Mapping[str, Tensor]) -> None:
     for layer, reconstruction in reconstructions.items():
         h = reconstruction.residual
         real = torch.ones(h.shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
-        model.mfn_layers[layer].initialise_biases(h[real.to(h.device)])
+        model.mfn_layers[layer].calibrate(h[real.to(h.device)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from transformers import initialization as init
 
 from .configuration_mfn import MFNConfig
 from .interventions import CodeEdit
-from .sparse_code import SparseCode, attach_encoder, decode, encode
+from .sparse_code import SparseCode, attach_encoder, decode, encode, rank_features, rectify
 
 
 class Reconstruction(NamedTuple):
@@ -24,19 +25,50 @@ class Reconstruction(NamedTuple):
     """h_hat, (B, T, d)."""
     code: SparseCode
     """z, (B, T, K)."""
+    candidates: SparseCode | None = None
+    """The largest pre-activations, those of z first, (B, T, C)."""
+    perturbed: SparseCode | None = None
+    """z_tilde of the chosen tokens, (n, K)."""
+    revived: Tensor | None = None
+    """What features that need it make of the error h - h_hat, (B, T, d)."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class ReconstructionRequest:
+    """What `output_reconstructions` shall bring beside h, h_hat and z: the further inputs of the feature losses, which
+    are computed inside the block's forward, where its weights are at hand however they are sharded."""
+
+    candidates: int = 0
+    """C, pre-activations a token, at least K; 0 for none."""
+    perturb: Callable[[Tensor], Tensor] | None = None
+    """Makes h_tilde of h, (n, d) -> (n, d)."""
+    chosen: Tensor | None = None
+    """(n,) tokens to perturb, as indices into B T of them."""
+    revive: Mapping[int, Tensor] = field(default_factory=dict)
+    """Layer -> (R,) features that are to reconstruct the error."""
+    revive_k: int = 0
+    """The most of them that are active on a token."""
+
+
 class MFNPass:
-    """Rides along one forward of the model to its MFN layers: brings interventions, takes codes back."""
+    """Rides along one forward of the model to its MFN layers: brings interventions, takes codes back. No dataclass:
+    FSDP hands each block a copy of those."""
 
-    edits: dict[int, CodeEdit]
-    codes: dict[int, SparseCode] | None
-    reconstructions: dict[int, Reconstruction] | None
-    with_gradient: bool = field(default_factory=torch.is_grad_enabled)
-    collecting: bool = True
+    def __init__(
+        self,
+        edits: dict[int, CodeEdit],
+        codes: dict[int, SparseCode] | None = None,
+        reconstructions: dict[int, Reconstruction] | None = None,
+        request: ReconstructionRequest | None = None,
+    ) -> None:
+        self.edits = edits
+        self.codes = codes
+        self.reconstructions = reconstructions
+        self.request = request or ReconstructionRequest()
+        self.with_gradient = torch.is_grad_enabled()
+        self.collecting = True
 
-    def collect(self, layer: MFNLayer, h: Tensor, x: Tensor, code: SparseCode) -> None:
+    def collect(self, layer: MFNLayer, h: Tensor, x: Tensor, ranked: SparseCode, code: SparseCode) -> None:
         """Takes what was asked for. A block that runs again for gradient checkpointing, once the forward is over,
         computes the same but leaves nothing."""
         if self.codes is None and self.reconstructions is None:
@@ -47,7 +79,7 @@ class MFNPass:
                 'enable it with {"use_reentrant": False}, which is the default'
             )
         if self.reconstructions is not None:
-            reconstruction = layer.reconstruct_locally(h, x, code)
+            reconstruction = layer.reconstruct_locally(h, x, ranked, self.request)
             if self.collecting:
                 self.reconstructions[layer.layer_index] = reconstruction
         if self.codes is not None and self.collecting:
@@ -103,11 +135,13 @@ class MFNLayer(nn.Module):
     def forward(self, h: Tensor, mfn_pass: MFNPass | None = None) -> Tensor:
         """(B, T, d) residual stream -> (B, T, d) blended one."""
         x, mean, std = self.standardise(h)
-        code = encode(x, self.encoder.weight, self.encoder.bias, self.config.k)
+        weight, bias, k = self.encoder.weight, self.encoder.bias, self.config.k
+        ranked = rank_features(x, weight, bias, k if mfn_pass is None else max(k, mfn_pass.request.candidates))
+        code = rectify(attach_encoder(ranked.first(k), x, weight, bias))
         if mfn_pass is not None:
             if self.layer_index in mfn_pass.edits:
                 code = mfn_pass.edits[self.layer_index].apply(code)
-            mfn_pass.collect(self, h, x, code)
+            mfn_pass.collect(self, h, x, ranked, code)
         h_hat = self.reconstruct(code, mean, std).to(h.dtype)
         if self.config.alpha == 0 and mfn_pass is not None and mfn_pass.reconstructions is not None:
             h_hat = h_hat.detach()  # blocks above need no graph for a gradient of 0; the losses have their own path
@@ -129,12 +163,37 @@ class MFNLayer(nn.Module):
             x_hat = x_hat + self.decoder.bias
         return x_hat if mean is None or std is None else x_hat * std + mean
 
-    def reconstruct_locally(self, h: Tensor, x: Tensor, code: SparseCode) -> Reconstruction:
+    def reconstruct_locally(
+        self, h: Tensor, x: Tensor, ranked: SparseCode, request: ReconstructionRequest
+    ) -> Reconstruction:
         """The reconstruction as the feature losses see it: gradients stop at this layer's input."""
         h = h.detach()
         _, mean, std = self.standardise(h)
-        code = attach_encoder(code, x.detach(), self.encoder.weight, self.encoder.bias)
-        return Reconstruction(h, self.reconstruct(code, mean, std), code)
+        ranked = attach_encoder(ranked, x.detach(), self.encoder.weight, self.encoder.bias)
+        code = rectify(ranked.first(self.config.k))
+        h_hat = self.reconstruct(code, mean, std)
+        perturbed = revived = None
+        if request.perturb is not None:
+            perturbed = self.encode(request.perturb(h.flatten(0, -2)[request.chosen]))
+        if self.layer_index in request.revive:
+            revived = self._revive(x.detach(), std, request.revive[self.layer_index], request.revive_k)
+        return Reconstruction(h, h_hat, code, ranked if request.candidates else None, perturbed, revived)
+
+    def error(self, item: Reconstruction) -> Tensor:
+        """What a reconstruction lacks, x - x_hat (..., d) in the encoder's space, without a gradient."""
+        error = (item.residual - item.reconstructed).detach()
+        std = self.standardise(item.residual)[2]
+        return error if std is None else error / (std + self.epsilon)
+
+    def encode(self, h: Tensor) -> SparseCode:
+        """The code (..., K) of a residual stream (..., d)."""
+        return encode(self.standardise(h)[0], self.encoder.weight, self.encoder.bias, self.config.k)
+
+    def _revive(self, x: Tensor, std: Tensor | None, features: Tensor, k: int) -> Tensor:
+        """(B, T, d) from the given features (R,) alone, without the decoder's bias."""
+        code = encode(x, self.encoder.weight[features], self.encoder.bias[features], min(k, len(features)))
+        error = decode(code, self.decoder.weight[features])
+        return error if std is None else error * std
 
     @torch.no_grad()
     def initialise(self, directions: Tensor | None = None) -> None:
@@ -152,13 +211,32 @@ class MFNLayer(nn.Module):
             init.zeros_(self.decoder.bias)
 
     @torch.no_grad()
-    def initialise_biases(self, h: Tensor) -> None:
-        """Centres the code on data: the decoder's bias becomes the mean of the encoder's input over tokens h (N, d),
-        and the encoder's bias takes this mean out before the features look."""
-        centre = self.standardise(h)[0].mean(0)
+    def reset_features(self, features: Tensor, directions: Tensor) -> None:
+        """Gives features (R,) new directions (R, d) of unit norm: the decoder's rows, and the encoder's as long as its
+        average row, with no bias but for the data's mean."""
+        length = self.encoder.weight.norm(dim=-1).mean()
+        self.decoder.weight[features] = directions.to(self.decoder.weight)
+        self.encoder.weight[features] = (directions * length).to(self.encoder.weight)
+        self.encoder.bias[features] = 0
+        if self.decoder.bias is not None:
+            self.encoder.bias[features] = -self.encoder.weight[features] @ self.decoder.bias
+
+    @torch.no_grad()
+    def calibrate(self, h: Tensor) -> None:
+        """Fits fresh directions to data, tokens h (N, d). The decoder's bias becomes the mean of the encoder's input,
+        and the encoder's bias takes this mean out before the features look. The encoder is then scaled so that the
+        reconstruction has least squared error: features that overlap would add up to too much or too little."""
+        x = self.standardise(h)[0]
+        centre = x.mean(0)
         self.encoder.bias.copy_(-self.encoder.weight @ centre)
         if self.decoder.bias is not None:
             self.decoder.bias.copy_(centre)
+        mixture = decode(self.encode(h), self.decoder.weight).float()
+        wanted = x.float() if self.decoder.bias is None else x.float() - centre
+        scale = (wanted * mixture).sum() / mixture.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        if scale > 0:
+            self.encoder.weight.mul_(scale)
+            self.encoder.bias.mul_(scale)
 
 
-__all__ = ["MFNLayer", "MFNPass", "Reconstruction"]
+__all__ = ["MFNLayer", "MFNPass", "Reconstruction", "ReconstructionRequest"]

@@ -1,8 +1,8 @@
 """MFN models: a causal LM of transformers with a sparse feature layer inside its blocks."""
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
 from .interventions import FeatureName, Intervention, active_edits, parse_feature, steering
-from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction
+from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction, ReconstructionRequest
 from .sparse_code import SparseCode
 
 
@@ -112,6 +112,20 @@ class MFNCausalLMOutput(ModelOutput):
     """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
 
 
+@contextmanager
+def _plain_class(model: nn.Module) -> Iterator[None]:
+    """FSDP makes a class of its own for a model; what is saved shall name, and copy the code of, its parent."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = type(model)
+    if isinstance(model, FSDPModule):
+        model.__class__ = sharded.__bases__[-1]
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
+
+
 class MFNPreTrainedModel(PreTrainedModel):
     """What MFN models have in common: their MFN layers, steering, and what transformers asks of an architecture."""
 
@@ -156,7 +170,8 @@ class MFNPreTrainedModel(PreTrainedModel):
             "AutoModel": "modeling_mfn.MFNModel",
             "AutoModelForCausalLM": "modeling_mfn.MFNForCausalLM",
         }
-        super().save_pretrained(*args, **kwargs)
+        with _plain_class(self):
+            super().save_pretrained(*args, **kwargs)
 
     def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Tensor) -> None:
         # tying a weight resizes the bias beside it to the weight's rows: right for an LM head, not for a decoder
@@ -240,11 +255,14 @@ class MFNModel(MFNPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_codes: bool = False,
-        output_reconstructions: bool = False,
+        output_reconstructions: bool | ReconstructionRequest = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MFNModelOutput:
         """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
-        mfn_pass = MFNPass(active_edits(self), {} if output_codes else None, {} if output_reconstructions else None)
+        request = output_reconstructions if isinstance(output_reconstructions, ReconstructionRequest) else None
+        mfn_pass = MFNPass(
+            active_edits(self), {} if output_codes else None, {} if output_reconstructions else None, request
+        )
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -303,7 +321,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_codes: bool = False,
-        output_reconstructions: bool = False,
+        output_reconstructions: bool | ReconstructionRequest = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MFNCausalLMOutput:
         """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
@@ -354,7 +372,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         Args:
             base: a causal LM of a supported family, its folder, or its id on the Hub.
             calibration: a batch for the model (`input_ids`, and `attention_mask` where rows are padded), on which the
-                biases of the MFN layers are set. Without it they start at 0.
+                biases and the scale of the MFN layers' encoders are set, which shortens training greatly.
             base_kwargs: arguments of `AutoModelForCausalLM.from_pretrained` for a folder or id: `dtype`, `revision`...
             settings: those of [`MFNConfig`]: `num_features` or `expansion_factor`, `layers`, `k`, `alpha`...
 

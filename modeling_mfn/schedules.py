@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
+
+Shape = Literal["linear", "cosine", "stepped"]
 
 
 @dataclass(frozen=True)
-class LinearSchedule:
-    """From `start` at step 0 to `end` at step `steps`, and `end` from there on. A pure function of the step, so that
-    a resumed run goes on as if it had never stopped."""
+class Schedule:
+    """`start` until step `begin`, then towards `end` for `steps` steps, and `end` from there on. A pure function of the
+    step, so that a resumed run goes on as if it had never stopped."""
 
     start: float
     end: float
     steps: int
+    begin: int = 0
+    shape: Shape = "linear"
+    """`"cosine"` leaves and arrives slowly; `"stepped"` moves in `stairs` equal jumps, the last one to `end`."""
+    stairs: int = 8
 
     def at(self, step: int) -> float:
         """The value for training step `step`, counted from 0."""
-        if step >= self.steps:
+        if step >= self.begin + self.steps:
             return self.end
-        return self.start + (self.end - self.start) * step / self.steps
+        share = max(0, step - self.begin) / max(self.steps, 1)
+        if self.shape == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        elif self.shape == "stepped":
+            share = math.floor(share * self.stairs) / self.stairs
+        return self.start + (self.end - self.start) * share
+
+
+def resolve_steps(amount: float, total_steps: int) -> int:
+    """Steps from a share of the training (at most 1) or from a number of them (above 1)."""
+    return round(amount * total_steps) if amount <= 1 else round(amount)

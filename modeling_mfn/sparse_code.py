@@ -28,6 +28,10 @@ class SparseCode(NamedTuple):
     num_features: int
     """m, the length of the dense code."""
 
+    def first(self, count: int) -> SparseCode:
+        """The first pairs of each token: (..., K) -> (..., count)."""
+        return self._replace(indices=self.indices[..., :count], values=self.values[..., :count])
+
     def to_dense(self) -> Tensor:
         """z of eq. 1, (..., m). Values of a repeated index add up."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.num_features)
@@ -44,19 +48,27 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> SparseCode:
         k: K, pairs a token.
 
     Returns:
-        Code of shape (..., K), in no particular order within a token.
+        Code of shape (..., K), the strongest feature of a token first.
     """
-    with torch.no_grad():
-        # under autocast the product runs, and the choice is made, in the lower precision
-        values, indices = F.linear(x, weight, bias).topk(k, dim=-1, sorted=False)
-        values = values.relu_().to(weight.dtype)
-    return attach_encoder(SparseCode(indices, values, weight.shape[0]), x, weight, bias)
+    return rectify(attach_encoder(rank_features(x, weight, bias, k), x, weight, bias))
 
 
-def attach_encoder(code: SparseCode, x: Tensor, weight: Tensor, bias: Tensor) -> SparseCode:
-    """The same code, its values now functions of `x`, `weight` and `bias` that made it, without encoding again."""
-    values = _ChosenActivations.apply(x, weight, bias, code.values.detach(), code.indices)
-    return code._replace(values=values)
+@torch.no_grad()
+def rank_features(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> SparseCode:
+    """The `count` features with the largest pre-activations W_e x + b_e, and these, negative ones too: (..., count),
+    largest first, without gradients. Under autocast the product runs, and the choice is made, in lower precision."""
+    values, indices = F.linear(x, weight, bias).topk(count, dim=-1)
+    return SparseCode(indices, values.to(weight.dtype), weight.shape[0])
+
+
+def attach_encoder(ranked: SparseCode, x: Tensor, weight: Tensor, bias: Tensor) -> SparseCode:
+    """The same pre-activations, now functions of `x`, `weight` and `bias` that made them, without encoding again."""
+    return ranked._replace(values=_ChosenPreActivations.apply(x, weight, bias, ranked.values.detach(), ranked.indices))
+
+
+def rectify(ranked: SparseCode) -> SparseCode:
+    """The code that pre-activations (..., K) make: their ReLU."""
+    return ranked._replace(values=ranked.values.relu())
 
 
 def decode(code: SparseCode, weight: Tensor) -> Tensor:
@@ -86,21 +98,20 @@ def _sum_by_feature(coefficients: Tensor, indices: Tensor, rows: Tensor, num_fea
     )
 
 
-class _ChosenActivations(torch.autograd.Function):
-    """ReLU(W_e x + b_e) at the chosen features, whose values are known already: forward hands them on."""
+class _ChosenPreActivations(torch.autograd.Function):
+    """W_e x + b_e at the chosen features, whose values are known already: forward hands them on."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, values, indices)
+        ctx.save_for_backward(x, weight, indices)
         return values.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, values, indices = ctx.saved_tensors
+        x, weight, indices = ctx.saved_tensors
         need_x, need_weight, need_bias, _, _ = ctx.needs_input_grad
-        indices = indices.flatten(0, -2)
-        gradient = (gradient * (values > 0)).flatten(0, -2)
+        indices, gradient = indices.flatten(0, -2), gradient.flatten(0, -2)
         grad_x = grad_weight = grad_bias = None
         if need_x:
             grad_x = F.embedding_bag(indices, weight, per_sample_weights=gradient.to(weight.dtype), mode="sum")

@@ -5,160 +5,115 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import logging
 
-from .configuration_mfn import check_alpha, check_k
-from .losses import reconstruction_loss
-from .mfn_layer import FeatureDecoder
-from .schedules import LinearSchedule
-
-logger = logging.get_logger(__name__)
-
-
-@dataclass
-class MFNTrainingArguments(TrainingArguments):
-    """`TrainingArguments`, and how MFN layers are trained."""
-
-    lambda_recon: float = field(default=1.0, metadata={"help": "Weight of the reconstruction loss, eq. 5."})
-    lambda_util: float = field(default=1.0, metadata={"help": "Weight of the next-token loss, eq. 9."})
-    normalize_recon: bool = field(
-        default=True, metadata={"help": "Count reconstruction errors as a share of the residual's variance."}
-    )
-    trainable: Literal["all", "mfn"] = field(
-        default="all", metadata={"help": "What is trained: the whole model, or its MFN layers alone."}
-    )
-    alpha_start: float = field(default=0.0, metadata={"help": "Blend at the first step."})
-    alpha_end: float = field(default=1.0, metadata={"help": "Blend after annealing."})
-    alpha_anneal: float = field(default=0.5, metadata={"help": "Share of the training over which alpha moves."})
-    k_start: int | None = field(
-        default=None, metadata={"help": "Active features at the first step; by default k stays the model's."}
-    )
-    k_end: int | None = field(default=None, metadata={"help": "Active features after annealing."})
-    k_anneal: float = field(default=0.5, metadata={"help": "Share of the training over which k moves."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("lambda_recon", "lambda_util"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number of at least 0")
-        for name in ("alpha_anneal", "k_anneal"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share of the training, from 0 to 1")
-        if self.lambda_recon == self.lambda_util == 0:
-            raise ValueError("lambda_recon and lambda_util are both 0; there is nothing to train on")
-        check_alpha(self.alpha_start)
-        check_alpha(self.alpha_end)
-        if (self.k_start is None) != (self.k_end is None):
-            raise ValueError(f"k_start is {self.k_start} and k_end is {self.k_end}; give both or neither")
-        if self.trainable not in ("all", "mfn"):
-            raise ValueError(f'trainable is {self.trainable!r}; it must be "all" or "mfn"')
-        if self.label_smoothing_factor != 0:
-            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; MFN models are trained without")
-
-    def alpha_schedule(self, total_steps: int) -> LinearSchedule:
-        """Alpha over a training of `total_steps` optimizer steps."""
-        return LinearSchedule(self.alpha_start, self.alpha_end, round(self.alpha_anneal * total_steps))
-
-    def k_schedule(self, total_steps: int) -> LinearSchedule | None:
-        """k likewise (to be rounded), or `None` where it stays as it is."""
-        if self.k_start is None or self.k_end is None:
-            return None
-        return LinearSchedule(self.k_start, self.k_end, round(self.k_anneal * total_steps))
-
-
-class ScheduleCallback(TrainerCallback):
-    """Sets the model's alpha and k for the step to come. A checkpoint holds those with which training goes on, and a
-    finished training leaves the schedule's last values."""
-
-    def on_train_begin(
-        self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Before the first step, of a resumed run too."""
-        alpha = kwargs["model"].config.alpha
-        if state.global_step == 0 and alpha > args.alpha_start:
-            logger.warning(
-                f"alpha goes back from {alpha} to {args.alpha_start}, where its schedule starts (alpha_start)"
-            )
-        self._set(args, state, kwargs["model"])
-
-    def on_step_end(
-        self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """After an optimizer step, before it is logged and saved."""
-        self._set(args, state, kwargs["model"])
-
-    def _set(self, args: MFNTrainingArguments, state: TrainerState, model: Any) -> None:
-        model.set_blend(args.alpha_schedule(state.max_steps).at(state.global_step))
-        k_schedule = args.k_schedule(state.max_steps)
-        if k_schedule is not None:
-            model.set_k(round(k_schedule.at(state.global_step)))
-
-
-class UnitNormCallback(TrainerCallback):
-    """Keeps decoder rows at unit norm (section 8): the part of their gradient that would only change their length is
-    taken out before a step, and what remains of a change is undone after it."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """After clipping, before the step."""
-        for decoder in _decoders(kwargs["model"]):
-            decoder.remove_parallel_gradient()
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """After the step."""
-        for decoder in _decoders(kwargs["model"]):
-            decoder.normalise_rows()
-
-
-def _decoders(model: nn.Module) -> list[FeatureDecoder]:
-    """Those that are trained, each weight once."""
-    decoders = (module for module in model.modules() if isinstance(module, FeatureDecoder))
-    return list({decoder.weight: decoder for decoder in decoders if decoder.weight.requires_grad}.values())
+from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
+from .checkpoints import last_complete_checkpoint, write_record
+from .distributed import all_reduce_sum, world_size
+from .feature_statistics import FeatureStatistics
+from .losses import distillation_loss
+from .mfn_layer import Reconstruction, ReconstructionRequest
+from .objective import FeatureObjective, choose
+from .training_arguments import MFNTrainingArguments
 
 
 class MFNTrainer(Trainer):
-    """`Trainer` with the paper's objective, eq. 4: lambda_recon L_recon + lambda_util L_task.
+    """`Trainer` with the paper's objective, eq. 4, and the auxiliary loss that keeps features alive.
 
-    L_recon is the mean over MFN layers, and its gradients stay inside each of them. Each part is logged by itself,
-    without its lambda, as are alpha and k.
+    Each part is a mean over MFN layers, and its gradients stay inside each of them, but for the utility loss. Over the
+    accumulated batches of an optimizer step, and over processes, the losses add up to those of one large batch; the
+    firing rates and covariances of the rate and competition losses are those of a batch of all processes. Every part is
+    logged by itself, without its lambda, as are alpha, k and the figures of [`FeatureStatistics`].
+
+    Args:
+        model: an `MFNForCausalLM`, or a PEFT model around one.
+        args: [`MFNTrainingArguments`].
+        base_model: with `util_target="kl"`, the model whose distribution is the target. By default this model at
+            alpha = 0, without adapters: its base, as long as the backbone's own weights are not trained.
+        kwargs: those of `Trainer`.
     """
 
     args: MFNTrainingArguments
 
-    def __init__(self, model: nn.Module | None = None, args: MFNTrainingArguments | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: MFNTrainingArguments | None = None,
+        base_model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
         if args is None:
             args = MFNTrainingArguments(output_dir="tmp_trainer")  # as Trainer does
         if not isinstance(args, MFNTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}; MFNTrainer takes MFNTrainingArguments")
+        if args.mfn_warmup and args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = True  # the frozen backbone
         super().__init__(model, args, **kwargs)
-        for k in (args.k_start, args.k_end):
-            if k is not None:
-                check_k(k, self.model.config.num_features)
+        config = self.model.config
+        args.check_model(config.num_features)
         if args.trainable == "mfn":
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".mfn." in name)
-        self.add_callback(ScheduleCallback)
-        self.add_callback(UnitNormCallback)
-        self._tokens_in_step: Tensor | int = 0
-        self._train_parts = _Averages()
-        self._eval_parts = _Averages()
+        self.base_model = base_model
+        if args.util_target == "kl" and base_model is None and self._trains_backbone():
+            raise ValueError(
+                'util_target is "kl", but training moves the logits of the backbone: give the base model as base_model'
+            )
+        if args.reinit_dead_every and self.is_fsdp_enabled:
+            raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
+        if base_model is not None:
+            base_model.requires_grad_(False).eval().to(args.device)
+        self.objective = FeatureObjective(args, config)
+        self.statistics = FeatureStatistics(
+            config.layers, config.num_features, config.hidden_size, self.objective.rho, args.rate_window, args.device
+        )
+        self._statistics_callback = StatisticsCallback(self.statistics)
+        for callback in (ScheduleCallback, UnitNormCallback, self._statistics_callback):
+            self.add_callback(callback)
+        self._tokens_in_step: Tensor | float = 0
+        self._train_parts, self._eval_parts = _Averages(), _Averages()
+
+    def _trains_backbone(self) -> bool:
+        own = (n for n, p in self.model.named_parameters() if p.requires_grad)
+        return any(".mfn." not in name and "lora_" not in name for name in own)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Gives MFN layers groups of their own where they have a learning rate of their own."""
+        optimizer = super().create_optimizer(model)
+        if self.args.mfn_learning_rate is None:
+            return optimizer
+        ours = {p for name, p in (model or self.model).named_parameters() if ".mfn." in name}
+        for group in list(optimizer.param_groups):
+            mine = [parameter for parameter in group["params"] if parameter in ours]
+            if mine:
+                group["params"] = [parameter for parameter in group["params"] if parameter not in ours]
+                optimizer.add_param_group(group | {"params": mine, "lr": self.args.mfn_learning_rate})
+        optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """`Trainer.train`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Counts the real tokens of an optimizer step, of which each of its batches is a share."""
+        """Counts the real tokens of an optimizer step in all processes, of which each batch is a share."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._tokens_in_step = sum(_count_tokens(batch) for batch in batches)
-        self._train_parts.weight += 1
+        tokens = torch.tensor(float(sum(int(_mask(batch).sum()) for batch in batches)), device=device)
+        self._tokens_in_step = all_reduce_sum(tokens)
+        self.state.num_input_tokens_seen += int(self._tokens_in_step)
+        self._train_parts.weight += bool(batches)  # a stream may have ended
         return batches, num_items
+
+    def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
+        """Nothing: `get_batch_samples` has counted them, padding left out, for the training record."""
 
     def compute_loss(
         self,
@@ -167,60 +122,156 @@ class MFNTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Eq. 4. Over the batches of an optimizer step the losses add up to those of one large batch."""
-        inputs = dict(inputs)
-        if self.args.lambda_recon:
-            inputs["output_reconstructions"] = True
+        """Eq. 4 for one batch, as its share of the optimizer step."""
+        mask = _mask(inputs)
+        request = self.objective.request(mask, self._to_revive())
+        asked = inputs | {"output_reconstructions": request}
         parts: dict[str, Tensor] = {}
-        if self.args.lambda_util:
-            parts["util"], outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not self.args.lambda_util or self._warming_up():
+            outputs = model(**{name: value for name, value in asked.items() if name != "labels"}, logits_to_keep=1)
+        elif self.args.util_target == "kl":
+            parts["util"], outputs = self._distil(model, asked, num_items_in_batch)
         else:
-            inputs.pop("labels", None)
-            outputs = model(**inputs, logits_to_keep=1)
-        if self.args.lambda_recon:
-            parts["recon"] = self._reconstruction(outputs.reconstructions, inputs) * self._share(
-                inputs, num_items_in_batch
-            )
+            parts["util"], outputs = super().compute_loss(model, asked, True, num_items_in_batch)
+        layers = self._layer_losses(outputs.reconstructions, mask, request)
+        if self.args.lambda_stab and self.args.stability_pass == "model":
+            self._second_pass(model, inputs, outputs.reconstructions, mask, layers)
+        share = self._share(mask, num_items_in_batch)
+        for name in next(iter(layers.values())):
+            losses = [parts_of_layer[name] for parts_of_layer in layers.values()]
+            parts[name] = torch.stack([loss.to(losses[0].device) for loss in losses]).mean() * share
         loss = sum(getattr(self.args, f"lambda_{name}") * part for name, part in parts.items())
-        self._record(parts, inputs, num_items_in_batch)
+        self._record(parts, layers, inputs, outputs.reconstructions, mask, share, num_items_in_batch)
         if not return_outputs:
             return loss
         return loss, type(outputs)(**{name: value for name, value in outputs.items() if name != "reconstructions"})
 
-    def _reconstruction(self, reconstructions: Mapping[int, Any], inputs: Mapping[str, Any]) -> Tensor:
-        mask = inputs.get("attention_mask")
-        losses = [
-            reconstruction_loss(item.residual, item.reconstructed, mask, self.args.normalize_recon)
-            for item in reconstructions.values()
-        ]
-        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
+    def _warming_up(self) -> bool:
+        return self.model.training and self.state.global_step < self.args.warmup_end(self.state.max_steps)
 
-    def _share(self, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor | float:
-        """What a mean over this batch counts in its optimizer step. The Trainer divides by the number of batches
-        itself where it does not know the number of items."""
+    def _to_revive(self) -> dict[int, Tensor]:
+        if not self.args.lambda_aux or not self.model.training:
+            return {}
+        return self.statistics.below(self.args.rate_floor * self.objective.rho)
+
+    def _layer_losses(
+        self, reconstructions: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest
+    ) -> dict[int, dict[str, Tensor]]:
+        layers = {layer: self.objective.losses(item, mask, request) for layer, item in reconstructions.items()}
+        if not self.model.training:
+            for parts in layers.values():
+                parts.pop("aux", None)  # a means of training, no measure of the model
+        return layers
+
+    def _second_pass(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        clean: Mapping[int, Reconstruction],
+        mask: Tensor,
+        layers: dict[int, dict[str, Tensor]],
+    ) -> None:
+        """Section 4.4's training note: some rows once more, from perturbed embeddings."""
+        rows = choose(torch.arange(len(mask), device=mask.device), self.args.stability_fraction)
+        names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+        again = {name: value[rows] for name, value in inputs.items() if name in names and value is not None}
+        with self._perturbed_embeddings():
+            perturbed = model(**again, output_reconstructions=True, logits_to_keep=1).reconstructions
+        for layer, parts in layers.items():
+            code = clean[layer].code
+            code = code._replace(indices=code.indices[rows], values=code.values[rows])
+            parts["stab"] = self.objective.stability(code, perturbed[layer].code, mask[rows])
+
+    @contextmanager
+    def _perturbed_embeddings(self) -> Iterator[None]:
+        embedding = self.model.get_input_embeddings()
+        hook = embedding.register_forward_hook(lambda module, inputs, output: self.objective.perturbation(output))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _distil(self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any) -> tuple[Tensor, Any]:
+        """KL(base || model) a predicted token, scaled like the next-token loss."""
+        plain = {n: v for n, v in inputs.items() if n not in ("labels", "output_reconstructions")}
+        with torch.no_grad(), self._as_base() if self.base_model is None else nullcontext():
+            target = (self.base_model or model)(**plain).logits
+        outputs = model(**plain, output_reconstructions=inputs["output_reconstructions"])
+        counted = inputs["labels"][:, 1:] != -100
+        loss = distillation_loss(outputs.logits[:, :-1], target[:, :-1], counted)
+        if num_items is None:
+            return loss / counted.sum().clamp_min(1), outputs
+        if self.args.average_tokens_across_devices:
+            loss = loss * world_size()
+        return loss / num_items, outputs
+
+    @contextmanager
+    def _as_base(self) -> Iterator[None]:
+        model = self.accelerator.unwrap_model(self.model)
+        adapters: AbstractContextManager = (
+            model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+        )
+        alpha = model.config.alpha
+        with adapters:
+            model.set_blend(0.0)
+            try:
+                yield
+            finally:
+                model.set_blend(alpha)
+
+    def _share(self, mask: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+        """What a mean over this batch counts in its optimizer step. Gradients are averaged over processes, and the
+        Trainer divides by the number of batches itself where it does not know the number of items."""
         if not self.model.training:
             return 1.0
-        share = _count_tokens(inputs) / self._tokens_in_step
+        share = mask.sum() / self._tokens_in_step * world_size()
         return share * self.current_gradient_accumulation_steps if self._divides(num_items_in_batch) else share
 
     def _divides(self, num_items_in_batch: Tensor | int | None) -> bool:
         return num_items_in_batch is None and self.compute_loss_func is None
 
-    def _record(self, parts: Mapping[str, Tensor], inputs: Mapping[str, Any], num_items_in_batch: Any) -> None:
+    def _record(
+        self,
+        parts: Mapping[str, Tensor],
+        layers: Mapping[int, Mapping[str, Tensor]],
+        inputs: Mapping[str, Any],
+        reconstructions: Mapping[int, Reconstruction],
+        mask: Tensor,
+        share: Tensor | float,
+        num_items_in_batch: Any,
+    ) -> None:
+        named = {f"{name}_loss": part for name, part in parts.items()}
+        if self.args.log_layers:
+            for layer, losses in layers.items():
+                named |= {f"layer_{layer}/{name}_loss": loss * share for name, loss in losses.items()}
         if self.model.training:
             batches = self.current_gradient_accumulation_steps if self._divides(num_items_in_batch) else 1
-            self._train_parts.add(parts, 1 / batches)
+            self._train_parts.add(named, 1 / batches)
+            self.statistics.count(self.model.mfn_layers, reconstructions, mask)
+            if self.args.reinit_dead_every:
+                self._statistics_callback.errors = {
+                    layer: self.model.mfn_layers[layer].error(item)[mask.bool()]
+                    for layer, item in reconstructions.items()
+                }
         else:
             rows = len(next(iter(inputs.values())))
-            self._eval_parts.add(parts, rows)
+            self._eval_parts.add(named, rows)
             self._eval_parts.weight += rows
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the parts of the loss, alpha and k to the Trainer's own figures."""
+        """Adds the parts of the loss, alpha, k and what the features do to the Trainer's own figures."""
         if "loss" in logs:
             config = self.accelerator.unwrap_model(self.model).config
-            logs |= self._train_parts.take() | {"alpha": config.alpha, "k": config.k}
+            logs |= self._train_parts.take() | {"alpha": config.alpha, "k": config.k} | self._feature_figures()
         super().log(logs, *args, **kwargs)
+
+    def _feature_figures(self) -> dict[str, float]:
+        layers = self.statistics.take()
+        names = next(iter(layers.values()))
+        figures = {name: sum(layer[name] for layer in layers.values()) / len(layers) for name in names}
+        if self.args.log_layers:
+            figures |= {f"layer_{layer}/{name}": value for layer in layers for name, value in layers[layer].items()}
+        return figures
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Adds the parts of the loss to the metrics."""
@@ -229,6 +280,21 @@ class MFNTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.update({f"{prefix}_{name}": value for name, value in self._eval_parts.take().items()})
         return output
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.statistics.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.statistics.load(checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            write_record(output_dir or self.args.output_dir, self.args, self.state)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -242,7 +308,7 @@ class MFNTrainer(Trainer):
 
 
 class _Averages:
-    """Sums of loss parts, to be averaged over `weight`."""
+    """Sums of loss parts, to be averaged over `weight`, and over processes."""
 
     def __init__(self) -> None:
         self.weight = 0.0
@@ -253,18 +319,22 @@ class _Averages:
             self._sums[name] = self._sums.get(name, 0.0) + part.detach().float() * factor
 
     def take(self) -> dict[str, float]:
-        """The averages, named `<part>_loss`; sums start again from 0."""
-        averages = {f"{name}_loss": float(total) / max(self.weight, 1) for name, total in self._sums.items()}
+        """The averages; sums start again from 0."""
+        if not self._sums:
+            return {}
+        sums = torch.stack([total.to(next(iter(self._sums.values())).device) for total in self._sums.values()])
+        means = all_reduce_sum(sums) / world_size() / max(self.weight, 1)
+        averages = dict(zip(self._sums, means.tolist(), strict=True))
         self.weight, self._sums = 0.0, {}
         return averages
 
 
-def _count_tokens(batch: Mapping[str, Any]) -> Tensor | int:
-    mask = batch.get("attention_mask")
-    if mask is not None:
-        return mask.sum()
+def _mask(batch: Mapping[str, Any]) -> Tensor:
+    """(B, T), nonzero where a token counts."""
+    if batch.get("attention_mask") is not None:
+        return batch["attention_mask"]
     tokens = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
-    return tokens.numel()
+    return torch.ones(tokens.shape, dtype=torch.long, device=tokens.device)
 
 
 __all__ = ["MFNTrainer", "MFNTrainingArguments"]

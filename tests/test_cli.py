@@ -50,7 +50,7 @@ def test_convert_train_steer(folder, capsys):
     assert (model.config.layers, model.config.num_features, model.config.k) == ([0, 2], 64, 8)
     assert model.mfn_layers[0].decoder.bias.any()
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
-    ids = torch.tensor([[5, 6, 7]])
+    ids = torch.tensor([[15, 36, 47]])
     assert torch.equal(model(ids).logits, base(ids).logits)
 
     steps = ("--steps", 6, "--window", 16, "--batch-size", 4, "--save-steps", 3)
@@ -64,8 +64,8 @@ def test_convert_train_steer(folder, capsys):
     )
 
     capsys.readouterr()
-    steering = ("--set", "L0/5=clamp:50", "--set", "L2/7=ablate", "--max-new-tokens", 5)
-    assert run("steer", folder / "trained", "w5 w6 w7", *steering) == 0
+    steering = ("--set", "L0/5=clamp:9", "--set", "L2/7=ablate", "--max-new-tokens", 5)
+    assert run("steer", folder / "trained", "w15 w36 w47", *steering) == 0
     printed = capsys.readouterr().out
     trained = AutoModelForCausalLM.from_pretrained(folder / "trained")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "trained")
@@ -77,8 +77,9 @@ def test_convert_train_steer(folder, capsys):
     without = text()
     from modeling_mfn import Ablate
 
-    with trained.steer({(0, 5): Clamp(50.0), (2, 7): Ablate()}):
+    with trained.steer({(0, 5): Clamp(9.0), (2, 7): Ablate()}):
         steered = text()
+    assert steered not in ("", without)
     lines = [line for line in printed.splitlines() if line.strip()]
     assert lines[lines.index(next(line for line in lines if line.startswith("without"))) + 1] == without
     assert lines[lines.index(next(line for line in lines if line.startswith("steered"))) + 1] == steered

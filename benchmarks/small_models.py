@@ -1,0 +1,119 @@
+"""Small base models of both families, trained from scratch on the corpora, and their data."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import corpora
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
+
+from modeling_mfn.demo_assets import cache_folder
+
+VOCABULARY, HIDDEN, BLOCKS, WINDOW, ROWS = 4096, 192, 4, 128, 16
+STEP_TOKENS = WINDOW * ROWS
+LEARNING_RATE = 2e-3
+FAMILIES = ("llama", "gpt2")
+
+
+class Data(NamedTuple):
+    """Windows of tokens of each domain, (rows, T)."""
+
+    train: dict[str, np.ndarray]
+    held_out: dict[str, np.ndarray]
+
+    def sample(self, tokens: int, after: int = 0, seed: int = 0) -> Dataset:
+        """Training windows in an equal share of each domain, once `after` tokens were taken in the same way. A domain
+        starts again from its first window when it is through."""
+        generator = np.random.default_rng(seed)
+        shares = []
+        for rows in self.train.values():
+            order = generator.permutation(len(rows))
+            first, count = (amount // WINDOW // len(self.train) for amount in (after, tokens))
+            shares.append(rows[order[np.arange(first, first + count) % len(rows)]])
+        mixed = np.concatenate(shares)
+        return corpora.as_data_set(mixed[generator.permutation(len(mixed))])
+
+    def evaluation(self, domain: str, tokens: int = 32_768) -> Dataset:
+        """Windows spread evenly over a domain's held-out text."""
+        rows = self.held_out[domain]
+        return corpora.as_data_set(rows[np.linspace(0, len(rows) - 1, tokens // WINDOW).astype(int)])
+
+
+@cache
+def data() -> Data:
+    """The tokenised corpora, cached in a file."""
+    file = cache_folder() / f"windows-{VOCABULARY}-{WINDOW}.npz"
+    if not file.exists():
+        tokenizer = corpora.tokenizer(VOCABULARY)
+        arrays = {}
+        for domain in corpora.DOMAINS:
+            for part, documents in zip(("train", "held_out"), corpora.texts(domain), strict=True):
+                arrays[f"{domain}.{part}"] = corpora.windows(documents, tokenizer, WINDOW)
+        np.savez(file, **arrays)
+    arrays = np.load(file)
+    return Data(*({d: arrays[f"{d}.{part}"] for d in corpora.DOMAINS} for part in ("train", "held_out")))
+
+
+def untrained(family: str, seed: int) -> PreTrainedModel:
+    """About 3 M parameters: d = 192, 4 blocks, 6 heads, tied embeddings."""
+    torch.manual_seed(seed)
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    if family == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(n_embd=HIDDEN, n_layer=BLOCKS, n_head=6, n_positions=256, resid_pdrop=0, embd_pdrop=0,
+                       attn_pdrop=0, **common)
+        )  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(hidden_size=HIDDEN, intermediate_size=768, num_hidden_layers=BLOCKS, num_attention_heads=6,
+                    num_key_value_heads=6, max_position_embeddings=256, tie_word_embeddings=True, **common)
+    )  # fmt: skip
+
+
+def base_folder(family: str, seed: int, tokens: int) -> Path:
+    """Folder of the model after `tokens` tokens at a constant learning rate, so that training can go on from there."""
+    folder = cache_folder() / f"{family}-{tokens}-tokens-seed-{seed}"
+    if not folder.exists():
+        model = untrained(family, seed)
+        settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 100}
+        train_dense(model, data().sample(tokens, seed=seed), folder.with_suffix(".training"), seed, **settings)
+        model.save_pretrained(folder)
+        corpora.tokenizer(VOCABULARY).save_pretrained(folder)
+    return folder
+
+
+def training_settings(rows: Dataset, seed: int) -> dict[str, Any]:
+    """What dense and MFN models are trained with alike: one pass over `rows`."""
+    return {
+        "max_steps": len(rows) // ROWS,
+        "per_device_train_batch_size": ROWS,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": 0.0,
+        "adam_beta2": 0.99,
+        "logging_steps": max(1, len(rows) // ROWS // 20),
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": seed,
+    }
+
+
+def train_dense(model: PreTrainedModel, rows: Dataset, folder: Path, seed: int, **settings: Any) -> list[dict]:
+    """Trains a plain model and returns the Trainer's log."""
+    arguments = TrainingArguments(str(folder), **(training_settings(rows, seed) | settings))
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    return trainer.state.log_history

@@ -1,0 +1,137 @@
+"""What happens between the optimizer steps of an MFN training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from .distributed import broadcast
+from .feature_statistics import FeatureStatistics
+from .mfn_layer import FeatureDecoder
+from .training_arguments import MFNTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+
+class ScheduleCallback(TrainerCallback):
+    """Sets the model's alpha and k for the step to come, and freezes all but the MFN layers during their warm-up. A
+    checkpoint holds the alpha and k with which training goes on, and a finished training leaves the schedules' last
+    values."""
+
+    def __init__(self) -> None:
+        self._frozen: list[nn.Parameter] = []
+
+    def on_train_begin(
+        self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first step, of a resumed run too."""
+        model = kwargs["model"]
+        if state.global_step == 0 and model.config.alpha > args.alpha_start:
+            logger.warning(
+                f"alpha goes back from {model.config.alpha} to {args.alpha_start}, where its schedule starts "
+                "(alpha_start)"
+            )
+        if state.global_step < args.warmup_end(state.max_steps):
+            # the optimizer has them already: without gradients it leaves them alone
+            self._frozen = [p for n, p in model.named_parameters() if p.requires_grad and ".mfn." not in n]
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+        self._set(args, state, model)
+
+    def on_step_end(
+        self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After an optimizer step, before it is logged and saved."""
+        if state.global_step >= args.warmup_end(state.max_steps):
+            self._thaw()
+        self._set(args, state, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A training that ends within its warm-up leaves nothing frozen."""
+        self._thaw()
+
+    def _thaw(self) -> None:
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+
+    def _set(self, args: MFNTrainingArguments, state: TrainerState, model: Any) -> None:
+        model.set_blend(args.alpha_schedule(state.max_steps).at(state.global_step))
+        k_schedule = args.k_schedule(state.max_steps)
+        if k_schedule is not None:
+            model.set_k(round(k_schedule.at(state.global_step)))
+
+
+class UnitNormCallback(TrainerCallback):
+    """Keeps decoder rows at unit norm (section 8): the part of their gradient that would only change their length is
+    taken out before a step, and what remains of a change is undone after it."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After clipping, before the step."""
+        for decoder in _decoders(kwargs["model"]):
+            decoder.remove_parallel_gradient()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After the step."""
+        for decoder in _decoders(kwargs["model"]):
+            decoder.normalise_rows()
+
+
+def _decoders(model: nn.Module) -> list[FeatureDecoder]:
+    """Those that are trained, each weight once."""
+    decoders = (module for module in model.modules() if isinstance(module, FeatureDecoder))
+    return list({decoder.weight: decoder for decoder in decoders if decoder.weight.requires_grad}.values())
+
+
+class StatisticsCallback(TrainerCallback):
+    """Folds what the batches of a step showed into the running firing rates, and gives dead features a new start."""
+
+    def __init__(self, statistics: FeatureStatistics) -> None:
+        self.statistics = statistics
+        self.errors: dict[int, Tensor] = {}
+        """Layer -> what the last batch's reconstructions lack, in the encoder's space (N, d)."""
+
+    def on_step_end(
+        self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After an optimizer step, before it is logged and saved."""
+        self.statistics.step()
+        if not args.reinit_dead_every or state.global_step % args.reinit_dead_every:
+            return
+        layers = kwargs["model"].mfn_layers
+        for layer, features in self.statistics.dead().items():
+            directions = broadcast(_draw(self.errors[layer], len(features)))
+            layers[layer].reset_features(features, directions)
+            for parameter in layers[layer].parameters():
+                if len(parameter) == layers[layer].config.num_features:
+                    _forget(kwargs["optimizer"], parameter, features)
+            self.statistics.restart(layer, features)
+            logger.info(f"{len(features)} dead features of layer {layer} start again")
+
+
+def _draw(errors: Tensor, count: int) -> Tensor:
+    """Unit directions (count, d) of errors (N, d), drawn in proportion to their square."""
+    chances = errors.float().square().sum(-1)
+    chosen = torch.multinomial(chances, count, replacement=True)
+    return nn.functional.normalize(errors[chosen].float(), dim=-1)
+
+
+@torch.no_grad()
+def _forget(optimizer: Any, parameter: Tensor, rows: Tensor) -> None:
+    """Sets what an optimizer remembers about some rows of a parameter back to 0."""
+    for memory in optimizer.state.get(parameter, {}).values():
+        if torch.is_tensor(memory) and memory.shape == parameter.shape:
+            memory[rows] = 0
+
+
+__all__ = ["ScheduleCallback", "StatisticsCallback", "UnitNormCallback"]

@@ -1,0 +1,72 @@
+"""Checkpoints of a training: which one is whole, and the record of how a model was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .configuration_mfn import __version__
+from .training_arguments import MFNTrainingArguments
+
+RECORD_FILE = "training_record.json"
+
+
+def last_complete_checkpoint(folder: str | Path) -> str:
+    """The last checkpoint that was written to its end, which one is not whose process was killed while it wrote.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    numbered = {int(path.name.rpartition("-")[2]): path for path in found if path.name.rpartition("-")[2].isdigit()}
+    for step in sorted(numbered, reverse=True):
+        if _is_complete(numbered[step]):
+            return str(numbered[step])
+    raise ValueError(f"{folder} has no complete checkpoint to resume from")
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    # the Trainer writes its state last
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def write_record(folder: str | Path, args: MFNTrainingArguments, state: TrainerState) -> None:
+    """Writes how the model beside it was trained: arguments that differ from their defaults, tokens, and the last
+    figures that were logged."""
+    figures: dict[str, Any] = {}
+    for entry in state.log_history:
+        figures |= entry
+    record = {
+        "versions": {"modeling_mfn": __version__, "transformers": version("transformers"), "torch": version("torch")},
+        "arguments": _chosen(args),
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
+        "tokens": state.num_input_tokens_seen,
+        "processes": args.world_size,
+        "figures": figures,
+    }
+    (Path(folder) / RECORD_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _chosen(args: MFNTrainingArguments) -> dict[str, Any]:
+    """What was set, and all that is MFN's own. Places and secrets stay out."""
+    given = args.to_dict()
+    chosen = {}
+    for option in dataclasses.fields(args):
+        own = option.name in MFNTrainingArguments.__annotations__
+        value = given[option.name]
+        plain = isinstance(value, bool | int | float | str) and not option.name.endswith(("_dir", "token", "name"))
+        if own or (plain and value != option.default):
+            chosen[option.name] = value
+    return chosen

@@ -1,0 +1,61 @@
+"""Codes of the global batch, when several processes train on a share of it each."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .sparse_code import SparseCode
+
+
+def world_size() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over processes, without a gradient."""
+    if world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """The first process's tensor, in every process."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def gather_code(code: SparseCode, mask: Tensor | None = None) -> SparseCode:
+    """The code of all processes' tokens that count, (N, K), in the order of ranks.
+
+    A loss of this code is the same in every process. Each takes its own tokens' part of the gradient, times the number
+    of processes, since data parallelism averages gradients over processes: the result is the loss's gradient.
+    """
+    code = code._replace(indices=code.indices.flatten(0, -2), values=code.values.flatten(0, -2))
+    if mask is not None:
+        counted = mask.flatten().bool().to(code.values.device)
+        code = code._replace(indices=code.indices[counted], values=code.values[counted])
+    processes = world_size()
+    if processes == 1:
+        return code
+    own = code.values + (processes - 1) * (code.values - code.values.detach())
+    values, indices = _gather_rows(code.values.detach()), _gather_rows(code.indices)
+    values[dist.get_rank()] = own
+    return code._replace(indices=torch.cat(indices), values=torch.cat(values))
+
+
+def _gather_rows(rows: Tensor) -> list[Tensor]:
+    """(N_r, ...) of each process, whose numbers of rows may differ."""
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    longest = int(torch.stack(counts).max())
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return [part[: int(number)] for part, number in zip(gathered, counts, strict=True)]
