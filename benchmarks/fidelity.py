@@ -40,6 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recon-util-aux": {},
     "recon-util": {"lambda_aux": 0.0},
     "one-learning-rate": {"mfn_learning_rate": None},
+    "through": {"stop_gradient": False},
+    "through-one-learning-rate": {"stop_gradient": False, "mfn_learning_rate": None},
     "warmup": {"mfn_warmup": 0.2, "alpha_anneal": 0.3},
     "alpha-quarter": {"alpha_anneal": 0.25},
     "alpha-at-once": {"alpha_start": 1.0},

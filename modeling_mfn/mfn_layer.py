@@ -16,11 +16,11 @@ from .sparse_code import SparseCode, attach_encoder, decode, encode, rank_featur
 
 
 class Reconstruction(NamedTuple):
-    """What the losses that shape features are computed from. Their gradients reach the MFN layer's own parameters and
-    stop at its input: of the five losses only the task loss trains the backbone (section 4.5)."""
+    """What the losses that shape features are computed from. By default their gradients reach the MFN layer's own
+    parameters and stop at its input: of the five losses only the task loss trains the backbone (section 4.5)."""
 
     residual: Tensor
-    """h, (B, T, d), detached."""
+    """h, (B, T, d)."""
     reconstructed: Tensor
     """h_hat, (B, T, d)."""
     code: SparseCode
@@ -38,6 +38,8 @@ class ReconstructionRequest:
     """What `output_reconstructions` shall bring beside h, h_hat and z: the further inputs of the feature losses, which
     are computed inside the block's forward, where its weights are at hand however they are sharded."""
 
+    stop_gradient: bool = True
+    """Whether the losses' gradients end at the layer's input."""
     candidates: int = 0
     """C, pre-activations a token, at least K; 0 for none."""
     perturb: Callable[[Tensor], Tensor] | None = None
@@ -166,10 +168,12 @@ class MFNLayer(nn.Module):
     def reconstruct_locally(
         self, h: Tensor, x: Tensor, ranked: SparseCode, request: ReconstructionRequest
     ) -> Reconstruction:
-        """The reconstruction as the feature losses see it: gradients stop at this layer's input."""
-        h = h.detach()
+        """The reconstruction as the feature losses see it: gradients stop at this layer's input, unless asked to go
+        on."""
+        if request.stop_gradient:
+            h, x = h.detach(), x.detach()
         _, mean, std = self.standardise(h)
-        ranked = attach_encoder(ranked, x.detach(), self.encoder.weight, self.encoder.bias)
+        ranked = attach_encoder(ranked, x, self.encoder.weight, self.encoder.bias)
         code = rectify(ranked.first(self.config.k))
         h_hat = self.reconstruct(code, mean, std)
         perturbed = revived = None
@@ -190,10 +194,12 @@ class MFNLayer(nn.Module):
         return encode(self.standardise(h)[0], self.encoder.weight, self.encoder.bias, self.config.k)
 
     def _revive(self, x: Tensor, std: Tensor | None, features: Tensor, k: int) -> Tensor:
-        """(B, T, d) from the given features (R,) alone, without the decoder's bias."""
-        code = encode(x, self.encoder.weight[features], self.encoder.bias[features], min(k, len(features)))
-        error = decode(code, self.decoder.weight[features])
-        return error if std is None else error * std
+        """(B, T, d) from the given features (R,) alone, without the decoder's bias. Their pre-activations stay as they
+        are: behind a ReLU, a feature whose are all negative would never learn."""
+        weight, bias = self.encoder.weight[features], self.encoder.bias[features]
+        ranked = attach_encoder(rank_features(x, weight, bias, min(k, len(features))), x, weight, bias)
+        error = decode(ranked, self.decoder.weight[features])
+        return error if std is None else error * std.detach()
 
     @torch.no_grad()
     def initialise(self, directions: Tensor | None = None) -> None:

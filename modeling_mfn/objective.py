@@ -60,7 +60,8 @@ class FeatureObjective:
                 self.perturbation,
                 choose(mask.flatten().nonzero().flatten(), self.args.stability_fraction),
             )
-        return ReconstructionRequest(candidates, perturb, chosen, revive, self.aux_k)
+        stop = self.args.stop_gradient
+        return ReconstructionRequest(stop, candidates, perturb, chosen, revive, self.aux_k)
 
     def losses(self, item: Reconstruction, mask: Tensor, request: ReconstructionRequest) -> dict[str, Tensor]:
         """Each part without its lambda: token means over this process's batch; rate and competition over the batch of
@@ -91,7 +92,7 @@ class FeatureObjective:
         """How much of the error the features under the floor leave, as a share of it; 0 where there are none."""
         if item.revived is None:
             return item.residual.new_zeros((), dtype=torch.float32)
-        error = item.residual - item.reconstructed.detach()
+        error = (item.residual - item.reconstructed).detach()
         return reconstruction_loss(error, item.revived, mask)
 
 

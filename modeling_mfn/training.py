@@ -176,7 +176,8 @@ class MFNTrainer(Trainer):
         names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
         again = {name: value[rows] for name, value in inputs.items() if name in names and value is not None}
         with self._perturbed_embeddings():
-            perturbed = model(**again, output_reconstructions=True, logits_to_keep=1).reconstructions
+            request = ReconstructionRequest(self.args.stop_gradient)
+            perturbed = model(**again, output_reconstructions=request, logits_to_keep=1).reconstructions
         for layer, parts in layers.items():
             code = clean[layer].code
             code = code._replace(indices=code.indices[rows], values=code.values[rows])

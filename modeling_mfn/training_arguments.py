@@ -43,6 +43,12 @@ class MFNTrainingArguments(TrainingArguments):
         "the code's mean square: one set of weights then serves every layer. Without it, eqs. 5, 7 and 8 as written.",
     )
 
+    stop_gradient: bool = _option(
+        True,
+        "Feature losses train the MFN layers alone, as in section 4.5. Without it they reach the backbone, too, which "
+        "then learns a residual stream that is easier to reconstruct.",
+    )
+
     rho: float | None = _option(None, "Target firing rate of eq. 6; by default k / m, which moves with k.")
     rate_estimator: Literal["rectangle", "zmass", "sigmoid"] = _option(
         "rectangle", "What stands in for the gradient of a firing rate."

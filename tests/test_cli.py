@@ -50,7 +50,7 @@ def test_convert_train_steer(folder, capsys):
     assert (model.config.layers, model.config.num_features, model.config.k) == ([0, 2], 64, 8)
     assert model.mfn_layers[0].decoder.bias.any()
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
-    ids = torch.tensor([[15, 36, 47]])
+    ids = torch.tensor([[13, 18, 75]])
     assert torch.equal(model(ids).logits, base(ids).logits)
 
     steps = ("--steps", 6, "--window", 16, "--batch-size", 4, "--save-steps", 3)
@@ -65,7 +65,7 @@ def test_convert_train_steer(folder, capsys):
 
     capsys.readouterr()
     steering = ("--set", "L0/5=clamp:9", "--set", "L2/7=ablate", "--max-new-tokens", 5)
-    assert run("steer", folder / "trained", "w15 w36 w47", *steering) == 0
+    assert run("steer", folder / "trained", "w13 w18 w75", *steering) == 0
     printed = capsys.readouterr().out
     trained = AutoModelForCausalLM.from_pretrained(folder / "trained")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "trained")

@@ -8,6 +8,7 @@ from conftest import make_base, make_mfn
 from datasets import Dataset
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.checkpoints import last_complete_checkpoint
 from modeling_mfn.losses import reconstruction_loss
 from modeling_mfn.schedules import Schedule
 
@@ -164,9 +165,119 @@ def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path):
     assert (model.config.alpha, model.config.k) == (0.25, 6)
 
 
-def test_linear_schedule():
+def test_schedules():
     assert [Schedule(0.0, 1.0, 4).at(step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert Schedule(0.3, 0.8, 0).at(0) == 0.8
+    assert [Schedule(1.0, 0.0, 2, begin=3).at(step) for step in range(6)] == [1, 1, 1, 1, 0.5, 0]
+    cosine = [Schedule(0.0, 1.0, 6, shape="cosine").at(step) for step in range(7)]
+    assert cosine == pytest.approx([0, 0.0669873, 0.25, 0.5, 0.75, 0.9330127, 1])
+    stepped = Schedule(64, 16, 8, shape="stepped", stairs=4)
+    assert [stepped.at(step) for step in range(10)] == [64, 64, 52, 52, 40, 40, 28, 28, 16, 16]
+
+
+def test_amounts_are_shares_or_steps(tmp_path):
+    settings = {"alpha_anneal": 0.5, "k_anneal": 10, "k_start": 8, "k_end": 4, "mfn_warmup": 0.2}
+    args = arguments(tmp_path, **settings)
+    assert (args.alpha_schedule(50).begin, args.alpha_schedule(50).steps) == (10, 25)
+    assert (args.k_schedule(50).begin, args.k_schedule(50).steps) == (10, 10)
+
+
+def test_the_warm_up_trains_mfn_layers_alone_and_then_all(tmp_path):
+    model = make_mfn(make_base("llama-tied"), alpha=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    settings = {"mfn_warmup": 4, "alpha_anneal": 2, "k_start": 9, "k_end": 5, "k_anneal": 2, "weight_decay": 0.1}
+    train(tmp_path, model, max_steps=4, **settings)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if ".mfn." in name}
+    assert all(p.requires_grad for p in model.parameters()), "a training that ends in its warm-up leaves nothing frozen"
+
+    model = make_mfn(make_base("llama-tied"), alpha=0.0)
+    trainer = train(tmp_path, model, max_steps=7, **settings)
+    assert history(trainer, "alpha") == [0, 0, 0, 0, 0.5, 1, 1]
+    assert history(trainer, "k") == [9, 9, 9, 9, 7, 5, 5]
+    assert len(history(trainer, "util_loss")) == 3
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(before)
+
+
+def test_a_resumed_run_goes_through_its_warm_up_and_knows_its_features(tmp_path):
+    """Dead features, floors and noise: all that the objective draws on is in the checkpoint."""
+    settings = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, "mfn_warmup": 5, "lambda_stab": 0.1}
+    settings |= {"rate_floor": 1.0, "rate_window": 150, "reinit_dead_every": 4, "lambda_rate": 0.01}
+    whole = train(tmp_path / "whole", make_mfn(make_base("llama-tied"), alpha=0.0, k=3), **settings)
+    for step in (3, 6):
+        fresh = make_mfn(make_base("llama-tied"), seed=99, alpha=0.0, k=3)
+        resumed = train(tmp_path / str(step), fresh, resume=str(tmp_path / "whole" / f"checkpoint-{step}"), **settings)
+        for name in ("loss", "recon_loss", "rate_loss", "stab_loss", "aux_loss", "dead_share", "alpha"):
+            assert history(resumed, name) == history(whole, name), name
+        for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_resuming_leaves_out_a_checkpoint_that_was_not_written_to_its_end(tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+    whole = train(tmp_path, **settings)
+    (tmp_path / "checkpoint-6" / "trainer_state.json").unlink()
+    cut = (tmp_path / "checkpoint-4" / "trainer_state.json").read_text()[:-20]
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(cut)
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-2")
+    resumed = train(tmp_path, resume=True, **settings)
+    assert history(resumed, "loss") == history(whole, "loss")
+    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
+        train(tmp_path / "nowhere", resume=True)
+
+
+def test_the_record_tells_how_the_model_was_trained(tmp_path):
+    data = rows(64, padded=True)
+    trainer = train(tmp_path, data=data, max_steps=3, save_strategy="steps", save_steps=2, lambda_rate=0.25)
+    trainer.save_model()
+    record = json.loads((tmp_path / "training_record.json").read_text())
+    assert json.loads((tmp_path / "checkpoint-2" / "training_record.json").read_text())["steps"] == 2
+    assert record["steps"] == 3
+    assert (record["arguments"]["lambda_rate"], record["arguments"]["learning_rate"]) == (0.25, 5e-3)
+    assert record["figures"]["recon_loss"] == history(trainer, "recon_loss")[-1]
+    assert 12 * 6 < record["tokens"] < 12 * 12
+    assert str(tmp_path) not in json.dumps(record)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_distillation_takes_the_base_s_own_distribution(tmp_path, given):
+    """At alpha 0 there is nothing to learn; at alpha 1 the loss is the divergence from the base's logits."""
+    base = make_base("gpt2-tied")
+    model = make_mfn(base)
+    data = rows(8, padded=True)
+    settings = {"util_target": "kl", "trainable": "all" if given else "mfn", "per_device_eval_batch_size": 8}
+    trainer = MFNTrainer(model, arguments(tmp_path, **settings), base_model=base if given else None, eval_dataset=data)
+    batch = {name: torch.tensor(data[name]) for name in data.column_names}
+    labels = batch.pop("labels")
+    ours, theirs = (each(**batch).logits[:, :-1].log_softmax(-1) for each in (model, base))
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1)[labels[:, 1:] != -100].mean()
+    assert trainer.evaluate()["eval_util_loss"] == pytest.approx(divergence.item(), rel=1e-4)
+    model.set_blend(0.0)
+    assert trainer.evaluate()["eval_util_loss"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_distillation_needs_a_base_where_the_backbone_moves(tmp_path):
+    model = make_mfn(make_base("llama-tied"))
+    with pytest.raises(ValueError, match="give the base model as base_model"):
+        MFNTrainer(model, arguments(tmp_path, util_target="kl"), train_dataset=rows(4))
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_feature_losses_reach_the_backbone_only_where_asked(tmp_path, stop):
+    model = make_mfn(make_base("gpt2-tied"), alpha=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(tmp_path, model, max_steps=1, lambda_util=0.0, alpha_end=0.0, stop_gradient=stop)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert any(".mfn." not in name for name in changed) == (not stop)
+
+
+def test_figures_of_each_layer_on_demand(tmp_path):
+    model = make_mfn(make_base("llama-tied"), alpha=0.0, layers=[0, 2])
+    trainer = train(tmp_path, model, max_steps=1, log_layers=True, lambda_comp=0.1)
+    entry = trainer.state.log_history[0]
+    for name in ("recon_loss", "comp_loss", "explained_variance", "dead_share"):
+        assert entry[name] == pytest.approx((entry[f"layer_0/{name}"] + entry[f"layer_2/{name}"]) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +290,13 @@ def test_linear_schedule():
         ({"alpha_anneal": -0.5}, "alpha_anneal is -0.5"),
         ({"k_start": 4}, "k_start is 4 and k_end is None"),
         ({"trainable": "lora"}, "trainable is 'lora'"),
+        ({"rho": 1.0}, "rho is 1.0"),
+        ({"stability_fraction": 1.5}, "stability_fraction is 1.5"),
+        ({"stability_perturbation": "dropout", "stability_strength": 1.0}, "stability_strength is 1.0"),
+        ({"rate_estimator": "soft"}, "rate_estimator is 'soft'; it must be one of rectangle, zmass, sigmoid"),
+        ({"mfn_learning_rate": 0.0}, "mfn_learning_rate is 0.0"),
+        ({"rate_window": 0}, "rate_window is 0"),
+        ({"reinit_dead_every": -1}, "reinit_dead_every is -1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
     ],
 )

@@ -1,0 +1,177 @@
+"""Features stay alive and of unit norm: statistics, the auxiliary loss, re-initialisation, every optimizer."""
+
+import pytest
+import torch
+from conftest import make_base, make_mfn, tokens
+from test_training import arguments, history, rows, train
+
+from modeling_mfn import MFNTrainer
+from modeling_mfn.feature_statistics import FeatureStatistics
+from modeling_mfn.mfn_layer import ReconstructionRequest
+from modeling_mfn.objective import FeatureObjective
+
+
+def kill(model, layer, features):
+    """Makes features that no token will ever choose."""
+    with torch.no_grad():
+        model.mfn_layers[layer].encoder.bias[features] = -100.0
+
+
+def test_statistics_are_those_of_a_brute_force_count():
+    model = make_mfn(make_base("llama-tied").double(), layers=[0, 2])
+    inputs = tokens(5, 12) | {"attention_mask": torch.ones(5, 12, dtype=torch.long)}
+    inputs["attention_mask"][3, 4:] = 0
+    items = model(**inputs, output_reconstructions=True).reconstructions
+    statistics = FeatureStatistics([0, 2], 80, 32, rho=0.1, window=1000)
+    statistics.count(model.mfn_layers, items, inputs["attention_mask"])
+    statistics.step()
+    silent = statistics.silent_for.clone()
+    figures = statistics.take()
+    for place, layer in enumerate((0, 2)):
+        z = items[layer].code.to_dense()[inputs["attention_mask"].bool()].detach()
+        h, h_hat = (part[inputs["attention_mask"].bool()].detach() for part in items[layer][:2])
+        std = h.std(-1, keepdim=True) + 1e-5
+        x, x_hat = (h - h.mean(-1, keepdim=True)) / std, (h_hat - h.mean(-1, keepdim=True)) / std
+        variance = (x - x.mean(0)).square().sum()
+        rates = (z > 0).double().mean(0)
+        assert figures[layer]["explained_variance"] == pytest.approx(
+            float(1 - (x - x_hat).square().sum() / variance), abs=1e-4
+        )
+        assert figures[layer]["active_features"] == pytest.approx(float(rates.sum()))
+        assert figures[layer]["firing_rate_cv"] == pytest.approx(float(rates.std() / rates.mean()), rel=1e-5)
+        assert torch.equal(silent[place] > 0, rates == 0)
+        weight = torch.exp(torch.tensor(-len(z) / 1000))
+        expected = 0.1 * weight + rates.float() * (1 - weight)
+        torch.testing.assert_close(statistics.rates[place], expected)
+    assert (silent[silent > 0] == 52).all()
+
+
+def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():
+    """Against a dense transcription: the error in the encoder's space, TopK among the given features alone."""
+    model = make_mfn(make_base("gpt2-tied").double(), layers=[1])
+    layer = model.mfn_layers[1]
+    revive = torch.tensor([3, 9, 40, 41, 77])
+    item = model(
+        **tokens(2, 9), output_reconstructions=ReconstructionRequest(revive={1: revive}, revive_k=2)
+    ).reconstructions[1]
+    args = arguments("unused")
+    loss = FeatureObjective(args, model.config).losses(item, torch.ones(2, 9), ReconstructionRequest())["aux"]
+
+    h = item.residual.detach()
+    mean, std = h.mean(-1, keepdim=True), h.std(-1, keepdim=True)
+    x = (h - mean) / (std + 1e-5)
+    a = x @ layer.encoder.weight.T + layer.encoder.bias
+    mask = torch.zeros(80, dtype=torch.bool)
+    mask[revive] = True
+    a = a.masked_fill(~mask, -torch.inf)
+    z = torch.where(a >= a.topk(2, dim=-1).values[..., -1:], a, 0)
+    error = (h - item.reconstructed).detach()
+    missing = error - std * (z @ layer.decoder.weight)
+    centred = error - error.mean(-1, keepdim=True)
+    dense = (missing.square().sum(-1) / centred.square().sum(-1)).mean()
+    assert loss.item() == pytest.approx(dense.item(), rel=1e-9)
+    parameters = [layer.encoder.weight, layer.encoder.bias, layer.decoder.weight]
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, parameters, retain_graph=True), torch.autograd.grad(dense, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-8)
+        assert theirs[revive].abs().max() > 0
+        assert not ours[~mask].any()
+
+
+def fired(model, data):
+    """(m,) which features of layer 0 are active anywhere."""
+    code = model(torch.tensor(data["input_ids"]), output_codes=True).codes[0]
+    return torch.bincount(code.indices[code.values > 0], minlength=80) > 0
+
+
+def test_the_auxiliary_loss_brings_features_back(tmp_path):
+    data = rows(64)
+    dead = torch.arange(10)
+    alive = {}
+    for weight in (0.0, 1.0):
+        model = make_mfn(make_base("llama-tied"), alpha=0.0, k=4)
+        with torch.no_grad():
+            model.mfn_layers[0].encoder.bias[dead] -= 1.6
+        assert not fired(model, data)[dead].any()
+        settings = {"lambda_aux": weight, "lambda_util": 0.0, "alpha_end": 0.0, "rate_window": 100, "rate_floor": 1.0}
+        settings |= {"learning_rate": 0.02}
+        trainer = train(tmp_path, model, data, max_steps=60, trainable="mfn", **settings)
+        alive[weight] = int(fired(model, data)[dead].sum())
+        assert any(value > 0 for value in history(trainer, "aux_loss")) if weight else True
+    assert alive[1.0] >= alive[0.0] + 4
+
+
+def test_dead_features_start_again_from_errors(tmp_path):
+    data, dead = rows(64), torch.tensor([2, 30, 31])
+    model = make_mfn(make_base("llama-tied"), alpha=0.0, k=8)
+    kill(model, 0, dead)
+    before = {name: p.detach().clone() for name, p in model.mfn_layers[0].named_parameters()}
+    settings = {"rate_window": 90, "reinit_dead_every": 2, "lambda_aux": 0.0, "learning_rate": 1e-6, "max_steps": 2}
+    trainer = train(tmp_path, model, data, **settings)
+    layer = model.mfn_layers[0]
+    changed = (layer.decoder.weight - before["decoder.weight"]).abs().amax(-1) > 1e-3
+    assert changed[dead].all()
+    assert torch.equal(changed, (layer.encoder.bias - before["encoder.bias"]).abs() > 1e-3)
+    assert fired(model, data)[dead].any()
+    torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
+    direction = torch.nn.functional.normalize(layer.encoder.weight[dead], dim=-1)
+    torch.testing.assert_close(direction, layer.decoder.weight[dead])
+    for parameter in (layer.decoder.weight, layer.encoder.weight):
+        memory = trainer.optimizer.state[parameter]
+        assert not memory["exp_avg"][dead].any()
+        assert memory["exp_avg"].any()
+    assert (trainer.statistics.silent_for[0, dead] == 0).all()
+
+
+OPTIMIZERS = ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optim": name, "weight_decay": 0.1} for name in OPTIMIZERS]
+    + [{"bf16": True}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.0}, {"mfn_learning_rate": 0.02}],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_directions_keep_unit_norm(tmp_path, settings):
+    """After every step, and the gradient that the optimizer sees has no part along a direction."""
+    seen = []
+
+    class Watched(MFNTrainer):
+        def create_optimizer(self, model=None):
+            optimizer = super().create_optimizer(model)
+            step = optimizer.step
+
+            def watched(*args, **kwargs):
+                for layer in self.model.mfn_layers.values():
+                    rows = layer.decoder.weight
+                    seen.append(((rows.grad * rows).sum(-1).abs().max() / rows.grad.abs().max()).item())
+                return step(*args, **kwargs)
+
+            optimizer.step = watched
+            return optimizer
+
+    model = make_mfn(make_base("llama-tied"), alpha=0.0)
+    before = model.mfn_layers[1].decoder.weight.detach().clone()
+    trainer = Watched(model, arguments(tmp_path, max_steps=3, **settings), train_dataset=rows(64))
+    trainer.train()
+    assert len(seen) == 9
+    assert max(seen) < 1e-5
+    for layer in model.mfn_layers.values():
+        torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
+    assert not torch.equal(model.mfn_layers[1].decoder.weight, before)
+
+
+def test_mfn_layers_have_a_learning_rate_of_their_own(tmp_path):
+    """Twice the same step of plain SGD: only the learning rate differs, in MFN layers alone."""
+    moved = {}
+    for rate in (None, 0.5):
+        model = make_mfn(make_base("gpt2-tied"), alpha=0.5)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        settings = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+        train(tmp_path, model, max_steps=1, alpha_start=0.5, mfn_learning_rate=rate, **settings)
+        moved[rate] = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    for name, change in moved[None].items():
+        if "decoder.weight" not in name:  # these turn, they do not move along
+            factor = 5 if ".mfn." in name else 1
+            torch.testing.assert_close(moved[0.5][name], factor * change, atol=1e-6, rtol=1e-3)
