@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,8 @@ FSDP = {
 }
 
 
-def train(folder, processes, padded=False, resume=None, base="llama-tied", **arguments):
-    """(logs, weights) of a training of 16 rows a step."""
+def command(folder, processes, padded=False, resume=None, base="llama-tied", **arguments):
+    """The command line and environment of a training of 16 rows a step."""
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {
         "output_dir": str(folder),
@@ -52,14 +54,13 @@ def train(folder, processes, padded=False, resume=None, base="llama-tied", **arg
     launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str("fsdp_config" in arguments).lower()}
-    run = subprocess.run(
-        [*launch, str(WORKER), str(folder / "settings.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return [*launch, str(WORKER), str(folder / "settings.json")], environment
+
+
+def train(folder, processes, **settings):
+    """(logs, weights) of such a training."""
+    line, environment = command(folder, processes, **settings)
+    run = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     weights = folder / "weights.safetensors"
     return json.loads((folder / "logs.json").read_text()), load_file(weights) if weights.exists() else None
@@ -107,3 +108,24 @@ def test_fsdp2_trains_saves_and_loads(tmp_path):
     for ours, theirs in zip(resumed[2:], whole[2:], strict=True):
         for name in PARTS:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": 3, "rate_floor": 1.0, **FIVE}
+    whole, weights = train(tmp_path / "whole", 1, **settings)
+    line, environment = command(tmp_path / "killed", 1, **settings)
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    until = time.time() + 200
+    while not (tmp_path / "killed" / "checkpoint-6").exists() and time.time() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)  # in the middle of a checkpoint, as likely as not
+    process.communicate()
+    assert not (tmp_path / "killed" / "logs.json").exists(), "it had finished before it was killed"
+    resumed, same = train(tmp_path / "killed", 1, resume=True, **settings)
+    timing = ("epoch", "step", "train_runtime", "train_tokens_per_second")
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert {n: v for n, v in ours.items() if n not in timing} == {
+            n: v for n, v in theirs.items() if n not in timing
+        }
+    for name, tensor in weights.items():
+        assert torch.equal(same[name], tensor)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from conftest import make_mfn, tokens
+from conftest import make_base, make_mfn, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
+from test_training import arguments, rows
+from transformers import AutoModelForCausalLM
 
-from modeling_mfn import Clamp
+from modeling_mfn import Clamp, MFNTrainer
 
 
 @pytest.fixture
@@ -54,3 +56,37 @@ def test_mfn_layers_trained_beside_lora_follow_blend_and_steering(model, tmp_pat
     base.set_blend(0.3)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     torch.testing.assert_close(loaded(**batch).logits, trained)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"util_target": "kl", "lambda_stab": 0.1, "reinit_dead_every": 2, "rate_window": 40}]
+)
+def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, tmp_path, settings):
+    """LoRA and MFN layers learn, alpha rises; saved, loaded and merged, the model is the same, its head still tied."""
+    base_logits = family_base(**tokens(2, 6)).logits
+    model = make_mfn(family_base, alpha=0.0, layers=[0, 2], k=4)
+    adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False))
+    with torch.no_grad(), adapted.disable_adapter():
+        adapted.set_blend(0.0)
+        torch.testing.assert_close(adapted(**tokens(2, 6)).logits, base_logits)  # what KL takes as its target
+    before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
+    adapted.train()
+    args = arguments(tmp_path / "training", max_steps=4, save_strategy="steps", save_steps=4, **settings)
+    trainer = MFNTrainer(adapted, args, train_dataset=rows(32))
+    trainer.train()
+    changed = {name for name, p in adapted.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {n for n in before if "lora_" in n or ".modules_to_save." in n}
+    assert adapted.config.alpha == 1.0
+
+    adapted.eval()
+    trained = adapted(**tokens(2, 6)).logits
+    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], k=4, seed=5)
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "training" / "checkpoint-4")
+    torch.testing.assert_close(loaded(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
+    assert again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
+    assert again.config.alpha == 1.0
