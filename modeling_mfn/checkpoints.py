@@ -18,18 +18,12 @@ from .training_arguments import MFNTrainingArguments
 RECORD_FILE = "training_record.json"
 
 
-def last_complete_checkpoint(folder: str | Path) -> str:
-    """The last checkpoint that was written to its end, which one is not whose process was killed while it wrote.
-
-    Raises:
-        ValueError: if there is none.
-    """
+def find_complete_checkpoint(folder: str | Path) -> str | None:
+    """The last checkpoint in a folder that was written to its end, or `None`. One whose process was killed while it
+    wrote is passed over."""
     found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = {int(path.name.rpartition("-")[2]): path for path in found if path.name.rpartition("-")[2].isdigit()}
-    for step in sorted(numbered, reverse=True):
-        if _is_complete(numbered[step]):
-            return str(numbered[step])
-    raise ValueError(f"{folder} has no complete checkpoint to resume from")
+    return next((str(numbered[step]) for step in sorted(numbered, reverse=True) if _is_complete(numbered[step])), None)
 
 
 def _is_complete(checkpoint: Path) -> bool:

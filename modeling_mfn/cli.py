@@ -53,7 +53,9 @@ def convert(
     input_norm: Annotated[Literal["layer", "none"], typer.Option(help="Standardise each token first?")] = "layer",
     decoder_bias: Annotated[bool, typer.Option(help="A learnt constant in the reconstruction.")] = True,
     shared_decoder: Annotated[bool, typer.Option(help="One decoder for all MFN layers.")] = False,
-    calibrate_on: Annotated[str | None, typer.Option(help="Text to set the biases on, as --text of train.")] = None,
+    calibrate_on: Annotated[
+        str | None, typer.Option(help="Text to fit the fresh MFN layers to, as --text of train.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -108,7 +110,12 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     lambda_recon: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = 1.0,
+    lambda_rate: Annotated[float, typer.Option(help="Weight of the rate loss.")] = 0.0,
+    lambda_comp: Annotated[float, typer.Option(help="Weight of the competition loss.")] = 0.0,
+    lambda_stab: Annotated[float, typer.Option(help="Weight of the stability loss.")] = 0.0,
     lambda_util: Annotated[float, typer.Option(help="Weight of the next-token loss.")] = 1.0,
+    mfn_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the MFN layers.")] = None,
+    mfn_warmup: Annotated[float, typer.Option(help="Share of the training that is for MFN layers alone.")] = 0.0,
     trainable: Annotated[Literal["all", "mfn"], typer.Option(help="The whole model, or MFN layers alone.")] = "all",
     alpha_start: Annotated[float, typer.Option(help="Blend at the first step.")] = 0.0,
     alpha_end: Annotated[float, typer.Option(help="Blend after annealing.")] = 1.0,
@@ -120,7 +127,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train an MFN model on text.
+    """Train an MFN model on text. examples/train_mfn.py takes every other option, too, and several processes.
 
     Example: mfn train gpt2-mfn gpt2-mfn-trained --text corpus.txt --steps 2000
     """
@@ -142,7 +149,12 @@ def train(
         lr_scheduler_type="cosine",
         warmup_steps=min(100, steps // 10),
         lambda_recon=lambda_recon,
+        lambda_rate=lambda_rate,
+        lambda_comp=lambda_comp,
+        lambda_stab=lambda_stab,
         lambda_util=lambda_util,
+        mfn_learning_rate=mfn_learning_rate,
+        mfn_warmup=mfn_warmup,
         trainable=trainable,
         alpha_start=alpha_start,
         alpha_end=alpha_end,

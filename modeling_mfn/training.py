@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
-from .checkpoints import last_complete_checkpoint, write_record
+from .checkpoints import find_complete_checkpoint, write_record
 from .distributed import all_reduce_sum, world_size
 from .feature_statistics import FeatureStatistics
 from .losses import distillation_loss
@@ -100,7 +100,9 @@ class MFNTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """`Trainer.train`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = find_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
         return super().train(resume_from_checkpoint, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:

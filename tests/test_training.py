@@ -8,7 +8,7 @@ from conftest import make_base, make_mfn
 from datasets import Dataset
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.checkpoints import last_complete_checkpoint
+from modeling_mfn.checkpoints import find_complete_checkpoint
 from modeling_mfn.losses import reconstruction_loss
 from modeling_mfn.schedules import Schedule
 
@@ -220,7 +220,7 @@ def test_resuming_leaves_out_a_checkpoint_that_was_not_written_to_its_end(tmp_pa
     (tmp_path / "checkpoint-6" / "trainer_state.json").unlink()
     cut = (tmp_path / "checkpoint-4" / "trainer_state.json").read_text()[:-20]
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(cut)
-    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert find_complete_checkpoint(tmp_path).endswith("checkpoint-2")
     resumed = train(tmp_path, resume=True, **settings)
     assert history(resumed, "loss") == history(whole, "loss")
     with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):

@@ -1,0 +1,42 @@
+"""MFN layers and LoRA on the frozen backbone, trained together, then merged into one ordinary checkpoint.
+
+python examples/train_lora.py
+"""
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.data import load_text, pack
+from modeling_mfn.demo_assets import shakespeare, smollm2
+
+base = smollm2()
+tokenizer = AutoTokenizer.from_pretrained(base)
+windows = pack(load_text(shakespeare()[0][:4]), tokenizer, window=128)
+calibration = {"input_ids": torch.tensor(windows[:16]["input_ids"])}
+model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, calibration=calibration)
+
+# The MFN layers are new and trained as a whole; of the backbone only the adapters learn.
+model = get_peft_model(
+    model,
+    LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["mfn"]),
+)
+model.print_trainable_parameters()
+
+# util_target="kl": the target is the base model's own distribution, which this model gives at alpha 0 without adapters.
+arguments = MFNTrainingArguments(
+    output_dir="runs/lora", max_steps=20, per_device_train_batch_size=2, learning_rate=1e-3, mfn_learning_rate=4e-3,
+    mfn_warmup=0.5, util_target="kl", logging_steps=5, save_strategy="no", report_to=[], dataloader_pin_memory=False,
+)  # fmt: skip
+MFNTrainer(model, arguments, train_dataset=windows).train()
+
+model.save_pretrained("runs/lora/adapter")  # LoRA and MFN layers alone
+model.eval()
+inputs = tokenizer("The king is", return_tensors="pt")
+logits = model(**inputs).logits
+
+merged = model.merge_and_unload()
+merged.save_pretrained("runs/lora/merged")
+again = AutoModelForCausalLM.from_pretrained("runs/lora/merged")
+print("largest difference of a logit after merging:", (again(**inputs).logits - logits).abs().max().item())

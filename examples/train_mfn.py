@@ -1,0 +1,89 @@
+"""Convert a causal LM and train it as an MFN model, or train an MFN model on: every option of the Trainer and of MFN.
+
+Offline, on the demo's checkpoint and text:
+
+    python examples/train_mfn.py --output_dir runs/train --max_steps 20
+
+With your own, in two processes, from a file of arguments or from the command line:
+
+    accelerate launch --num_processes 2 examples/train_mfn.py arguments.json
+    accelerate launch --num_processes 2 examples/train_mfn.py --model gpt2 --text corpus/ --layers all \\
+        --expansion_factor 8 --window 512 --output_dir out --mfn_warmup 0.2 --lambda_rate 1e-3 --log_layers
+
+It goes on from the last complete checkpoint in the output folder, where there is one.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
+
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.checkpoints import find_complete_checkpoint
+from modeling_mfn.data import load_text, pack
+from modeling_mfn.demo_assets import shakespeare, smollm2
+
+
+@dataclass
+class ModelArguments:
+    """What is converted, and into what. An MFN model is taken as it is."""
+
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub id; SmolLM2-135M by default."})
+    layers: str = field(default="10", metadata={"help": 'Blocks that get an MFN layer: "all", or such as "6,7".'})
+    expansion_factor: int = field(default=4, metadata={"help": "Features, in hidden sizes."})
+    k: int = field(default=32, metadata={"help": "Most features active on a token."})
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    text: list[str] | None = field(
+        default=None, metadata={"help": "Files, folders or names of data sets; four plays by default."}
+    )
+    text_column: str = field(default="text", metadata={"help": "The column with the text, in tables."})
+    window: int = field(default=128, metadata={"help": "Tokens a row."})
+    held_out_rows: int = field(default=16, metadata={"help": "Rows kept back for evaluation."})
+
+
+def main() -> None:
+    parser = HfArgumentParser((ModelArguments, DataArguments, MFNTrainingArguments))
+    parser.set_defaults(learning_rate=1e-3, per_device_train_batch_size=2, logging_steps=5, report_to="none")
+    if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
+        model_args, data_args, training_args = parser.parse_json_file(sys.argv[1])
+    else:
+        model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    set_seed(training_args.seed)
+
+    source = model_args.model or smollm2()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    with training_args.main_process_first(desc="packing text"):
+        texts = load_text(data_args.text or shakespeare()[0][:4], data_args.text_column)
+        windows = pack(texts, tokenizer, data_args.window).train_test_split(data_args.held_out_rows, shuffle=False)
+
+    if AutoConfig.from_pretrained(source).model_type == "mfn":
+        model = MFNForCausalLM.from_pretrained(source)
+    else:
+        layers = model_args.layers if model_args.layers == "all" else [int(n) for n in model_args.layers.split(",")]
+        calibration = {"input_ids": torch.tensor(windows["train"][:16]["input_ids"])}
+        model = MFNForCausalLM.from_base(
+            source, layers=layers, expansion_factor=model_args.expansion_factor, k=model_args.k, calibration=calibration
+        )
+
+    trainer = MFNTrainer(
+        model,
+        training_args,
+        train_dataset=windows["train"],
+        eval_dataset=windows["test"],
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=find_complete_checkpoint(training_args.output_dir))
+    trainer.save_model()  # beside it: training_record.json
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+
+
+if __name__ == "__main__":
+    main()
