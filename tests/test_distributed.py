@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from modeling_mfn import MFNForCausalLM
@@ -108,6 +109,14 @@ def test_fsdp2_trains_saves_and_loads(tmp_path):
     for ours, theirs in zip(resumed[2:], whole[2:], strict=True):
         for name in PARTS:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "file", sorted((WORKER.parent.parent / "examples" / "accelerate").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_accelerate_reads_the_configurations(file):
+    config = load_config_from_file(str(file))
+    assert config.distributed_type == {"fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}.get(file.stem, "MULTI_GPU")
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
