@@ -115,6 +115,8 @@ class MFNTrainingArguments(TrainingArguments):
         self._check_ranges()
 
     def _check_ranges(self) -> None:
+        if self.mfn_warmup and not self.lambda_recon:
+            raise ValueError("lambda_recon is 0, but the warm-up (mfn_warmup) trains on the reconstruction")
         check_alpha(self.alpha_start)
         check_alpha(self.alpha_end)
         if (self.k_start is None) != (self.k_end is None):

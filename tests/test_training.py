@@ -290,6 +290,7 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"alpha_anneal": -0.5}, "alpha_anneal is -0.5"),
         ({"k_start": 4}, "k_start is 4 and k_end is None"),
         ({"trainable": "lora"}, "trainable is 'lora'"),
+        ({"lambda_recon": 0.0, "mfn_warmup": 0.1}, "lambda_recon is 0, but the warm-up"),
         ({"rho": 1.0}, "rho is 1.0"),
         ({"stability_fraction": 1.5}, "stability_fraction is 1.5"),
         ({"stability_perturbation": "dropout", "stability_strength": 1.0}, "stability_strength is 1.0"),

@@ -1,0 +1,122 @@
+"""MFN layers trained on cached residual streams: the backbone runs over the text once, however long they train.
+
+    cache = ActivationCache.write(model, windows, "cache")
+    MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()  # with lambda_util=0
+
+While alpha is 0 and the backbone frozen, without dropout, this is a training through the whole model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .configuration_mfn import MFNConfig
+from .mfn_layer import MFNLayer, MFNPass, ReconstructionRequest
+from .modeling_mfn import MFNForCausalLM, MFNModelOutput
+
+DESCRIPTION = "activations.json"
+
+
+class ActivationCache(torch.utils.data.Dataset):
+    """The residual streams (T, d) that each MFN layer read in windows of text, one memory-mapped file a layer.
+
+    Rows are what [`CachedResiduals`] takes: `input_ids` (T,) and `residuals` (L, T, d), in the order of `layers`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        if not (folder / DESCRIPTION).exists():
+            raise ValueError(f"{folder} holds no cached activations: it has no {DESCRIPTION}")
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        self.layers: list[int] = description["layers"]
+        self._tokens = np.load(folder / "input_ids.npy", mmap_mode="r")
+        self._residuals = [np.load(folder / f"layer_{layer}.npy", mmap_mode="r") for layer in self.layers]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        residuals = np.stack([file[row] for file in self._residuals])
+        return {"input_ids": torch.tensor(self._tokens[row]), "residuals": torch.from_numpy(residuals)}
+
+    @classmethod
+    @torch.no_grad()
+    def write(
+        cls,
+        model: MFNForCausalLM,
+        windows: Dataset,
+        folder: str | Path,
+        batch_size: int = 8,
+        dtype: str = "float16",
+    ) -> ActivationCache:
+        """Runs the model at alpha = 0 over windows of tokens, (T,) each, and keeps what its MFN layers read.
+
+        Takes L x d x 2 bytes a token in float16, whose largest number is 65,504: a `ValueError` says if that is too
+        small for the model, and `dtype="float32"` takes twice the space.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        layers, rows, length = model.config.layers, len(windows), len(windows[0]["input_ids"])
+        shape = (rows, length, model.config.hidden_size)
+        files = [
+            np.lib.format.open_memmap(folder / f"layer_{layer}.npy", "w+", np.dtype(dtype), shape) for layer in layers
+        ]
+        alpha, training = model.config.alpha, model.training
+        model.set_blend(0.0)
+        model.eval()
+        for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
+            tokens = torch.tensor(windows[start : start + batch_size]["input_ids"], device=model.device)
+            found = model.model(input_ids=tokens, output_reconstructions=True).reconstructions
+            for file, layer in zip(files, layers, strict=True):
+                residual = found[layer].residual.float().cpu().numpy().astype(dtype)
+                if not np.isfinite(residual).all():
+                    raise ValueError(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
+                file[start : start + batch_size] = residual
+        model.set_blend(alpha)
+        model.train(training)
+        np.save(folder / "input_ids.npy", np.array(windows["input_ids"], dtype=np.int32))
+        (folder / DESCRIPTION).write_text(json.dumps({"layers": layers}) + "\n", encoding="utf-8")
+        return cls(folder)
+
+
+class CachedResiduals(nn.Module):
+    """The MFN layers of a model, in its place for `MFNTrainer`: they read residual streams from an
+    [`ActivationCache`]. The layers are the model's own, so that it has learnt what they have."""
+
+    def __init__(self, model: MFNForCausalLM) -> None:
+        super().__init__()
+        self.config: MFNConfig = model.config
+        # parameters by names that contain ".mfn.", like those of the whole model
+        self.blocks = nn.ModuleDict({str(n): nn.ModuleDict({"mfn": layer}) for n, layer in model.mfn_layers.items()})
+        self.set_blend, self.set_k = model.set_blend, model.set_k
+
+    @property
+    def mfn_layers(self) -> dict[int, MFNLayer]:
+        """As the model's own."""
+        return {int(number): block.get_submodule("mfn") for number, block in self.blocks.items()}  # type: ignore[misc]
+
+    def forward(
+        self,
+        residuals: Tensor,
+        input_ids: Tensor | None = None,
+        output_reconstructions: bool | ReconstructionRequest = True,
+        **kwargs: Any,
+    ) -> MFNModelOutput:
+        """(B, L, T, d) residual streams -> each layer's reconstruction. Other arguments are those that the whole model
+        would take, and mean nothing here."""
+        request = output_reconstructions if isinstance(output_reconstructions, ReconstructionRequest) else None
+        mfn_pass = MFNPass({}, None, {}, request)
+        for place, layer in enumerate(self.mfn_layers.values()):
+            layer(residuals[:, place].to(layer.encoder.weight.dtype), mfn_pass)
+        return MFNModelOutput(reconstructions=mfn_pass.reconstructions)
+
+
+__all__ = ["ActivationCache", "CachedResiduals"]

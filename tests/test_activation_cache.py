@@ -1,0 +1,59 @@
+"""Training from cached activations against training through the whole model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_base, make_mfn
+from test_training import arguments, history, rows
+
+from modeling_mfn import MFNTrainer
+from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
+
+SETTINGS = {"lambda_util": 0.0, "alpha_end": 0.0, "trainable": "mfn", "lambda_rate": 0.01, "lambda_comp": 0.1}
+
+
+@pytest.mark.parametrize("base", ["llama-tied", "gpt2-tied"])
+def test_cached_training_is_training_through_the_model(base, tmp_path):
+    data = rows(20)
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if base == "gpt2-tied" else {}
+    whole, cached = (make_mfn(make_base(base, **no_dropout), layers=[0, 2], alpha=0.4) for _ in range(2))
+    cache = ActivationCache.write(cached, data, tmp_path / "cache", batch_size=3, dtype="float32")
+    assert cached.config.alpha == 0.4
+    trainers = []
+    for model, dataset in ((whole, data.remove_columns("labels")), (CachedResiduals(cached), cache)):
+        trainer = MFNTrainer(model, arguments(tmp_path, max_steps=6, **SETTINGS), train_dataset=dataset)
+        trainer.train()
+        trainers.append(trainer)
+    for name in ("loss", "recon_loss", "rate_loss", "comp_loss", "explained_variance"):
+        assert history(trainers[1], name) == pytest.approx(history(trainers[0], name), rel=1e-4)
+    for (name, ours), theirs in zip(cached.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_cache_on_disk_is_what_the_layers_read(tmp_path):
+    model = make_mfn(make_base("llama-tied"), layers=[1], alpha=0.0)
+    data = rows(5)
+    ActivationCache.write(model, data, tmp_path / "cache")
+    cache = ActivationCache(tmp_path / "cache")
+    read = []
+    hook = model.mfn_layers[1].register_forward_pre_hook(lambda module, args: read.append(args[0].detach()))
+    model(torch.tensor(data["input_ids"]))
+    hook.remove()
+    torch.testing.assert_close(torch.stack([cache[row]["residuals"][0] for row in range(5)]), read[0].half())
+    assert cache[3]["input_ids"].tolist() == data[3]["input_ids"]
+    assert (tmp_path / "cache" / "layer_1.npy").stat().st_size == pytest.approx(5 * 12 * 32 * 2, abs=200)
+
+
+def test_bad_caches(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no cached activations: it has no activations.json"):
+        ActivationCache(tmp_path)
+    model = make_mfn(make_base("gpt2-tied"), layers=[1])
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 1e6
+    with pytest.raises(ValueError, match='residuals of block 1 are too large for float16; use dtype="float32"'):
+        ActivationCache.write(model, rows(2), tmp_path / "cache")
+    cache = ActivationCache.write(model, rows(2), tmp_path / "cache", dtype="float32")
+    assert json.loads((tmp_path / "cache" / "activations.json").read_text()) == {"layers": [1]}
+    assert np.isfinite(cache[1]["residuals"].numpy()).all()
