@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-transformers test-checkpoint lint format benchmark
+.PHONY: demo test test-transformers test-checkpoint lint format benchmark fidelity
 
 demo: $(VENV)/installed
 	$(BIN)/mfn demo --overwrite
@@ -33,6 +33,10 @@ format: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/layer.py
+
+# dense and MFN models side by side: every run that has no result yet, many hours on two cores
+fidelity: $(VENV)/installed
+	$(BIN)/python benchmarks/fidelity.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,7 +4,7 @@ Small models of both families are trained on three domains; then each goes on fo
 with MFN layers in all blocks, at the same learning rate. Every run is evaluated on held-out text of each domain.
 
     python benchmarks/fidelity.py                             # every run that has no result yet: many hours
-    python benchmarks/fidelity.py --only 'llama/dense*'       # those whose names match
+    python benchmarks/fidelity.py --only 'llama/main/*'       # those whose names match
     python benchmarks/fidelity.py --list
 
 Each run writes benchmarks/results/fidelity/<name>.json; a run that has its file is left out.
@@ -33,20 +33,25 @@ from modeling_mfn.evaluation.perplexity import perplexity
 from modeling_mfn.feature_statistics import FeatureStatistics
 
 RESULTS = Path(__file__).parent / "results" / "fidelity"
-BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 4_014_080, 614_400
-RECIPE = {"mfn_learning_rate": 1e-2}
-FIVE = {"lambda_rate": 1e-3, "lambda_comp": 0.1, "lambda_stab": 0.1}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "recon-util-aux": {},
-    "recon-util": {"lambda_aux": 0.0},
-    "one-learning-rate": {"mfn_learning_rate": None},
-    "through": {"stop_gradient": False},
-    "through-one-learning-rate": {"stop_gradient": False, "mfn_learning_rate": None},
-    "warmup": {"mfn_warmup": 0.2, "alpha_anneal": 0.3},
+BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_228_800, 307_200
+BATCH = 4
+CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 40.0}
+FIVE = {"lambda_rate": 1e-2, "lambda_comp": 1.0, "lambda_stab": 1.0}
+SHORT: dict[str, dict[str, Any]] = {
+    "recon-1": {"lambda_recon": 1.0},
+    "recon-10": {"lambda_recon": 10.0},
+    "recon-40": {},
+    "recon-200": {"lambda_recon": 200.0},
     "alpha-quarter": {"alpha_anneal": 0.25},
-    "alpha-at-once": {"alpha_start": 1.0},
+    "warmup": {"mfn_warmup": 0.1, "alpha_anneal": 0.3},
+    "one-learning-rate": {"mfn_learning_rate": None},
+    "gradient-into-backbone": {"stop_gradient": False},
+    "k-from-128": {"k_start": 128, "k_end": 32, "alpha_anneal": 0.25},
+    "no-aux": {"lambda_aux": 0.0},
     "five": FIVE,
 }
+"""Recipes tried on a short budget, each a difference from `RECIPE`."""
 Run = Callable[[], dict[str, Any]]
 
 
@@ -65,8 +70,9 @@ def dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(base)
     before = perplexities(model)
     rows = continuation(tokens, seed)
-    small_models.train_dense(model, rows, cache_folder() / "training", seed, lr_scheduler_type="linear")
-    return {"base_perplexity": before, "perplexity": perplexities(model)}
+    small_models.train_dense(model, rows, cache_folder() / "training", BATCH, seed, **CONTINUE)
+    settings = CONTINUE | {"seed": seed, "tokens": tokens}
+    return {"settings": settings, "base_perplexity": before, "perplexity": perplexities(model)}
 
 
 def mfn(family: str, tokens: int, seed: int = 0, k: int = 32, **settings: Any) -> dict[str, Any]:
@@ -76,12 +82,12 @@ def mfn(family: str, tokens: int, seed: int = 0, k: int = 32, **settings: Any) -
     torch.manual_seed(seed)
     base = small_models.base_folder(family, 0, BASE_TOKENS)
     model = MFNForCausalLM.from_base(base, expansion_factor=8, k=k, calibration=calibration)
-    common = small_models.training_settings(rows, seed) | {"lr_scheduler_type": "linear"}
+    common = small_models.training_settings(rows, BATCH, seed) | CONTINUE | RECIPE
     arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **(common | settings))
     trainer = MFNTrainer(model, arguments, train_dataset=rows)
     trainer.train()
     return {
-        "settings": settings | {"k": k, "seed": seed},
+        "settings": CONTINUE | RECIPE | settings | {"k": k, "seed": seed, "tokens": tokens},
         "perplexity": perplexities(model),
         "features": feature_figures(model),
         "last_log": trainer.state.log_history[-2],
@@ -110,9 +116,11 @@ def runs() -> dict[str, Run]:
     table: dict[str, Run] = {}
     for family in small_models.FAMILIES:
         for name, tokens in (("main", MAIN_TOKENS), ("short", SHORT_TOKENS)):
-            table[f"{family}/dense-{name}"] = lambda family=family, tokens=tokens: dense(family, tokens)
-        for name, settings in VARIANTS.items():
-            table[f"{family}/short/{name}"] = lambda f=family, s=settings: mfn(f, SHORT_TOKENS, **(RECIPE | s))
+            table[f"{family}/{name}/dense"] = lambda family=family, tokens=tokens: dense(family, tokens)
+        for name, settings in {"recon-util": {}, "five": FIVE}.items():
+            table[f"{family}/main/{name}"] = lambda f=family, s=settings: mfn(f, MAIN_TOKENS, **s)
+        for name, settings in SHORT.items():
+            table[f"{family}/short/{name}"] = lambda f=family, s=settings: mfn(f, SHORT_TOKENS, **s)
     return table
 
 

@@ -22,9 +22,7 @@ from transformers import (
 
 from modeling_mfn.demo_assets import cache_folder
 
-VOCABULARY, HIDDEN, BLOCKS, WINDOW, ROWS = 4096, 192, 4, 128, 16
-STEP_TOKENS = WINDOW * ROWS
-LEARNING_RATE = 2e-3
+VOCABULARY, HIDDEN, BLOCKS, WINDOW = 4096, 192, 4, 128
 FAMILIES = ("llama", "gpt2")
 
 
@@ -87,22 +85,23 @@ def base_folder(family: str, seed: int, tokens: int) -> Path:
     folder = cache_folder() / f"{family}-{tokens}-tokens-seed-{seed}"
     if not folder.exists():
         model = untrained(family, seed)
-        settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 100}
-        train_dense(model, data().sample(tokens, seed=seed), folder.with_suffix(".training"), seed, **settings)
+        settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 100, "learning_rate": 2e-3}
+        rows = data().sample(tokens, seed=seed)
+        train_dense(model, rows, folder.with_suffix(".training"), batch=16, seed=seed, **settings)
         model.save_pretrained(folder)
         corpora.tokenizer(VOCABULARY).save_pretrained(folder)
     return folder
 
 
-def training_settings(rows: Dataset, seed: int) -> dict[str, Any]:
-    """What dense and MFN models are trained with alike: one pass over `rows`."""
+def training_settings(rows: Dataset, batch: int, seed: int) -> dict[str, Any]:
+    """What dense and MFN models are trained with alike: one pass over `rows`, `batch` of them a step."""
+    steps = len(rows) // batch
     return {
-        "max_steps": len(rows) // ROWS,
-        "per_device_train_batch_size": ROWS,
-        "learning_rate": LEARNING_RATE,
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
         "weight_decay": 0.0,
         "adam_beta2": 0.99,
-        "logging_steps": max(1, len(rows) // ROWS // 20),
+        "logging_steps": max(1, steps // 20),
         "save_strategy": "no",
         "report_to": [],
         "use_cpu": True,
@@ -111,9 +110,7 @@ def training_settings(rows: Dataset, seed: int) -> dict[str, Any]:
     }
 
 
-def train_dense(model: PreTrainedModel, rows: Dataset, folder: Path, seed: int, **settings: Any) -> list[dict]:
-    """Trains a plain model and returns the Trainer's log."""
-    arguments = TrainingArguments(str(folder), **(training_settings(rows, seed) | settings))
-    trainer = Trainer(model, arguments, train_dataset=rows)
-    trainer.train()
-    return trainer.state.log_history
+def train_dense(model: PreTrainedModel, rows: Dataset, folder: Path, batch: int, seed: int, **settings: Any) -> None:
+    """Trains a plain model."""
+    arguments = TrainingArguments(str(folder), **(training_settings(rows, batch, seed) | settings))
+    Trainer(model, arguments, train_dataset=rows).train()
