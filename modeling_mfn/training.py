@@ -214,12 +214,14 @@ class MFNTrainer(Trainer):
         adapters: AbstractContextManager = (
             model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
         )
-        alpha = model.config.alpha
+        alpha, training = model.config.alpha, model.training
         with adapters:
             model.set_blend(0.0)
+            model.eval()
             try:
                 yield
             finally:
+                model.train(training)
                 model.set_blend(alpha)
 
     def _share(self, mask: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
