@@ -49,6 +49,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "gradient-into-backbone": {"stop_gradient": False},
     "k-from-128": {"k_start": 128, "k_end": 32, "alpha_anneal": 0.25},
     "no-aux": {"lambda_aux": 0.0},
+    "aux-full": {"lambda_aux": RECIPE["lambda_recon"] / 32},
     "five": FIVE,
 }
 """Recipes tried on a short budget, each a difference from `RECIPE`."""
