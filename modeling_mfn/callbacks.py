@@ -35,6 +35,7 @@ class ScheduleCallback(TrainerCallback):
                 f"alpha goes back from {model.config.alpha} to {args.alpha_start}, where its schedule starts "
                 "(alpha_start)"
             )
+        self._thaw()  # a training that was broken off
         if state.global_step < args.warmup_end(state.max_steps):
             # the optimizer has them already: without gradients it leaves them alone
             self._frozen = [p for n, p in model.named_parameters() if p.requires_grad and ".mfn." not in n]

@@ -22,6 +22,9 @@ from .mfn_layer import Reconstruction, ReconstructionRequest
 from .objective import FeatureObjective, choose
 from .training_arguments import MFNTrainingArguments
 
+GLOBAL = ("rate", "comp")
+"""Losses of the batch of all processes."""
+
 
 class MFNTrainer(Trainer):
     """`Trainer` with the paper's objective, eq. 4, and the auxiliary loss that keeps features alive.
@@ -54,12 +57,17 @@ class MFNTrainer(Trainer):
             raise ValueError(f"args is {type(args).__name__}; MFNTrainer takes MFNTrainingArguments")
         if args.mfn_warmup and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # the frozen backbone
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {args.n_gpu} GPUs; start with accelerate launch, or set CUDA_VISIBLE_DEVICES"
+            )
         super().__init__(model, args, **kwargs)
         config = self.model.config
         args.check_model(config.num_features)
         if args.trainable == "mfn":
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(".mfn." in name)
+                # PEFT keeps the layers that it copied
+                parameter.requires_grad_(".mfn." in name and ".original_module." not in name)
         self.base_model = base_model
         if args.util_target == "kl" and base_model is None and self._trains_backbone():
             raise ValueError(
@@ -141,7 +149,11 @@ class MFNTrainer(Trainer):
         share = self._share(mask, num_items_in_batch)
         for name in next(iter(layers.values())):
             losses = [parts_of_layer[name] for parts_of_layer in layers.values()]
-            parts[name] = torch.stack([loss.to(losses[0].device) for loss in losses]).mean() * share
+            # those of all processes' tokens are the same in each, whatever its own share
+            weight = (
+                all_reduce_sum(torch.as_tensor(share, device=mask.device)) / world_size() if name in GLOBAL else share
+            )
+            parts[name] = torch.stack([loss.to(losses[0].device) for loss in losses]).mean() * weight
         loss = sum(getattr(self.args, f"lambda_{name}") * part for name, part in parts.items())
         self._record(parts, layers, inputs, outputs.reconstructions, mask, share, num_items_in_batch)
         if not return_outputs:

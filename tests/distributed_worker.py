@@ -33,7 +33,12 @@ def main(settings):
     output = Path(settings["arguments"]["output_dir"])
     model = make_mfn(make_base(settings["base"]), alpha=0.0)
     arguments = MFNTrainingArguments(**settings["arguments"])
-    trainer = MFNTrainer(model, arguments, train_dataset=rows(64, padded=settings["padded"]))
+    data = rows(64, padded=settings["padded"])
+    if settings["unequal"]:  # of each 16 rows the second process has the last 8
+        short = [1] * 2 + [0] * 10
+        masks = [short if place % 16 >= 8 else mask for place, mask in enumerate(data["attention_mask"])]
+        data = data.remove_columns("attention_mask").add_column("attention_mask", masks)
+    trainer = MFNTrainer(model, arguments, train_dataset=data)
     trainer.train(resume_from_checkpoint=settings.get("resume"))
     trainer.save_model()
     if arguments.process_index == 0:

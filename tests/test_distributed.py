@@ -32,7 +32,7 @@ FSDP = {
 }
 
 
-def command(folder, processes, padded=False, resume=None, base="llama-tied", **arguments):
+def command(folder, processes, padded=False, unequal=False, resume=None, base="llama-tied", **arguments):
     """The command line and environment of a training of 16 rows a step."""
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {
@@ -48,7 +48,7 @@ def command(folder, processes, padded=False, resume=None, base="llama-tied", **a
         "disable_tqdm": True,
         "train_sampling_strategy": "sequential",
     }
-    settings = {"arguments": defaults | arguments, "padded": padded, "resume": resume, "base": base}
+    settings = {"arguments": defaults | arguments, "padded": padded, "unequal": unequal, "resume": resume, "base": base}
     (folder / "settings.json").write_text(json.dumps(settings))
     # with --cpu it starts one process alone, unless there is MPI; that the processes run on CPUs is in the arguments
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
@@ -75,8 +75,10 @@ def train(folder, processes, **settings):
         {"padded": True, "alpha_start": 0.5, "lambda_stab": 0.1, "stability_strength": 0.0, "stability_fraction": 1.0,
          "stability_pass": "model"},
         {"padded": False, "mfn_warmup": 2, "gradient_accumulation_steps": 2},
+        {"padded": True, "unequal": True, "alpha_start": 0.5, "lambda_recon": 0.0, "lambda_util": 0.0,
+         "lambda_aux": 0.0, "lambda_rate": 0.5, "lambda_comp": 50.0, "learning_rate": 0.5},
     ],
-    ids=["five losses", "padded", "model pass", "warm-up and accumulation"],
+    ids=["five losses", "padded", "model pass", "warm-up and accumulation", "unequal ranks"],
 )  # fmt: skip
 def test_two_processes_have_the_losses_of_one(tmp_path, settings):
     (one, expected), (two, weights) = (train(tmp_path / str(n), n, **settings) for n in (1, 2))
