@@ -35,10 +35,7 @@ def gather_code(code: SparseCode, mask: Tensor | None = None) -> SparseCode:
     A loss of this code is the same in every process. Each takes its own tokens' part of the gradient, times the number
     of processes, since data parallelism averages gradients over processes: the result is the loss's gradient.
     """
-    code = code._replace(indices=code.indices.flatten(0, -2), values=code.values.flatten(0, -2))
-    if mask is not None:
-        counted = mask.flatten().bool().to(code.values.device)
-        code = code._replace(indices=code.indices[counted], values=code.values[counted])
+    code = code.tokens(mask)
     processes = world_size()
     if processes == 1:
         return code

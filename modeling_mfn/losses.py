@@ -63,7 +63,7 @@ def rate_loss(
         estimator: one of the three.
         width: w in units of the token's mean active value.
         candidates: (..., C) the pre-activations that the first two estimators see, those of inactive features too:
-            [`sparse_code.encode_candidates`]. By default the code's own pairs, which can lower a rate but not raise
+            [`sparse_code.rank_features`]. By default the code's own pairs, which can lower a rate but not raise
             one from nothing.
 
     Raises:
@@ -186,11 +186,8 @@ def token_mean(per_token: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def _flat(code: SparseCode, mask: Tensor | None) -> SparseCode:
     """The tokens that count, (N, K), values in float32 at least."""
-    indices, values = code.indices.flatten(0, -2), code.values.flatten(0, -2)
-    if mask is not None:
-        counted = mask.flatten().bool().to(values.device)
-        indices, values = indices[counted], values[counted]
-    return code._replace(indices=indices, values=values.to(torch.promote_types(values.dtype, torch.float32)))
+    code = code.tokens(mask)
+    return code._replace(values=code.values.to(torch.promote_types(code.values.dtype, torch.float32)))
 
 
 def _per_feature(code: SparseCode, amounts: Tensor) -> Tensor:

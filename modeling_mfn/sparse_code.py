@@ -32,6 +32,14 @@ class SparseCode(NamedTuple):
         """The first pairs of each token: (..., K) -> (..., count)."""
         return self._replace(indices=self.indices[..., :count], values=self.values[..., :count])
 
+    def tokens(self, mask: Tensor | None = None) -> SparseCode:
+        """The tokens that count, all by default: (..., K) and a mask (...) -> (N, K)."""
+        indices, values = self.indices.flatten(0, -2), self.values.flatten(0, -2)
+        if mask is not None:
+            counted = mask.flatten().bool().to(values.device)
+            indices, values = indices[counted], values[counted]
+        return self._replace(indices=indices, values=values)
+
     def to_dense(self) -> Tensor:
         """z of eq. 1, (..., m). Values of a repeated index add up."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.num_features)

@@ -147,12 +147,11 @@ class MFNTrainer(Trainer):
         if self.args.lambda_stab and self.args.stability_pass == "model":
             self._second_pass(model, inputs, outputs.reconstructions, mask, layers)
         share = self._share(mask, num_items_in_batch)
+        mean_share = all_reduce_sum(torch.as_tensor(share, device=mask.device)) / world_size()
         for name in next(iter(layers.values())):
             losses = [parts_of_layer[name] for parts_of_layer in layers.values()]
             # those of all processes' tokens are the same in each, whatever its own share
-            weight = (
-                all_reduce_sum(torch.as_tensor(share, device=mask.device)) / world_size() if name in GLOBAL else share
-            )
+            weight = mean_share if name in GLOBAL else share
             parts[name] = torch.stack([loss.to(losses[0].device) for loss in losses]).mean() * weight
         loss = sum(getattr(self.args, f"lambda_{name}") * part for name, part in parts.items())
         self._record(parts, layers, inputs, outputs.reconstructions, mask, share, num_items_in_batch)
