@@ -97,8 +97,10 @@ def _decoders(model: nn.Module) -> list[FeatureDecoder]:
 class StatisticsCallback(TrainerCallback):
     """Folds what the batches of a step showed into the running firing rates, and gives dead features a new start."""
 
-    def __init__(self, statistics: FeatureStatistics) -> None:
-        self.statistics = statistics
+    statistics: FeatureStatistics
+    """Of the model in training; the trainer sets them."""
+
+    def __init__(self) -> None:
         self.errors: dict[int, Tensor] = {}
         """Layer -> what the last batch's reconstructions lack, in the encoder's space (N, d)."""
 

@@ -62,30 +62,42 @@ class MFNTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs; start with accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
         super().__init__(model, args, **kwargs)
-        config = self.model.config
+        if args.reinit_dead_every and self.is_fsdp_enabled:
+            raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
+        self.base_model = base_model
+        if base_model is not None:
+            base_model.requires_grad_(False).eval().to(args.device)
+        self._statistics_callback = StatisticsCallback()
+        for callback in (ScheduleCallback, UnitNormCallback, self._statistics_callback):
+            self.add_callback(callback)
+        self._tokens_in_step: Tensor | float = 0
+        self._train_parts, self._eval_parts = _Averages(), _Averages()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """What depends on the model: what of it is trained, its objective and its statistics."""
+        args, config = self.args, self.model.config
         args.check_model(config.num_features)
         if args.trainable == "mfn":
             for name, parameter in self.model.named_parameters():
                 # PEFT keeps the layers that it copied
                 parameter.requires_grad_(".mfn." in name and ".original_module." not in name)
-        self.base_model = base_model
-        if args.util_target == "kl" and base_model is None and self._trains_backbone():
+        if args.util_target == "kl" and self.base_model is None and self._trains_backbone():
             raise ValueError(
                 'util_target is "kl", but training moves the logits of the backbone: give the base model as base_model'
             )
-        if args.reinit_dead_every and self.is_fsdp_enabled:
-            raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
-        if base_model is not None:
-            base_model.requires_grad_(False).eval().to(args.device)
-        self.objective = FeatureObjective(args, config)
-        self.statistics = FeatureStatistics(
-            config.layers, config.num_features, config.hidden_size, self.objective.rho, args.rate_window, args.device
+        # `objective` is the Trainer's own name for the figure of a hyperparameter search
+        self.feature_objective = FeatureObjective(args, config)
+        rho = self.feature_objective.rho
+        self.statistics = self._statistics_callback.statistics = FeatureStatistics(
+            config.layers, config.num_features, config.hidden_size, rho, args.rate_window, args.device
         )
-        self._statistics_callback = StatisticsCallback(self.statistics)
-        for callback in (ScheduleCallback, UnitNormCallback, self._statistics_callback):
-            self.add_callback(callback)
-        self._tokens_in_step: Tensor | float = 0
-        self._train_parts, self._eval_parts = _Averages(), _Averages()
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        # where `train` has its model from `model_init`, and a search has set its arguments
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            self._set_up()
 
     def _trains_backbone(self) -> bool:
         own = (n for n, p in self.model.named_parameters() if p.requires_grad)
@@ -134,7 +146,7 @@ class MFNTrainer(Trainer):
     ) -> Any:
         """Eq. 4 for one batch, as its share of the optimizer step."""
         mask = _mask(inputs)
-        request = self.objective.request(mask, self._to_revive())
+        request = self.feature_objective.request(mask, self._to_revive())
         asked = inputs | {"output_reconstructions": request}
         parts: dict[str, Tensor] = {}
         if not self.args.lambda_util or self._warming_up():
@@ -165,12 +177,12 @@ class MFNTrainer(Trainer):
     def _to_revive(self) -> dict[int, Tensor]:
         if not self.args.lambda_aux or not self.model.training:
             return {}
-        return self.statistics.below(self.args.rate_floor * self.objective.rho)
+        return self.statistics.below(self.args.rate_floor * self.feature_objective.rho)
 
     def _layer_losses(
         self, reconstructions: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest
     ) -> dict[int, dict[str, Tensor]]:
-        layers = {layer: self.objective.losses(item, mask, request) for layer, item in reconstructions.items()}
+        layers = {layer: self.feature_objective.losses(item, mask, request) for layer, item in reconstructions.items()}
         if not self.model.training:
             for parts in layers.values():
                 parts.pop("aux", None)  # a means of training, no measure of the model
@@ -194,12 +206,13 @@ class MFNTrainer(Trainer):
         for layer, parts in layers.items():
             code = clean[layer].code
             code = code._replace(indices=code.indices[rows], values=code.values[rows])
-            parts["stab"] = self.objective.stability(code, perturbed[layer].code, mask[rows])
+            parts["stab"] = self.feature_objective.stability(code, perturbed[layer].code, mask[rows])
 
     @contextmanager
     def _perturbed_embeddings(self) -> Iterator[None]:
         embedding = self.model.get_input_embeddings()
-        hook = embedding.register_forward_hook(lambda module, inputs, output: self.objective.perturbation(output))
+        perturb = self.feature_objective.perturbation
+        hook = embedding.register_forward_hook(lambda module, inputs, output: perturb(output))
         try:
             yield
         finally:

@@ -29,7 +29,7 @@ def test_stability_compares_with_the_code_of_a_perturbed_input(family_base, tmp_
     args = arguments(tmp_path, lambda_stab=1.0, stability_pass=where, stability_fraction=1.0, normalize_losses=False)
     data = rows(6, padded=True)
     trainer = MFNTrainer(model, args, eval_dataset=data)
-    monkeypatch.setattr(trainer.objective, "perturbation", lambda h: h.roll(1, -1) * 0.5 + h)
+    monkeypatch.setattr(trainer.feature_objective, "perturbation", lambda h: h.roll(1, -1) * 0.5 + h)
     batch = {name: torch.tensor(data[name]) for name in data.column_names}
     measured = trainer.compute_loss(model, batch)
     names = ("recon", "util", "stab")
@@ -40,11 +40,11 @@ def test_stability_compares_with_the_code_of_a_perturbed_input(family_base, tmp_
     clean = model(**batch, output_reconstructions=True).reconstructions
     if where == "layer":
         codes = {
-            layer: model.mfn_layers[layer].encode(trainer.objective.perturbation(clean[layer].residual))
+            layer: model.mfn_layers[layer].encode(trainer.feature_objective.perturbation(clean[layer].residual))
             for layer in (0, 2)
         }
     else:
-        embeddings = trainer.objective.perturbation(model.get_input_embeddings()(batch["input_ids"]))
+        embeddings = trainer.feature_objective.perturbation(model.get_input_embeddings()(batch["input_ids"]))
         codes = model(inputs_embeds=embeddings, attention_mask=mask, output_codes=True).codes
     expected = sum(stability_loss(clean[layer].code, codes[layer], mask) for layer in (0, 2)) / 2
     assert total["stab"].item() == pytest.approx(expected.item(), rel=1e-4)
@@ -79,7 +79,7 @@ def test_every_lambda_weighs_its_own_part(tmp_path):
 def test_tokens_that_are_drawn_for_stability_are_real_ones(tmp_path):
     model = make_mfn(make_base("gpt2-tied"))
     args = arguments(tmp_path, lambda_stab=1.0, stability_fraction=0.5)
-    objective = MFNTrainer(model, args, train_dataset=rows(4)).objective
+    objective = MFNTrainer(model, args, train_dataset=rows(4)).feature_objective
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
     chosen = [objective.request(mask, {}).chosen for _ in range(50)]
     assert all(len(set(each.tolist())) == 2 for each in chosen)

@@ -148,6 +148,29 @@ def test_mfn_layers_alone(tmp_path):
     assert changed == {name for name in before if ".mfn." in name}
 
 
+def test_each_model_of_model_init_is_trained_like_one_that_is_given(tmp_path):
+    """A hyperparameter search makes models anew, whose k and m may differ, and sets arguments in between."""
+    made = []
+
+    def make(number):
+        return make_mfn(make_base("llama-tied"), alpha=0.0, num_features=80 - 8 * number, k=6 + number)
+
+    def model_init():
+        made.append(make(len(made)))
+        return made[-1]
+
+    settings = {"trainable": "mfn", "max_steps": 3, "lambda_rate": 0.1, "train_sampling_strategy": "sequential"}
+    trainer = MFNTrainer(model_init=model_init, args=arguments(tmp_path, **settings), train_dataset=rows(64))
+    for number, window in ((1, 50_000), (2, 90)):
+        trainer.args.rate_window = window
+        trainer.train()
+        given = train(tmp_path, make(number), rate_window=window, **settings)
+        for ours, theirs in zip(made[number].parameters(), given.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+        for name in ("rate_loss", "aux_loss", "dead_share", "firing_rate_cv"):
+            assert history(trainer, name) == history(given, name), name
+
+
 def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path):
     model = make_mfn(make_base("llama-tied"), alpha=0.0)
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 8}
