@@ -41,7 +41,7 @@ class ScheduleCallback(TrainerCallback):
             self._frozen = [p for n, p in model.named_parameters() if p.requires_grad and ".mfn." not in n]
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
-        self._set(args, state, model)
+        set_to_schedule(model, args, state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,7 +49,7 @@ class ScheduleCallback(TrainerCallback):
         """After an optimizer step, before it is logged and saved."""
         if state.global_step >= args.warmup_end(state.max_steps):
             self._thaw()
-        self._set(args, state, kwargs["model"])
+        set_to_schedule(kwargs["model"], args, state.global_step, state.max_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,11 +62,13 @@ class ScheduleCallback(TrainerCallback):
             parameter.requires_grad_(True)
         self._frozen = []
 
-    def _set(self, args: MFNTrainingArguments, state: TrainerState, model: Any) -> None:
-        model.set_blend(args.alpha_schedule(state.max_steps).at(state.global_step))
-        k_schedule = args.k_schedule(state.max_steps)
-        if k_schedule is not None:
-            model.set_k(round(k_schedule.at(state.global_step)))
+
+def set_to_schedule(model: Any, args: MFNTrainingArguments, step: int, total_steps: int) -> None:
+    """Sets the alpha and k that are due once `step` of `total_steps` optimizer steps are done."""
+    model.set_blend(args.alpha_schedule(total_steps).at(step))
+    k_schedule = args.k_schedule(total_steps)
+    if k_schedule is not None:
+        model.set_k(round(k_schedule.at(step)))
 
 
 class UnitNormCallback(TrainerCallback):
@@ -137,4 +139,4 @@ def _forget(optimizer: Any, parameter: Tensor, rows: Tensor) -> None:
             memory[rows] = 0
 
 
-__all__ = ["ScheduleCallback", "StatisticsCallback", "UnitNormCallback"]
+__all__ = ["ScheduleCallback", "StatisticsCallback", "UnitNormCallback", "set_to_schedule"]

@@ -22,8 +22,14 @@ def find_complete_checkpoint(folder: str | Path) -> str | None:
     """The last checkpoint in a folder that was written to its end, or `None`. One whose process was killed while it
     wrote is passed over."""
     found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    numbered = {int(path.name.rpartition("-")[2]): path for path in found if path.name.rpartition("-")[2].isdigit()}
-    return next((str(numbered[step]) for step in sorted(numbered, reverse=True) if _is_complete(numbered[step])), None)
+    numbered = [path for path in found if path.name.rpartition("-")[2].isdigit()]
+    numbered.sort(key=checkpoint_step, reverse=True)
+    return next((str(path) for path in numbered if _is_complete(path)), None)
+
+
+def checkpoint_step(folder: str | Path) -> int:
+    """The optimizer steps that were done when the Trainer wrote a checkpoint, which are in its name."""
+    return int(Path(folder).name.rpartition("-")[2])
 
 
 def _is_complete(checkpoint: Path) -> bool:

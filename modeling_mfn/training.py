@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,8 +11,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
-from .checkpoints import find_complete_checkpoint, write_record
+from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback, set_to_schedule
+from .checkpoints import checkpoint_step, find_complete_checkpoint, write_record
 from .distributed import all_reduce_sum, world_size
 from .feature_statistics import FeatureStatistics
 from .losses import distillation_loss
@@ -327,13 +325,9 @@ class MFNTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        # its weights were trained for its alpha and k, which are in its config
-        path = os.path.join(self.state.best_model_checkpoint, "config.json")
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                best = json.load(file)
-            self.model.set_blend(best["alpha"])
-            self.model.set_k(best["k"])
+        # its weights were trained for its alpha and k; not every kind of checkpoint holds the config
+        step = checkpoint_step(self.state.best_model_checkpoint)
+        set_to_schedule(self.model, self.args, step, self.state.max_steps)
 
 
 class _Averages:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import make_base, make_mfn
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.checkpoints import find_complete_checkpoint
 from modeling_mfn.losses import reconstruction_loss
 from modeling_mfn.schedules import Schedule
@@ -171,21 +173,30 @@ def test_each_model_of_model_init_is_trained_like_one_that_is_given(tmp_path):
             assert history(trainer, name) == history(given, name), name
 
 
-def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path):
-    model = make_mfn(make_base("llama-tied"), alpha=0.0)
+@pytest.mark.parametrize("kind", ["whole", "adapter", "cached"])
+def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path, kind):
+    """Also where a checkpoint has no config of the model."""
+    trained = model = make_mfn(make_base("llama-tied"), alpha=0.0, layers=[1])
+    data, end = rows(64), 1.0
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 8}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "alpha_is_small", "greater_is_better": True}
     settings |= {"k_start": 9, "k_end": 3, "alpha_anneal": 1.0}
+    if kind == "adapter":
+        trained = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["mfn"]))
+    elif kind == "cached":
+        data, end = ActivationCache.write(model, data, tmp_path / "cache", dtype="float32"), 0.0
+        trained = CachedResiduals(model)
+        settings |= {"lambda_util": 0.0, "alpha_end": end}
 
     class FirstIsBest(MFNTrainer):
         def evaluate(self, *args, **kwargs):
             metrics = super().evaluate(*args, **kwargs)
             return metrics | {"eval_alpha_is_small": -self.state.global_step}
 
-    trainer = FirstIsBest(model, arguments(tmp_path, **settings), train_dataset=rows(64), eval_dataset=rows(4))
+    trainer = FirstIsBest(trained, arguments(tmp_path, **settings), train_dataset=data, eval_dataset=data)
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
-    assert (model.config.alpha, model.config.k) == (0.25, 6)
+    assert (trained.config.alpha, trained.config.k) == (end / 4, 6)
 
 
 def test_schedules():
