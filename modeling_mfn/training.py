@@ -147,8 +147,10 @@ class MFNTrainer(Trainer):
         request = self.feature_objective.request(mask, self._to_revive())
         asked = inputs | {"output_reconstructions": request}
         parts: dict[str, Tensor] = {}
-        if not self.args.lambda_util or self._warming_up():
-            outputs = model(**{name: value for name, value in asked.items() if name != "labels"}, logits_to_keep=1)
+        without_labels = inputs.get("labels") is None and not self.model.training
+        if not self.args.lambda_util or self._warming_up() or without_labels:
+            asked = {"logits_to_keep": 1} | {name: value for name, value in asked.items() if name != "labels"}
+            outputs = model(**asked)
         elif self.args.util_target == "kl":
             parts["util"], outputs = self._distil(model, asked, num_items_in_batch)
         else:
@@ -164,10 +166,27 @@ class MFNTrainer(Trainer):
             weight = mean_share if name in GLOBAL else share
             parts[name] = torch.stack([loss.to(losses[0].device) for loss in losses]).mean() * weight
         loss = sum(getattr(self.args, f"lambda_{name}") * part for name, part in parts.items())
-        self._record(parts, layers, inputs, outputs.reconstructions, mask, share, num_items_in_batch)
+        self._record(parts, layers, outputs.reconstructions, mask, share, num_items_in_batch)
         if not return_outputs:
             return loss
         return loss, type(outputs)(**{name: value for name, value in outputs.items() if name != "reconstructions"})
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As the Trainer's, which measures nothing on data without labels: the feature losses need none."""
+        if not prediction_loss_only:
+            inputs = inputs | {"logits_to_keep": 0}  # all of them, whether or not a loss is made from them
+        if inputs.get("labels") is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        measured = loss if torch.is_tensor(loss) else None  # the utility may be the only loss
+        return measured, None if prediction_loss_only else outputs.get("logits"), None
 
     def _warming_up(self) -> bool:
         return self.model.training and self.state.global_step < self.args.warmup_end(self.state.max_steps)
@@ -261,7 +280,6 @@ class MFNTrainer(Trainer):
         self,
         parts: Mapping[str, Tensor],
         layers: Mapping[int, Mapping[str, Tensor]],
-        inputs: Mapping[str, Any],
         reconstructions: Mapping[int, Reconstruction],
         mask: Tensor,
         share: Tensor | float,
@@ -281,7 +299,7 @@ class MFNTrainer(Trainer):
                     for layer, item in reconstructions.items()
                 }
         else:
-            rows = len(next(iter(inputs.values())))
+            rows = len(mask)
             self._eval_parts.add(named, rows)
             self._eval_parts.weight += rows
 

@@ -28,6 +28,9 @@ def test_cached_training_is_training_through_the_model(base, tmp_path):
         trainers.append(trainer)
     for name in ("loss", "recon_loss", "rate_loss", "comp_loss", "explained_variance"):
         assert history(trainers[1], name) == pytest.approx(history(trainers[0], name), rel=1e-4)
+    measured, expected = (trainer.evaluate(trainer.train_dataset) for trainer in trainers[::-1])
+    for name in ("eval_loss", "eval_recon_loss", "eval_comp_loss"):
+        assert measured[name] == pytest.approx(expected[name], rel=1e-4)
     for (name, ours), theirs in zip(cached.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
 

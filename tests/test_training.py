@@ -142,6 +142,27 @@ def test_evaluation_reports_the_parts(tmp_path):
     assert trainer.predict(data).predictions.shape == (16, 12, 96)
 
 
+@pytest.mark.parametrize("settings", [{"lambda_util": 0.0}, {"util_target": "kl", "trainable": "mfn"}, {}])
+def test_evaluation_without_labels_measures_the_features(tmp_path, settings):
+    model, data = make_mfn(make_base("llama-tied"), alpha=0.0, k=6), rows(16, padded=True)
+    trainer = MFNTrainer(model, arguments(tmp_path, lambda_comp=0.5, **settings), eval_dataset=data)
+    labelled, unlabelled = trainer.evaluate(), trainer.evaluate(data.remove_columns("labels"))
+    for name in ("eval_recon_loss", "eval_comp_loss"):
+        assert unlabelled[name] == pytest.approx(labelled[name])
+    assert unlabelled["eval_loss"] == pytest.approx(labelled["eval_recon_loss"] + 0.5 * labelled["eval_comp_loss"])
+    assert "eval_util_loss" not in unlabelled
+    predicted = trainer.predict(data.remove_columns("labels"))
+    assert predicted.predictions == pytest.approx(trainer.predict(data).predictions)
+    assert predicted.predictions.shape == (16, 12, 96)
+    assert predicted.label_ids is None
+
+
+def test_evaluation_without_labels_where_the_utility_is_the_only_loss(tmp_path):
+    args = arguments(tmp_path, lambda_recon=0.0)
+    trainer = MFNTrainer(make_mfn(make_base("llama-tied")), args, eval_dataset=rows(4).remove_columns("labels"))
+    assert not any(name.endswith("loss") for name in trainer.evaluate())
+
+
 def test_mfn_layers_alone(tmp_path):
     model = make_mfn(make_base("gpt2-tied"), alpha=0.0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
