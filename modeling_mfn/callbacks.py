@@ -29,6 +29,7 @@ class ScheduleCallback(TrainerCallback):
         self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Before the first step, of a resumed run too."""
+        args.check_schedules(state.max_steps)
         model = kwargs["model"]
         if state.global_step == 0 and model.config.alpha > args.alpha_start:
             logger.warning(

@@ -34,6 +34,6 @@ class Schedule:
         return self.start + (self.end - self.start) * share
 
 
-def resolve_steps(amount: float, total_steps: int) -> int:
-    """Steps from a share of the training (at most 1) or from a number of them (above 1)."""
-    return round(amount * total_steps) if amount <= 1 else round(amount)
+def resolve_steps(amount: float, total_steps: int) -> float:
+    """Steps, not rounded, from a share of the training (at most 1) or from a number of them (above 1)."""
+    return amount * total_steps if amount <= 1 else amount

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from .averages import Averages
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback, set_to_schedule
 from .checkpoints import checkpoint_step, find_complete_checkpoint, write_record
 from .distributed import all_reduce_sum, world_size
@@ -69,7 +70,7 @@ class MFNTrainer(Trainer):
         for callback in (ScheduleCallback, UnitNormCallback, self._statistics_callback):
             self.add_callback(callback)
         self._tokens_in_step: Tensor | float = 0
-        self._train_parts, self._eval_parts = _Averages(), _Averages()
+        self._train_parts, self._eval_parts = Averages(), Averages()
         self._set_up()
 
     def _set_up(self) -> None:
@@ -129,7 +130,6 @@ class MFNTrainer(Trainer):
         tokens = torch.tensor(float(sum(int(_mask(batch).sum()) for batch in batches)), device=device)
         self._tokens_in_step = all_reduce_sum(tokens)
         self.state.num_input_tokens_seen += int(self._tokens_in_step)
-        self._train_parts.weight += bool(batches)  # a stream may have ended
         return batches, num_items
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
@@ -290,8 +290,8 @@ class MFNTrainer(Trainer):
             for layer, losses in layers.items():
                 named |= {f"layer_{layer}/{name}_loss": loss * share for name, loss in losses.items()}
         if self.model.training:
-            batches = self.current_gradient_accumulation_steps if self._divides(num_items_in_batch) else 1
-            self._train_parts.add(named, 1 / batches)
+            share_of_step = 1 / self.current_gradient_accumulation_steps
+            self._train_parts.add(named, share_of_step if self._divides(num_items_in_batch) else 1, share_of_step)
             self.statistics.count(self.model.mfn_layers, reconstructions, mask)
             if self.args.reinit_dead_every:
                 self._statistics_callback.errors = {
@@ -300,8 +300,7 @@ class MFNTrainer(Trainer):
                 }
         else:
             rows = len(mask)
-            self._eval_parts.add(named, rows)
-            self._eval_parts.weight += rows
+            self._eval_parts.add(named, rows, rows)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the parts of the loss, alpha, k and what the features do to the Trainer's own figures."""
@@ -346,28 +345,6 @@ class MFNTrainer(Trainer):
         # its weights were trained for its alpha and k; not every kind of checkpoint holds the config
         step = checkpoint_step(self.state.best_model_checkpoint)
         set_to_schedule(self.model, self.args, step, self.state.max_steps)
-
-
-class _Averages:
-    """Sums of loss parts, to be averaged over `weight`, and over processes."""
-
-    def __init__(self) -> None:
-        self.weight = 0.0
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, parts: Mapping[str, Tensor], factor: float) -> None:
-        for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + part.detach().float() * factor
-
-    def take(self) -> dict[str, float]:
-        """The averages; sums start again from 0."""
-        if not self._sums:
-            return {}
-        sums = torch.stack([total.to(next(iter(self._sums.values())).device) for total in self._sums.values()])
-        means = all_reduce_sum(sums) / world_size() / max(self.weight, 1)
-        averages = dict(zip(self._sums, means.tolist(), strict=True))
-        self.weight, self._sums = 0.0, {}
-        return averages
 
 
 def _mask(batch: Mapping[str, Any]) -> Tensor:

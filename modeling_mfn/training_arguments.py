@@ -113,6 +113,8 @@ class MFNTrainingArguments(TrainingArguments):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
         self._check_ranges()
+        if self.max_steps > 0:  # else it is known once the training begins
+            self.check_schedules(self.max_steps)
 
     def _check_ranges(self) -> None:
         if self.mfn_warmup and not self.lambda_recon:
@@ -140,9 +142,20 @@ class MFNTrainingArguments(TrainingArguments):
             if k is not None:
                 check_k(k, num_features)
 
+    def check_schedules(self, total_steps: int) -> None:
+        """`ValueError` if a training of `total_steps` optimizer steps ends before alpha or k has arrived at its end."""
+        for name in ("alpha", "k"):
+            start, end, anneal = (getattr(self, f"{name}_{part}") for part in ("start", "end", "anneal"))
+            needed = round(resolve_steps(self.mfn_warmup, total_steps) + resolve_steps(anneal, total_steps))
+            if start != end and needed > total_steps:
+                raise ValueError(
+                    f"mfn_warmup is {self.mfn_warmup} and {name}_anneal is {anneal}, {needed} steps together; the "
+                    f"training has {total_steps}, in which {name} would not reach {name}_end, {end}"
+                )
+
     def warmup_end(self, total_steps: int) -> int:
         """The first step of joint training, of `total_steps` optimizer steps."""
-        return resolve_steps(self.mfn_warmup, total_steps)
+        return round(resolve_steps(self.mfn_warmup, total_steps))
 
     def alpha_schedule(self, total_steps: int) -> Schedule:
         """Alpha over a training of `total_steps` optimizer steps."""
@@ -155,7 +168,9 @@ class MFNTrainingArguments(TrainingArguments):
         return self._schedule(self.k_start, self.k_end, self.k_anneal, self.k_shape, total_steps)
 
     def _schedule(self, start: float, end: float, anneal: float, shape: Any, total_steps: int) -> Schedule:
-        steps, begin = resolve_steps(anneal, total_steps), self.warmup_end(total_steps)
+        begin = self.warmup_end(total_steps)
+        # shares that are rounded each by itself may be a step too long together
+        steps = min(round(resolve_steps(anneal, total_steps)), total_steps - begin)
         return Schedule(start, end, steps, begin, shape, self.schedule_stairs)
 
 

@@ -235,13 +235,33 @@ def test_amounts_are_shares_or_steps(tmp_path):
     args = arguments(tmp_path, **settings)
     assert (args.alpha_schedule(50).begin, args.alpha_schedule(50).steps) == (10, 25)
     assert (args.k_schedule(50).begin, args.k_schedule(50).steps) == (10, 10)
+    halves = arguments(tmp_path, mfn_warmup=0.5, alpha_anneal=0.5)  # of 7 steps 3.5 each
+    assert [halves.alpha_schedule(7).at(step) for step in (4, 7)] == [0, 1]
+
+
+def test_schedules_must_fit_into_the_training(tmp_path):
+    """One that is as long as its epochs is known only when it begins: 16 steps."""
+    settings = {"max_steps": -1, "num_train_epochs": 1, "k_start": 9, "k_end": 3, "k_anneal": 10, "mfn_warmup": 7}
+    with pytest.raises(ValueError, match="mfn_warmup is 7 and k_anneal is 10, 17 steps together; the training has 16,"):
+        train(tmp_path, **settings)
+    trainer = train(tmp_path, **(settings | {"mfn_warmup": 6}))
+    assert (trainer.model.config.alpha, trainer.model.config.k) == (1.0, 3)
+
+
+def test_a_part_is_averaged_over_the_steps_that_have_it(tmp_path):
+    """The warm-up ends, and the utility begins, in the middle of what is logged at once."""
+    settings = {"max_steps": 5, "mfn_warmup": 2, "gradient_accumulation_steps": 2}
+    logged, each = (train(tmp_path, data=rows(64, padded=True), logging_steps=steps, **settings) for steps in (5, 1))
+    for name, steps in (("recon_loss", 5), ("util_loss", 3)):
+        assert len(history(each, name)) == steps
+        assert history(logged, name) == [pytest.approx(sum(history(each, name)) / steps, rel=1e-5)]
 
 
 def test_the_warm_up_trains_mfn_layers_alone_and_then_all(tmp_path):
     model = make_mfn(make_base("llama-tied"), alpha=0.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     settings = {"mfn_warmup": 4, "alpha_anneal": 2, "k_start": 9, "k_end": 5, "k_anneal": 2, "weight_decay": 0.1}
-    train(tmp_path, model, max_steps=4, **settings)
+    train(tmp_path, model, max_steps=4, **(settings | {"alpha_end": 0.0, "k_end": 9}))
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if ".mfn." in name}
     assert all(p.requires_grad for p in model.parameters()), "a training that ends in its warm-up leaves nothing frozen"
@@ -346,6 +366,7 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"k_start": 4}, "k_start is 4 and k_end is None"),
         ({"trainable": "lora"}, "trainable is 'lora'"),
         ({"lambda_recon": 0.0, "mfn_warmup": 0.1}, "lambda_recon is 0, but the warm-up"),
+        ({"mfn_warmup": 0.6}, "mfn_warmup is 0.6 and alpha_anneal is 0.5, 22 steps together; the training has 20"),
         ({"rho": 1.0}, "rho is 1.0"),
         ({"stability_fraction": 1.5}, "stability_fraction is 1.5"),
         ({"stability_perturbation": "dropout", "stability_strength": 1.0}, "stability_strength is 1.0"),
