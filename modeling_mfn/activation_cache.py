@@ -1,7 +1,7 @@
 """MFN layers trained on cached residual streams: the backbone runs over the text once, however long they train.
 
     cache = ActivationCache.write(model, windows, "cache")
-    MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()  # with lambda_util=0
+    MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()  # with alpha_end=0, lambda_util=0
 
 While alpha is 0 and the backbone frozen, without dropout, this is a training through the whole model.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .configuration_mfn import MFNConfig
+from .conversion import as_base
 from .mfn_layer import MFNLayer, MFNPass, ReconstructionRequest
 from .modeling_mfn import MFNForCausalLM, MFNModelOutput
 
@@ -60,29 +61,31 @@ class ActivationCache(torch.utils.data.Dataset):
         """Runs the model at alpha = 0 over windows of tokens, (T,) each, and keeps what its MFN layers read.
 
         Takes L x d x 2 bytes a token in float16, whose largest number is 65,504: a `ValueError` says if that is too
-        small for the model, and `dtype="float32"` takes twice the space.
+        small for the model, and `dtype="float32"` takes twice the space. A writing that is broken off leaves no cache,
+        also none that was there before.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # an older cache's; it comes last, so that no half of one loads
         layers, rows, length = model.config.layers, len(windows), len(windows[0]["input_ids"])
         shape = (rows, length, model.config.hidden_size)
+        ids = np.lib.format.open_memmap(folder / "input_ids.npy", "w+", np.dtype(np.int32), shape[:2])
         files = [
             np.lib.format.open_memmap(folder / f"layer_{layer}.npy", "w+", np.dtype(dtype), shape) for layer in layers
         ]
-        alpha, training = model.config.alpha, model.training
-        model.set_blend(0.0)
-        model.eval()
-        for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
-            tokens = torch.tensor(windows[start : start + batch_size]["input_ids"], device=model.device)
-            found = model.model(input_ids=tokens, output_reconstructions=True).reconstructions
-            for file, layer in zip(files, layers, strict=True):
-                residual = found[layer].residual.float().cpu().numpy().astype(dtype)
-                if not np.isfinite(residual).all():
-                    raise ValueError(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
-                file[start : start + batch_size] = residual
-        model.set_blend(alpha)
-        model.train(training)
-        np.save(folder / "input_ids.npy", np.array(windows["input_ids"], dtype=np.int32))
+        with as_base(model):
+            for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
+                batch = slice(start, start + batch_size)
+                ids[batch] = windows[batch]["input_ids"]
+                tokens = torch.tensor(ids[batch], dtype=torch.long, device=model.device)
+                found = model.model(input_ids=tokens, output_reconstructions=True).reconstructions
+                for file, layer in zip(files, layers, strict=True):
+                    residual = found[layer].residual.float().cpu().numpy().astype(dtype)
+                    if not np.isfinite(residual).all():
+                        raise ValueError(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
+                    file[batch] = residual
+        for file in (ids, *files):
+            file.flush()
         (folder / DESCRIPTION).write_text(json.dumps({"layers": layers}) + "\n", encoding="utf-8")
         return cls(folder)
 

@@ -124,11 +124,16 @@ def _check_weights(base: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _at_alpha_0(model: MFNForCausalLM) -> Iterator[None]:
-    alpha = model.config.alpha
+def as_base(model: Any) -> Iterator[None]:
+    """The model as its base: alpha 0 and without dropout, and as it was afterwards."""
+    alpha, training = model.config.alpha, model.training
     model.set_blend(0.0)
-    yield
-    model.set_blend(alpha)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.set_blend(alpha)
 
 
 @torch.no_grad()
@@ -137,7 +142,7 @@ def _check_parity(model: MFNForCausalLM, base: PreTrainedModel) -> None:
     tokens = torch.arange(min(8, model.config.vocab_size), device=base.device)[None]
     was_training = base.training
     base.eval()
-    with _at_alpha_0(model):
+    with as_base(model):
         equal = torch.equal(model(tokens).logits, base(tokens).logits)
     base.train(was_training)
     if not equal:
@@ -149,7 +154,7 @@ def _check_parity(model: MFNForCausalLM, base: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _calibrate(model: MFNForCausalLM, batch: Mapping[str, Tensor]) -> None:
-    with _at_alpha_0(model):
+    with as_base(model):
         reconstructions = model(**batch, logits_to_keep=1, output_reconstructions=True).reconstructions
     mask = batch.get("attention_mask")
     for layer, reconstruction in reconstructions.items():

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from .activation_cache import CachedResiduals
 from .averages import Averages
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback, set_to_schedule
 from .checkpoints import checkpoint_step, find_complete_checkpoint, write_record
+from .conversion import as_base
 from .distributed import all_reduce_sum, world_size
 from .feature_statistics import FeatureStatistics
 from .losses import distillation_loss
@@ -77,6 +79,8 @@ class MFNTrainer(Trainer):
         """What depends on the model: what of it is trained, its objective and its statistics."""
         args, config = self.args, self.model.config
         args.check_model(config.num_features)
+        if isinstance(self.model, CachedResiduals):
+            args.check_cached()
         if args.trainable == "mfn":
             for name, parameter in self.model.named_parameters():
                 # PEFT keeps the layers that it copied
@@ -255,15 +259,8 @@ class MFNTrainer(Trainer):
         adapters: AbstractContextManager = (
             model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
         )
-        alpha, training = model.config.alpha, model.training
-        with adapters:
-            model.set_blend(0.0)
-            model.eval()
-            try:
-                yield
-            finally:
-                model.train(training)
-                model.set_blend(alpha)
+        with adapters, as_base(model):
+            yield
 
     def _share(self, mask: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
         """What a mean over this batch counts in its optimizer step. Gradients are averaged over processes, and the

@@ -20,6 +20,7 @@ CHOICES = {
     "alpha_shape": ("linear", "cosine", "stepped"),
     "k_shape": ("linear", "cosine", "stepped"),
 }
+CACHED = {"alpha_start": 0.0, "alpha_end": 0.0, "lambda_util": 0.0, "stability_pass": "layer"}
 
 
 def _option(default: Any, text: str) -> Any:
@@ -141,6 +142,15 @@ class MFNTrainingArguments(TrainingArguments):
         for k in (self.k_start, self.k_end):
             if k is not None:
                 check_k(k, num_features)
+
+    def check_cached(self) -> None:
+        """`ValueError` for what a training on cached residual streams cannot do: they are those at alpha 0, and of the
+        model nothing but its MFN layers is there."""
+        for name, allowed in CACHED.items():
+            if getattr(self, name) != allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; on cached residual streams it must be {allowed!r}"
+                )
 
     def check_schedules(self, total_steps: int) -> None:
         """`ValueError` if a training of `total_steps` optimizer steps ends before alpha or k has arrived at its end."""

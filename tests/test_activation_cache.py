@@ -60,3 +60,52 @@ def test_bad_caches(tmp_path):
     cache = ActivationCache.write(model, rows(2), tmp_path / "cache", dtype="float32")
     assert json.loads((tmp_path / "cache" / "activations.json").read_text()) == {"layers": [1]}
     assert np.isfinite(cache[1]["residuals"].numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"alpha_start": 0.5}, {"alpha_end": 1.0}, {"lambda_util": 1.0}, {"stability_pass": "model"}]
+)
+def test_what_a_training_on_cached_residuals_cannot_do(tmp_path, settings):
+    cached = CachedResiduals(make_mfn(make_base("llama-tied"), alpha=0.0))
+    (name, value), *_ = settings.items()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; on cached residual streams it must be"):
+        MFNTrainer(cached, arguments(tmp_path, **(SETTINGS | settings)), train_dataset=rows(4))
+
+
+class Rows:
+    """Windows of which no more than a batch is ever held."""
+
+    def __init__(self, data):
+        self.data, self.most = data, 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, key):
+        assert not isinstance(key, str), "a whole column"
+        rows = self.data[key]
+        self.most = max(self.most, len(rows["input_ids"]) if isinstance(key, slice) else 1)
+        return rows
+
+
+def test_a_writing_that_breaks_off_leaves_the_model_as_it_was_and_no_cache(tmp_path, monkeypatch):
+    model = make_mfn(make_base("llama-tied"), alpha=0.4).train()
+    windows = Rows(rows(7))
+    ActivationCache.write(model, windows, tmp_path, batch_size=2)
+    assert windows.most == 2
+    forward, calls = model.model.forward, []
+
+    def fails(*args, **kwargs):
+        calls.append(model.config.alpha)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", fails)
+    with pytest.raises(KeyboardInterrupt):
+        ActivationCache.write(model, rows(7, seed=1), tmp_path, batch_size=2)
+    assert calls == [0, 0, 0]
+    assert model.config.alpha == 0.4
+    assert model.training
+    with pytest.raises(ValueError, match="holds no cached activations"):
+        ActivationCache(tmp_path)
