@@ -114,15 +114,21 @@ class StatisticsCallback(TrainerCallback):
         self.statistics.step()
         if not args.reinit_dead_every or state.global_step % args.reinit_dead_every:
             return
-        layers = kwargs["model"].mfn_layers
-        for layer, features in self.statistics.dead().items():
-            directions = broadcast(_draw(self.errors[layer], len(features)))
-            layers[layer].reset_features(features, directions)
-            for parameter in layers[layer].parameters():
-                if len(parameter) == layers[layer].config.num_features:
-                    _forget(kwargs["optimizer"], parameter, features)
-            self.statistics.restart(layer, features)
-            logger.info(f"{len(features)} dead features of layer {layer} start again")
+        layers, shared = kwargs["model"].mfn_layers, kwargs["model"].config.shared_decoder
+        # each by itself, or all that have one decoder
+        for group in [list(layers)] if shared else [[layer] for layer in layers]:
+            features = self.statistics.dead(group)
+            if not len(features):
+                continue
+            errors = torch.cat([self.errors[layer].to(args.device) for layer in group])
+            directions = broadcast(_draw(errors, len(features)))
+            for layer in group:
+                layers[layer].reset_features(features, directions)
+                for parameter in layers[layer].parameters():
+                    if len(parameter) == layers[layer].config.num_features:
+                        _forget(kwargs["optimizer"], parameter, features)
+                self.statistics.restart(layer, features)
+            logger.info(f"{len(features)} dead features of layers {group} start again")
 
 
 def _draw(errors: Tensor, count: int) -> Tensor:

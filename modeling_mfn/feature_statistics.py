@@ -81,11 +81,10 @@ class FeatureStatistics:
         found = {layer: (self.rates[place] < rate).nonzero().flatten() for place, layer in enumerate(self.layers)}
         return {layer: features for layer, features in found.items() if len(features)}
 
-    def dead(self) -> dict[int, Tensor]:
-        """Layer -> features (R,) that were silent for `window` tokens; layers without any are left out."""
-        silent = self.silent_for >= self.window
-        found = {layer: silent[place].nonzero().flatten() for place, layer in enumerate(self.layers)}
-        return {layer: features for layer, features in found.items() if len(features)}
+    def dead(self, layers: Sequence[int]) -> Tensor:
+        """Features (R,) that were silent for `window` tokens in each of some layers."""
+        silent = self.silent_for[[self.layers.index(layer) for layer in layers]] >= self.window
+        return silent.all(0).nonzero().flatten()
 
     def restart(self, layer: int, features: Tensor) -> None:
         """Counts features as new ones."""

@@ -81,6 +81,8 @@ class MFNTrainer(Trainer):
         args.check_model(config.num_features)
         if isinstance(self.model, CachedResiduals):
             args.check_cached()
+        if config.shared_decoder:
+            self._check_shared_decoder()
         if args.trainable == "mfn":
             for name, parameter in self.model.named_parameters():
                 # PEFT keeps the layers that it copied
@@ -95,6 +97,17 @@ class MFNTrainer(Trainer):
         self.statistics = self._statistics_callback.statistics = FeatureStatistics(
             config.layers, config.num_features, config.hidden_size, rho, args.rate_window, args.device
         )
+
+    def _check_shared_decoder(self) -> None:
+        """`ValueError` where layers would get decoders of their own, or their one could not be saved."""
+        copies = len({layer.decoder.weight for layer in self.model.mfn_layers.values()}) > 1
+        for found, what in (
+            (self.is_fsdp_enabled, "FSDP"),
+            (isinstance(self.model, CachedResiduals), "CachedResiduals"),
+            (copies, 'modules_to_save=["mfn"] of PEFT'),
+        ):
+            if found:
+                raise ValueError(f"the model has shared_decoder=True, which is not available with {what}")
 
     def _hp_search_setup(self, trial: Any) -> None:
         # where `train` has its model from `model_init`, and a search has set its arguments

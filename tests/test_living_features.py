@@ -3,9 +3,11 @@
 import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
+from peft import LoraConfig, get_peft_model
 from test_training import arguments, history, rows, train
 
 from modeling_mfn import MFNTrainer
+from modeling_mfn.activation_cache import CachedResiduals
 from modeling_mfn.feature_statistics import FeatureStatistics
 from modeling_mfn.mfn_layer import ReconstructionRequest
 from modeling_mfn.objective import FeatureObjective
@@ -122,6 +124,51 @@ def test_dead_features_start_again_from_errors(tmp_path):
         assert not memory["exp_avg"][dead].any()
         assert memory["exp_avg"].any()
     assert (trainer.statistics.silent_for[0, dead] == 0).all()
+
+
+def test_a_feature_of_a_shared_decoder_starts_again_where_no_layer_uses_it(tmp_path):
+    model = make_mfn(make_base("llama-tied"), alpha=0.0, k=8, shared_decoder=True)
+    for layer, features in {0: [2, 30, 31], 1: [2, 30], 2: [2, 30, 77]}.items():
+        kill(model, layer, torch.tensor(features))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    used = torch.zeros(80, dtype=torch.bool)
+
+    class Counts(MFNTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            for code in model(inputs["input_ids"], output_codes=True).codes.values():
+                used[code.indices[code.values > 0]] = True
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    settings = {"rate_window": 90, "reinit_dead_every": 2, "lambda_aux": 0.0, "learning_rate": 1e-6, "max_steps": 2}
+    trainer = Counts(model, arguments(tmp_path, **settings), train_dataset=rows(64))
+    trainer.train()
+    assert used[[31, 77]].all()
+    assert not used[[2, 30]].any()
+    rows_of = next(iter(model.mfn_layers.values())).decoder.weight
+    for layer, mfn in model.mfn_layers.items():
+        assert mfn.decoder.weight is rows_of
+        assert (trainer.statistics.silent_for[layer, ~used] == 0).all()
+        direction = torch.nn.functional.normalize(mfn.encoder.weight[~used], dim=-1)
+        torch.testing.assert_close(direction, rows_of[~used])
+    for name, parameter in model.named_parameters():
+        if name.endswith(("coder.weight", "encoder.bias")):
+            changed = ((parameter - before[name]).abs().reshape(80, -1) > 1e-3).any(-1)
+            assert torch.equal(changed, ~used), name
+
+
+@pytest.mark.parametrize(
+    ("wrap", "what"),
+    [
+        (CachedResiduals, "CachedResiduals"),
+        (lambda model: get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["mfn"])), "PEFT"),
+    ],
+    ids=["cached", "peft"],
+)
+def test_where_a_decoder_cannot_be_shared(tmp_path, wrap, what):
+    model = make_mfn(make_base("llama-tied"), alpha=0.0, shared_decoder=True)
+    args = arguments(tmp_path, lambda_util=0.0, alpha_end=0.0)
+    with pytest.raises(ValueError, match=f"the model has shared_decoder=True, which is not available with .*{what}"):
+        MFNTrainer(wrap(model), args, train_dataset=rows(4))
 
 
 OPTIMIZERS = ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
