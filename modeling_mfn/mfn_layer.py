@@ -36,7 +36,7 @@ class Reconstruction(NamedTuple):
 @dataclass(frozen=True)
 class ReconstructionRequest:
     """What `output_reconstructions` shall bring beside h, h_hat and z: the further inputs of the feature losses, which
-    are computed inside the block's forward, where its weights are at hand however they are sharded."""
+    are computed inside the model's forward, where its weights are at hand however they are sharded."""
 
     stop_gradient: bool = True
     """Whether the losses' gradients end at the layer's input."""
@@ -50,6 +50,8 @@ class ReconstructionRequest:
     """Layer -> (R,) features that are to reconstruct the error."""
     revive_k: int = 0
     """The most of them that are active on a token."""
+    perturb_embeddings: Callable[[Tensor], Tensor] | None = None
+    """Makes the embeddings that the whole model runs on of the tokens' own, (B, T, d) -> (B, T, d)."""
 
 
 class MFNPass:

@@ -260,6 +260,10 @@ class MFNModel(MFNPreTrainedModel):
     ) -> MFNModelOutput:
         """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
         request = output_reconstructions if isinstance(output_reconstructions, ReconstructionRequest) else None
+        if request is not None and request.perturb_embeddings is not None:
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
+            inputs_embeds = request.perturb_embeddings(inputs_embeds)
         mfn_pass = MFNPass(
             active_edits(self), {} if output_codes else None, {} if output_reconstructions else None, request
         )

@@ -232,25 +232,19 @@ class MFNTrainer(Trainer):
     ) -> None:
         """Section 4.4's training note: some rows once more, from perturbed embeddings."""
         rows = choose(torch.arange(len(mask), device=mask.device), self.args.stability_fraction)
-        names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-        again = {name: value[rows] for name, value in inputs.items() if name in names and value is not None}
-        with self._perturbed_embeddings():
-            request = ReconstructionRequest(self.args.stop_gradient)
-            perturbed = model(**again, output_reconstructions=request, logits_to_keep=1).reconstructions
+        again = {
+            name: value[rows] if torch.is_tensor(value) and len(value) == len(mask) else value
+            for name, value in inputs.items()
+            if name != "labels"
+        }
+        perturb = self.feature_objective.perturbation
+        request = ReconstructionRequest(self.args.stop_gradient, perturb_embeddings=perturb)
+        again |= {"output_reconstructions": request, "logits_to_keep": 1}
+        perturbed = model(**again).reconstructions
         for layer, parts in layers.items():
             code = clean[layer].code
             code = code._replace(indices=code.indices[rows], values=code.values[rows])
             parts["stab"] = self.feature_objective.stability(code, perturbed[layer].code, mask[rows])
-
-    @contextmanager
-    def _perturbed_embeddings(self) -> Iterator[None]:
-        embedding = self.model.get_input_embeddings()
-        perturb = self.feature_objective.perturbation
-        hook = embedding.register_forward_hook(lambda module, inputs, output: perturb(output))
-        try:
-            yield
-        finally:
-            hook.remove()
 
     def _distil(self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any) -> tuple[Tensor, Any]:
         """KL(base || model) a predicted token, scaled like the next-token loss."""

@@ -22,15 +22,31 @@ def test_noise_is_a_share_of_the_rms_and_dropout_a_share_of_the_entries():
     torch.testing.assert_close(dropped[dropped != 0], h[dropped != 0] / 0.75)
 
 
-@pytest.mark.parametrize("where", ["layer", "model"])
-def test_stability_compares_with_the_code_of_a_perturbed_input(family_base, tmp_path, where, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "base", "brought"),
+    [
+        ("layer", "llama-tied", "input_ids"),
+        ("layer", "gpt2-tied", "input_ids"),
+        ("model", "llama-tied", "input_ids"),
+        ("model", "gpt2-tied", "input_ids"),
+        ("model", "gpt2-tied", "token_type_ids"),
+        ("model", "llama-tied", "inputs_embeds"),
+    ],
+)
+def test_stability_compares_with_the_code_of_a_perturbed_input(where, base, brought, tmp_path, monkeypatch):
     """With a perturbation that is no matter of chance, against codes made by hand."""
-    model = make_mfn(family_base, layers=[0, 2])
+    model = make_mfn(make_base(base), layers=[0, 2])
     args = arguments(tmp_path, lambda_stab=1.0, stability_pass=where, stability_fraction=1.0, normalize_losses=False)
     data = rows(6, padded=True)
     trainer = MFNTrainer(model, args, eval_dataset=data)
     monkeypatch.setattr(trainer.feature_objective, "perturbation", lambda h: h.roll(1, -1) * 0.5 + h)
     batch = {name: torch.tensor(data[name]) for name in data.column_names}
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    if brought == "token_type_ids":
+        batch["token_type_ids"] = batch["input_ids"].flip(1)
+    elif brought == "inputs_embeds":
+        del batch["input_ids"]
+        batch["inputs_embeds"] = embeddings
     measured = trainer.compute_loss(model, batch)
     parts = trainer._eval_parts.take()
     assert measured.item() == pytest.approx(sum(parts[f"{name}_loss"] for name in ("recon", "util", "stab")), rel=1e-5)
@@ -43,8 +59,8 @@ def test_stability_compares_with_the_code_of_a_perturbed_input(family_base, tmp_
             for layer in (0, 2)
         }
     else:
-        embeddings = trainer.feature_objective.perturbation(model.get_input_embeddings()(batch["input_ids"]))
-        codes = model(inputs_embeds=embeddings, attention_mask=mask, output_codes=True).codes
+        batch = {name: value for name, value in batch.items() if name in ("attention_mask", "token_type_ids")}
+        codes = model(inputs_embeds=embeddings.roll(1, -1) * 0.5 + embeddings, **batch, output_codes=True).codes
     expected = sum(stability_loss(clean[layer].code, codes[layer], mask) for layer in (0, 2)) / 2
     assert parts["stab_loss"] == pytest.approx(expected.item(), rel=1e-4)
     assert expected > 0.1
