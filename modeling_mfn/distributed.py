@@ -1,11 +1,16 @@
-"""Codes of the global batch, when several processes train on a share of it each."""
+"""Several processes that train on a share of the batch each: codes of all of it, weights that are spread over them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from .mfn_layer import Reconstruction
+from .modeling_mfn import MFNBlock
 from .sparse_code import SparseCode
 
 
@@ -56,3 +61,15 @@ def _gather_rows(rows: Tensor) -> list[Tensor]:
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)
     return [part[: int(number)] for part, number in zip(gathered, counts, strict=True)]
+
+
+def unshard_for_gradients(model: nn.Module, reconstructions: Mapping[int, Reconstruction]) -> None:
+    """Under FSDP2, has a block's weights at hand when a gradient arrives at its layer's reconstruction. FSDP frees them
+    after the forward, and gathers them again for the gradient of the block's output alone."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for block in model.modules():
+        if isinstance(block, FSDPModule) and isinstance(block, MFNBlock):
+            for tensor in tree_leaves(reconstructions[block.mfn.layer_index]):
+                if torch.is_tensor(tensor) and tensor.requires_grad:
+                    tensor.register_hook(lambda gradient, block=block: block.unshard())

@@ -16,7 +16,7 @@ from .averages import Averages
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback, set_to_schedule
 from .checkpoints import checkpoint_step, find_complete_checkpoint, write_record
 from .conversion import as_base
-from .distributed import all_reduce_sum, world_size
+from .distributed import all_reduce_sum, unshard_for_gradients, world_size
 from .feature_statistics import FeatureStatistics
 from .losses import distillation_loss
 from .mfn_layer import Reconstruction, ReconstructionRequest
@@ -168,6 +168,7 @@ class MFNTrainer(Trainer):
         if not self.args.lambda_util or self._warming_up() or without_labels:
             asked = {"logits_to_keep": 1} | {name: value for name, value in asked.items() if name != "labels"}
             outputs = model(**asked)
+            unshard_for_gradients(model, outputs.reconstructions)
         elif self.args.util_target == "kl":
             parts["util"], outputs = self._distil(model, asked, num_items_in_batch)
         else:
@@ -241,6 +242,7 @@ class MFNTrainer(Trainer):
         request = ReconstructionRequest(self.args.stop_gradient, perturb_embeddings=perturb)
         again |= {"output_reconstructions": request, "logits_to_keep": 1}
         perturbed = model(**again).reconstructions
+        unshard_for_gradients(model, perturbed)
         for layer, parts in layers.items():
             code = clean[layer].code
             code = code._replace(indices=code.indices[rows], values=code.values[rows])

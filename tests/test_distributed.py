@@ -113,6 +113,17 @@ def test_fsdp2_trains_saves_and_loads(tmp_path):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 
+def test_fsdp2_has_the_weights_of_losses_that_go_past_the_output(tmp_path):
+    """In a warm-up and in the second pass, no gradient arrives at a block's output."""
+    settings = {"mfn_warmup": 2, "gradient_accumulation_steps": 2, "rate_floor": 1.0, **FIVE, "stability_pass": "model"}
+    one, _ = train(tmp_path / "one", 1, **settings)
+    two, _ = train(tmp_path / "two", 2, fsdp=True, fsdp_config=FSDP, **settings)
+    assert ["util_loss" in step for step in one] == [False, False, True, True]
+    for ours, theirs in zip(two, one, strict=True):
+        for name in {*PARTS, "grad_norm"} & set(theirs):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+
+
 @pytest.mark.parametrize(
     "file", sorted((WORKER.parent.parent / "examples" / "accelerate").glob("*.yaml")), ids=lambda f: f.stem
 )
