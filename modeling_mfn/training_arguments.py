@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
 from .configuration_mfn import check_alpha, check_k
-from .schedules import Schedule, resolve_steps
+from .schedules import Schedule, Shape, resolve_steps
 
 LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux")
-CHOICES = {
-    "trainable": ("all", "mfn"),
-    "rate_estimator": ("rectangle", "zmass", "sigmoid"),
-    "stability_pass": ("layer", "model"),
-    "stability_perturbation": ("noise", "dropout"),
-    "util_target": ("tokens", "kl"),
-    "alpha_shape": ("linear", "cosine", "stepped"),
-    "k_shape": ("linear", "cosine", "stepped"),
-}
 CACHED = {"alpha_start": 0.0, "alpha_end": 0.0, "lambda_util": 0.0, "stability_pass": "layer"}
 
 
@@ -101,9 +92,10 @@ class MFNTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number of at least 0")
         if not any(getattr(self, f"lambda_{part}") for part in LAMBDAS[:-1]):
             raise ValueError("lambda_recon and all other weights of losses are 0; there is nothing to train on")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name, hint in get_type_hints(MFNTrainingArguments).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                allowed = ", ".join(get_args(hint))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {allowed}")
         for name in ("alpha_anneal", "k_anneal", "mfn_warmup"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share of the training, or steps above 1")
@@ -177,7 +169,7 @@ class MFNTrainingArguments(TrainingArguments):
             return None
         return self._schedule(self.k_start, self.k_end, self.k_anneal, self.k_shape, total_steps)
 
-    def _schedule(self, start: float, end: float, anneal: float, shape: Any, total_steps: int) -> Schedule:
+    def _schedule(self, start: float, end: float, anneal: float, shape: Shape, total_steps: int) -> Schedule:
         begin = self.warmup_end(total_steps)
         # shares that are rounded each by itself may be a step too long together
         steps = min(round(resolve_steps(anneal, total_steps)), total_steps - begin)

@@ -371,6 +371,7 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"stability_fraction": 1.5}, "stability_fraction is 1.5"),
         ({"stability_perturbation": "dropout", "stability_strength": 1.0}, "stability_strength is 1.0"),
         ({"rate_estimator": "soft"}, "rate_estimator is 'soft'; it must be one of rectangle, zmass, sigmoid"),
+        ({"k_shape": "square"}, "k_shape is 'square'; it must be one of linear, cosine, stepped"),
         ({"mfn_learning_rate": 0.0}, "mfn_learning_rate is 0.0"),
         ({"rate_window": 0}, "rate_window is 0"),
         ({"reinit_dead_every": -1}, "reinit_dead_every is -1"),
