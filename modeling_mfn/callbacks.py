@@ -143,7 +143,7 @@ def _forget(optimizer: Any, parameter: Tensor, rows: Tensor) -> None:
     """Sets what an optimizer remembers about some rows of a parameter back to 0."""
     for memory in optimizer.state.get(parameter, {}).values():
         if torch.is_tensor(memory) and memory.shape == parameter.shape:
-            memory[rows] = 0
+            memory[rows.to(memory.device)] = 0
 
 
 __all__ = ["ScheduleCallback", "StatisticsCallback", "UnitNormCallback", "set_to_schedule"]

@@ -45,7 +45,7 @@ class ReconstructionRequest:
     perturb: Callable[[Tensor], Tensor] | None = None
     """Makes h_tilde of h, (n, d) -> (n, d)."""
     chosen: Tensor | None = None
-    """(n,) tokens to perturb, as indices into B T of them."""
+    """(n,) tokens to perturb, as indices into B T of them; on any device, as are the features below."""
     revive: Mapping[int, Tensor] = field(default_factory=dict)
     """Layer -> (R,) features that are to reconstruct the error."""
     revive_k: int = 0
@@ -179,10 +179,11 @@ class MFNLayer(nn.Module):
         code = rectify(ranked.first(self.config.k))
         h_hat = self.reconstruct(code, mean, std)
         perturbed = revived = None
-        if request.perturb is not None:
-            perturbed = self.encode(request.perturb(h.flatten(0, -2)[request.chosen]))
+        if request.perturb is not None and request.chosen is not None:
+            perturbed = self.encode(request.perturb(h.flatten(0, -2)[request.chosen.to(h.device)]))
         if self.layer_index in request.revive:
-            revived = self._revive(x.detach(), std, request.revive[self.layer_index], request.revive_k)
+            features = request.revive[self.layer_index].to(h.device)
+            revived = self._revive(x.detach(), std, features, request.revive_k)
         return Reconstruction(h, h_hat, code, ranked if request.candidates else None, perturbed, revived)
 
     def error(self, item: Reconstruction) -> Tensor:
@@ -223,6 +224,7 @@ class MFNLayer(nn.Module):
         """Gives features (R,) new directions (R, d) of unit norm: the decoder's rows, and the encoder's as long as its
         average row, with no bias but for the data's mean."""
         length = self.encoder.weight.norm(dim=-1).mean()
+        features, directions = features.to(length.device), directions.to(length.device)
         self.decoder.weight[features] = directions.to(self.decoder.weight)
         self.encoder.weight[features] = (directions * length).to(self.encoder.weight)
         self.encoder.bias[features] = 0

@@ -104,4 +104,5 @@ def choose(tokens: Tensor, share: float) -> Tensor:
 
 def tokens_of(code: SparseCode, chosen: Tensor) -> SparseCode:
     """The code (n, K) of tokens that are given by their indices into the flattened leading shape."""
+    chosen = chosen.to(code.indices.device)
     return code._replace(indices=code.indices.flatten(0, -2)[chosen], values=code.values.flatten(0, -2)[chosen])

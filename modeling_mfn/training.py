@@ -182,7 +182,7 @@ class MFNTrainer(Trainer):
             losses = [parts_of_layer[name] for parts_of_layer in layers.values()]
             # those of all processes' tokens are the same in each, whatever its own share
             weight = mean_share if name in GLOBAL else share
-            parts[name] = torch.stack([loss.to(losses[0].device) for loss in losses]).mean() * weight
+            parts[name] = torch.stack(losses).mean() * weight
         loss = sum(getattr(self.args, f"lambda_{name}") * part for name, part in parts.items())
         self._record(parts, layers, outputs.reconstructions, mask, share, num_items_in_batch)
         if not return_outputs:
@@ -217,10 +217,12 @@ class MFNTrainer(Trainer):
     def _layer_losses(
         self, reconstructions: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest
     ) -> dict[int, dict[str, Tensor]]:
-        layers = {layer: self.feature_objective.losses(item, mask, request) for layer, item in reconstructions.items()}
-        if not self.model.training:
-            for parts in layers.values():
+        layers = {}
+        for layer, item in reconstructions.items():
+            parts = self.feature_objective.losses(item, mask, request)
+            if not self.model.training:
                 parts.pop("aux", None)  # a means of training, no measure of the model
+            layers[layer] = {name: loss.to(mask.device) for name, loss in parts.items()}
         return layers
 
     def _second_pass(
@@ -244,9 +246,10 @@ class MFNTrainer(Trainer):
         perturbed = model(**again).reconstructions
         unshard_for_gradients(model, perturbed)
         for layer, parts in layers.items():
-            code = clean[layer].code
-            code = code._replace(indices=code.indices[rows], values=code.values[rows])
-            parts["stab"] = self.feature_objective.stability(code, perturbed[layer].code, mask[rows])
+            code, perturbed_code = clean[layer].code, perturbed[layer].code
+            chosen = rows.to(code.values.device)
+            code = code._replace(indices=code.indices[chosen], values=code.values[chosen])
+            parts["stab"] = self.feature_objective.stability(code, perturbed_code, mask[rows]).to(mask.device)
 
     def _distil(self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any) -> tuple[Tensor, Any]:
         """KL(base || model) a predicted token, scaled like the next-token loss."""
@@ -301,7 +304,7 @@ class MFNTrainer(Trainer):
             self.statistics.count(self.model.mfn_layers, reconstructions, mask)
             if self.args.reinit_dead_every:
                 self._statistics_callback.errors = {
-                    layer: self.model.mfn_layers[layer].error(item)[mask.bool()]
+                    layer: self.model.mfn_layers[layer].error(item)[mask.bool().to(item.residual.device)]
                     for layer, item in reconstructions.items()
                 }
         else:

@@ -1,5 +1,7 @@
 """The objective around the losses: perturbations, the second pass, the tokens that it draws, every lambda's part."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
@@ -7,7 +9,8 @@ from test_training import arguments, rows
 
 from modeling_mfn import MFNTrainer
 from modeling_mfn.losses import stability_loss
-from modeling_mfn.objective import Perturbation
+from modeling_mfn.mfn_layer import ReconstructionRequest
+from modeling_mfn.objective import Perturbation, tokens_of
 
 
 def test_noise_is_a_share_of_the_rms_and_dropout_a_share_of_the_entries():
@@ -101,3 +104,31 @@ def test_tokens_that_are_drawn_for_stability_are_real_ones(tmp_path):
     assert set(torch.cat(chosen).tolist()) == {0, 1, 2, 4}
     out = model(**tokens(2, 4), output_reconstructions=objective.request(mask, {})).reconstructions
     assert all(item.perturbed.values.shape == (2, 8) for item in out.values())
+
+
+class Elsewhere:
+    """Indices on another device than the layer: of no use before they are brought to its own."""
+
+    def __init__(self, indices):
+        self.indices = indices
+
+    def to(self, device):
+        return self.indices.to(device)
+
+
+def test_indices_are_brought_to_the_layer_s_device():
+    model = make_mfn(make_base("llama-tied"), layers=[1])
+    chosen, features = torch.tensor([2, 5, 7]), torch.tensor([3, 9, 40])
+    found, reset = [], []
+    for place in (lambda indices: indices, Elsewhere):
+        request = ReconstructionRequest(
+            perturb=lambda h: h * 2 + 1, chosen=place(chosen), revive={1: place(features)}, revive_k=2
+        )
+        item = model(**tokens(2, 4), output_reconstructions=request).reconstructions[1]
+        found.append((item.perturbed.values, item.revived, tokens_of(item.code, place(chosen)).values))
+        layer = copy.deepcopy(model.mfn_layers[1])
+        layer.reset_features(place(features), torch.eye(3, 32))
+        reset.append(layer)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    for ours, theirs in zip(reset[0].parameters(), reset[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
