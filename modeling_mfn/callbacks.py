@@ -132,9 +132,9 @@ class StatisticsCallback(TrainerCallback):
 
 
 def _draw(errors: Tensor, count: int) -> Tensor:
-    """Unit directions (count, d) of errors (N, d), drawn in proportion to their square."""
+    """Unit directions (count, d) of errors (N, d), drawn in proportion to their square, none twice if they suffice."""
     chances = errors.float().square().sum(-1)
-    chosen = torch.multinomial(chances, count, replacement=True)
+    chosen = torch.multinomial(chances, count, replacement=count > int((chances > 0).sum()))
     return nn.functional.normalize(errors[chosen].float(), dim=-1)
 
 

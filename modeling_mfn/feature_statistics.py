@@ -35,7 +35,6 @@ class FeatureStatistics:
     ) -> None:
         self.layers = list(layers)
         self.window = window
-        self._rho = rho
         shape = (len(self.layers), num_features)
         self.rates = torch.full(shape, rho, device=device)
         self.silent_for = torch.zeros(shape, device=device)
@@ -87,9 +86,9 @@ class FeatureStatistics:
         return silent.all(0).nonzero().flatten()
 
     def restart(self, layer: int, features: Tensor) -> None:
-        """Counts features as new ones."""
+        """Counts features as new ones, which the auxiliary loss trains until they are active by themselves."""
         place = self.layers.index(layer)
-        self.rates[place, features] = self._rho
+        self.rates[place, features] = 0
         self.silent_for[place, features] = 0
 
     def take(self) -> dict[int, dict[str, float]]:

@@ -221,9 +221,10 @@ class MFNLayer(nn.Module):
 
     @torch.no_grad()
     def reset_features(self, features: Tensor, directions: Tensor) -> None:
-        """Gives features (R,) new directions (R, d) of unit norm: the decoder's rows, and the encoder's as long as its
-        average row, with no bias but for the data's mean."""
-        length = self.encoder.weight.norm(dim=-1).mean()
+        """Gives features (R,) new directions (R, d) of unit norm: the decoder's rows, and the encoder's a fifth as long
+        as its average row (as Bricken et al. 2023 do, so that many that start at once do not drown the others), with no
+        bias but for the data's mean."""
+        length = 0.2 * self.encoder.weight.norm(dim=-1).mean()
         features, directions = features.to(length.device), directions.to(length.device)
         self.decoder.weight[features] = directions.to(self.decoder.weight)
         self.encoder.weight[features] = (directions * length).to(self.encoder.weight)

@@ -115,8 +115,8 @@ def test_dead_features_start_again_from_errors(tmp_path):
     changed = (layer.decoder.weight - before["decoder.weight"]).abs().amax(-1) > 1e-3
     assert changed[dead].all()
     assert torch.equal(changed, (layer.encoder.bias - before["encoder.bias"]).abs() > 1e-3)
-    assert fired(model, data)[dead].any()
     torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
+    assert torch.equal(trainer.statistics.below(1e-6)[0], changed.nonzero()[:, 0])  # for the auxiliary loss
     direction = torch.nn.functional.normalize(layer.encoder.weight[dead], dim=-1)
     torch.testing.assert_close(direction, layer.decoder.weight[dead])
     for parameter in (layer.decoder.weight, layer.encoder.weight):
@@ -124,6 +124,22 @@ def test_dead_features_start_again_from_errors(tmp_path):
         assert not memory["exp_avg"][dead].any()
         assert memory["exp_avg"].any()
     assert (trainer.statistics.silent_for[0, dead] == 0).all()
+
+
+def test_many_features_that_start_again_at_once_do_not_drown_the_others(tmp_path):
+    """Those that nothing used do no harm when they start, and are used after a few steps of the auxiliary loss."""
+    data, dead = rows(64), torch.arange(40, 80)
+    model = make_mfn(make_base("gpt2-tied"), alpha=0.0, k=8)
+    for layer in range(3):
+        kill(model, layer, dead)
+    before = MFNTrainer(model, arguments(tmp_path), eval_dataset=data).evaluate()
+    settings = {"rate_window": 40, "reinit_dead_every": 2, "lambda_util": 0.0, "alpha_end": 0.0, "trainable": "mfn"}
+    train(tmp_path, model, data, max_steps=2, learning_rate=1e-9, **settings)
+    started = MFNTrainer(model, arguments(tmp_path), eval_dataset=data).evaluate()
+    assert started["eval_recon_loss"] < before["eval_recon_loss"] + 0.01
+    settings |= {"rate_window": 10_000, "lambda_aux": 1.0}
+    train(tmp_path, model, data, max_steps=60, learning_rate=0.02, rate_floor=1.0, **settings)
+    assert fired(model, data)[dead].sum() > 10
 
 
 def test_a_feature_of_a_shared_decoder_starts_again_where_no_layer_uses_it(tmp_path):
