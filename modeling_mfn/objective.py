@@ -80,7 +80,7 @@ class FeatureObjective:
         if args.lambda_stab and item.perturbed is not None and request.chosen is not None:
             chosen = tokens_of(item.code, request.chosen)
             parts["stab"] = self.stability(chosen, item.perturbed)
-        if args.lambda_aux:
+        if args.weight("aux"):
             parts["aux"] = self._auxiliary(item, mask)
         return parts
 

@@ -30,10 +30,11 @@ GLOBAL = ("rate", "comp")
 class MFNTrainer(Trainer):
     """`Trainer` with the paper's objective, eq. 4, and the auxiliary loss that keeps features alive.
 
-    Each part is a mean over MFN layers, and its gradients stay inside each of them, but for the utility loss. Over the
-    accumulated batches of an optimizer step, and over processes, the losses add up to those of one large batch; the
-    firing rates and covariances of the rate and competition losses are those of a batch of all processes. Every part is
-    logged by itself, without its lambda, as are alpha, k and the figures of [`FeatureStatistics`].
+    The losses of all MFN layers add up, so that a lambda weighs the same in a model with one and with thirty; their
+    gradients stay inside each layer, but for the utility loss. Over the accumulated batches of an optimizer step, and
+    over processes, the losses add up to those of one large batch; the firing rates and covariances of the rate and
+    competition losses are those of a batch of all processes. Every part is logged by itself, without its lambda and as
+    a mean over layers, as are alpha, k and the figures of [`FeatureStatistics`].
 
     Args:
         model: an `MFNForCausalLM`, or a PEFT model around one.
@@ -183,7 +184,9 @@ class MFNTrainer(Trainer):
             # those of all processes' tokens are the same in each, whatever its own share
             weight = mean_share if name in GLOBAL else share
             parts[name] = torch.stack(losses).mean() * weight
-        loss = sum(getattr(self.args, f"lambda_{name}") * part for name, part in parts.items())
+        loss = sum(
+            self.args.weight(name) * part * (1 if name == "util" else len(layers)) for name, part in parts.items()
+        )
         self._record(parts, layers, outputs.reconstructions, mask, share, num_items_in_batch)
         if not return_outputs:
             return loss
@@ -210,7 +213,7 @@ class MFNTrainer(Trainer):
         return self.model.training and self.state.global_step < self.args.warmup_end(self.state.max_steps)
 
     def _to_revive(self) -> dict[int, Tensor]:
-        if not self.args.lambda_aux or not self.model.training:
+        if not self.args.weight("aux") or not self.model.training:
             return {}
         return self.statistics.below(self.args.rate_floor * self.feature_objective.rho)
 

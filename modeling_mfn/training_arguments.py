@@ -28,7 +28,9 @@ class MFNTrainingArguments(TrainingArguments):
     lambda_comp: float = _option(0.0, "Weight of the competition loss, eq. 7.")
     lambda_stab: float = _option(0.0, "Weight of the stability loss, eq. 8.")
     lambda_util: float = _option(1.0, "Weight of the next-token loss, eq. 9.")
-    lambda_aux: float = _option(1 / 32, "Weight of the auxiliary reconstruction by features under the rate floor.")
+    lambda_aux: float | None = _option(
+        None, "Weight of the auxiliary reconstruction by features under the rate floor; by default lambda_recon / 32."
+    )
     normalize_losses: bool = _option(
         True,
         "Count reconstruction errors as a share of the residual's variance, and competition and stability in units of "
@@ -87,9 +89,9 @@ class MFNTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (f"lambda_{part}" for part in LAMBDAS):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number of at least 0")
+        for part in LAMBDAS:
+            if not 0 <= self.weight(part) < float("inf"):
+                raise ValueError(f"lambda_{part} is {self.weight(part)}; it must be a finite number of at least 0")
         if not any(getattr(self, f"lambda_{part}") for part in LAMBDAS[:-1]):
             raise ValueError("lambda_recon and all other weights of losses are 0; there is nothing to train on")
         for name, hint in get_type_hints(MFNTrainingArguments).items():
@@ -128,6 +130,11 @@ class MFNTrainingArguments(TrainingArguments):
             raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; it must be a number of steps, 0 for none")
         if self.label_smoothing_factor != 0:
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; MFN models are trained without")
+
+    def weight(self, part: str) -> float:
+        """lambda of a part of the objective."""
+        chosen = getattr(self, f"lambda_{part}")
+        return self.lambda_recon / 32 if chosen is None else chosen
 
     def check_model(self, num_features: int) -> None:
         """`ValueError` for what does not fit a model of m features."""

@@ -67,7 +67,7 @@ def test_training_lowers_the_loss_and_moves_alpha_and_k_on_schedule(family, tmp_
     assert alpha == pytest.approx([min(1.0, step / 20) for step in range(1, 41)])
     assert history(trainer, "k") == [max(4, round(12 - 8 * step / 10)) for step in range(1, 41)]
     for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
-        assert entry["loss"] == pytest.approx(entry["recon_loss"] + entry["util_loss"], rel=1e-4)
+        assert entry["loss"] == pytest.approx(3 * entry["recon_loss"] + entry["util_loss"], rel=1e-4)
     assert (model.config.alpha, model.config.k) == (1.0, 4)
     for layer in model.mfn_layers.values():
         torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
@@ -130,15 +130,16 @@ def test_evaluation_reports_the_parts(tmp_path):
     data = rows(16, padded=True)
     trainer = MFNTrainer(model, arguments(tmp_path, lambda_recon=0.5, lambda_util=2.0), eval_dataset=data)
     metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(
-        0.5 * metrics["eval_recon_loss"] + 2 * metrics["eval_util_loss"], rel=1e-5
-    )
     batch = {name: torch.tensor(data[name]) for name in data.column_names}
     out = model(**batch, output_reconstructions=True)
     losses = [
         reconstruction_loss(r.residual, r.reconstructed, batch["attention_mask"]) for r in out.reconstructions.values()
     ]
     assert metrics["eval_recon_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=0.02)
+    # the layers' losses add up, whose mean is reported
+    assert metrics["eval_loss"] == pytest.approx(
+        0.5 * 3 * metrics["eval_recon_loss"] + 2 * metrics["eval_util_loss"], rel=1e-5
+    )
     assert trainer.predict(data).predictions.shape == (16, 12, 96)
 
 
@@ -149,7 +150,8 @@ def test_evaluation_without_labels_measures_the_features(tmp_path, settings):
     labelled, unlabelled = trainer.evaluate(), trainer.evaluate(data.remove_columns("labels"))
     for name in ("eval_recon_loss", "eval_comp_loss"):
         assert unlabelled[name] == pytest.approx(labelled[name])
-    assert unlabelled["eval_loss"] == pytest.approx(labelled["eval_recon_loss"] + 0.5 * labelled["eval_comp_loss"])
+    features = labelled["eval_recon_loss"] + 0.5 * labelled["eval_comp_loss"]
+    assert unlabelled["eval_loss"] == pytest.approx(3 * features)
     assert "eval_util_loss" not in unlabelled
     predicted = trainer.predict(data.remove_columns("labels"))
     assert predicted.predictions == pytest.approx(trainer.predict(data).predictions)
