@@ -73,7 +73,6 @@ class MFNTrainer(Trainer):
         for callback in (ScheduleCallback, UnitNormCallback, self._statistics_callback):
             self.add_callback(callback)
         self._tokens_in_step: Tensor | float = 0
-        self._train_parts, self._eval_parts = Averages(), Averages()
         self._set_up()
 
     def _set_up(self) -> None:
@@ -98,6 +97,7 @@ class MFNTrainer(Trainer):
         self.statistics = self._statistics_callback.statistics = FeatureStatistics(
             config.layers, config.num_features, config.hidden_size, rho, args.rate_window, args.device
         )
+        self._train_parts, self._eval_parts = Averages(), Averages()
 
     def _check_shared_decoder(self) -> None:
         """`ValueError` where layers would get decoders of their own, or their one could not be saved."""
