@@ -17,8 +17,9 @@ import json
 import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import corpora
 import small_models
@@ -33,26 +34,45 @@ from modeling_mfn.evaluation.perplexity import perplexity
 from modeling_mfn.feature_statistics import FeatureStatistics
 
 RESULTS = Path(__file__).parent / "results" / "fidelity"
-BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_228_800, 307_200
-BATCH = 4
+BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 2_457_600, 307_200
+BATCH, K = 4, 32
 CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
-RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 40.0}
-FIVE = {"lambda_rate": 1e-2, "lambda_comp": 1.0, "lambda_stab": 1.0}
-SHORT: dict[str, dict[str, Any]] = {
-    "recon-1": {"lambda_recon": 1.0},
-    "recon-10": {"lambda_recon": 10.0},
-    "recon-40": {},
-    "recon-200": {"lambda_recon": 200.0},
-    "alpha-quarter": {"alpha_anneal": 0.25},
-    "warmup": {"mfn_warmup": 0.1, "alpha_anneal": 0.3},
-    "one-learning-rate": {"mfn_learning_rate": None},
-    "gradient-into-backbone": {"stop_gradient": False},
-    "k-from-128": {"k_start": 128, "k_end": 32, "alpha_anneal": 0.25},
-    "no-aux": {"lambda_aux": 0.0},
-    "aux-full": {"lambda_aux": RECIPE["lambda_recon"] / 32},
-    "five": FIVE,
+RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
+WEIGHTS = {"lambda_rate": 2.5e-3, "lambda_comp": 0.25, "lambda_stab": 0.25}
+"""Of the losses that `recon-util`, the recipe alone, leaves out."""
+RHO = K / (8 * small_models.HIDDEN)
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "five": WEIGHTS,
+    **{f"with-{name[7:]}": {name: weight} for name, weight in WEIGHTS.items()},
+    **{f"five-without-{name[7:]}": WEIGHTS | {name: 0.0} for name in (*WEIGHTS, "lambda_recon", "lambda_util")},
 }
-"""Recipes tried on a short budget, each a difference from `RECIPE`."""
+SWEEP: dict[str, dict[str, Any]] = {
+    **{f"k-{k}": {"k": k} for k in (8, 16, 64, 128)},
+    **{f"alpha-{alpha}": {"alpha_end": alpha} for alpha in (0.5, 0.75, 0.9)},
+    **{f"recon-{weight:g}": {"lambda_recon": weight} for weight in (0.25, 2.5, 50.0)},
+    **{f"{name[7:]}-x{times:g}": {name: times * WEIGHTS[name]} for name in WEIGHTS for times in (0.1, 10.0)},
+    **{f"rho-x{times:g}": {"rho": times * RHO, "lambda_rate": WEIGHTS["lambda_rate"]} for times in (0.5, 2.0)},
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "distilled": {"teacher": "dense"},
+    "recon-into-backbone": {"stop_gradient": False},
+    "alpha-in-a-quarter": {"alpha_anneal": 0.25},
+    "warmup": {"mfn_warmup": 0.1, "alpha_anneal": 0.3},
+    "k-from-128": {"k_start": 128, "k_end": K, "alpha_anneal": 0.25},
+    "one-learning-rate": {"mfn_learning_rate": None},
+    "higher-mfn-learning-rate": {"mfn_learning_rate": 1e-2},
+    "higher-learning-rates": {"learning_rate": 2e-3, "mfn_learning_rate": 8e-3},
+    "no-aux": {"lambda_aux": 0.0},
+    "dead-start-again": {"reinit_dead_every": 100},
+}
+"""Each on the short budget, a difference from `RECIPE`."""
+MAIN: dict[str, dict[str, Any]] = {
+    "recon-util": {},
+    "distilled": {"teacher": "dense"},
+    "five": WEIGHTS,
+    "k-128": {"k": 128},
+}
 Run = Callable[[], dict[str, Any]]
 
 
@@ -66,29 +86,46 @@ def perplexities(model: Any) -> dict[str, float]:
     return {domain: round(perplexity(model, data.evaluation(domain), 16), 3) for domain in corpora.DOMAINS}
 
 
+def dense_folder(family: str, tokens: int, seed: int) -> Path:
+    """Folder of the base model after its dense continuation."""
+    folder = cache_folder() / f"{family}-dense-{tokens}-tokens-seed-{seed}"
+    if not folder.exists():
+        model = AutoModelForCausalLM.from_pretrained(small_models.base_folder(family, 0, BASE_TOKENS))
+        rows = continuation(tokens, seed)
+        small_models.train_dense(model, rows, folder.with_suffix(".training"), BATCH, seed, **CONTINUE)
+        model.save_pretrained(folder)
+    return folder
+
+
 def dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
-    base = small_models.base_folder(family, 0, BASE_TOKENS)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    before = perplexities(model)
-    rows = continuation(tokens, seed)
-    small_models.train_dense(model, rows, cache_folder() / "training", BATCH, seed, **CONTINUE)
+    before, after = (
+        perplexities(AutoModelForCausalLM.from_pretrained(folder))
+        for folder in (small_models.base_folder(family, 0, BASE_TOKENS), dense_folder(family, tokens, seed))
+    )
     settings = CONTINUE | {"seed": seed, "tokens": tokens}
-    return {"settings": settings, "base_perplexity": before, "perplexity": perplexities(model)}
+    return {"settings": settings, "base_perplexity": before, "perplexity": after}
 
 
-def mfn(family: str, tokens: int, seed: int = 0, k: int = 32, **settings: Any) -> dict[str, Any]:
-    """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else."""
+def mfn(
+    family: str, tokens: int, seed: int = 0, k: int = K, teacher: Literal["dense"] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else. With a teacher, the target
+    is the distribution of the dense model that was trained on the same tokens."""
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
     torch.manual_seed(seed)
     base = small_models.base_folder(family, 0, BASE_TOKENS)
     model = MFNForCausalLM.from_base(base, expansion_factor=8, k=k, calibration=calibration)
     common = small_models.training_settings(rows, BATCH, seed) | CONTINUE | RECIPE
+    chosen, base_model = CONTINUE | RECIPE | settings | {"k": k, "seed": seed, "tokens": tokens}, None
+    if teacher:
+        base_model = AutoModelForCausalLM.from_pretrained(dense_folder(family, tokens, seed))
+        chosen["teacher"], settings["util_target"] = teacher, "kl"
     arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **(common | settings))
-    trainer = MFNTrainer(model, arguments, train_dataset=rows)
+    trainer = MFNTrainer(model, arguments, base_model=base_model, train_dataset=rows)
     trainer.train()
     return {
-        "settings": CONTINUE | RECIPE | settings | {"k": k, "seed": seed, "tokens": tokens},
+        "settings": chosen,
         "perplexity": perplexities(model),
         "features": feature_figures(model),
         "last_log": trainer.state.log_history[-2],
@@ -114,14 +151,19 @@ def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
 
 
 def runs() -> dict[str, Run]:
+    """Name -> run. The short ones of Llama come first, since they are what the recipe was chosen by."""
     table: dict[str, Run] = {}
+    groups = {"llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES}, "gpt2": {"losses": LOSSES}}
     for family in small_models.FAMILIES:
-        for name, tokens in (("main", MAIN_TOKENS), ("short", SHORT_TOKENS)):
-            table[f"{family}/{name}/dense"] = lambda family=family, tokens=tokens: dense(family, tokens)
-        for name, settings in {"recon-util": {}, "five": FIVE}.items():
-            table[f"{family}/main/{name}"] = lambda f=family, s=settings: mfn(f, MAIN_TOKENS, **s)
-        for name, settings in SHORT.items():
-            table[f"{family}/short/{name}"] = lambda f=family, s=settings: mfn(f, SHORT_TOKENS, **s)
+        table[f"{family}/short/dense"] = partial(dense, family, SHORT_TOKENS)
+        table[f"{family}/short/recon-util"] = partial(mfn, family, SHORT_TOKENS)
+        for group, changes in groups[family].items():
+            for name, settings in changes.items():
+                table[f"{family}/{group}/{name}"] = partial(mfn, family, SHORT_TOKENS, **settings)
+    for family in small_models.FAMILIES:
+        table[f"{family}/main/dense"] = partial(dense, family, MAIN_TOKENS)
+        for name, settings in MAIN.items():
+            table[f"{family}/main/{name}"] = partial(mfn, family, MAIN_TOKENS, **settings)
     return table
 
 

@@ -1,0 +1,117 @@
+"""The tables of README.md and docs/fidelity.md, from the files under benchmarks/results/.
+
+python benchmarks/tables.py            # writes them between their <!-- table: NAME --> and <!-- end --> marks
+python benchmarks/tables.py --check    # exit code 1 if one is not what the files say
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).parent.parent
+FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "fidelity.md")
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DOMAINS = ("drama", "dictionary", "code")
+TITLES = {"llama": "Llama", "gpt2": "GPT-2"}
+
+
+def read(family: str, group: str) -> dict[str, dict[str, Any]]:
+    """Run name -> record, of the runs that were made."""
+    files = sorted((FIDELITY / family / group).glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def over(record: dict[str, Any], dense: dict[str, Any]) -> list[float]:
+    """By how many percent each domain's perplexity is above that of the dense model."""
+    return [100 * (record["perplexity"][domain] / dense["perplexity"][domain] - 1) for domain in DOMAINS]
+
+
+def layers(record: dict[str, Any], figure: str) -> list[float]:
+    """A figure of each MFN layer on held-out text."""
+    return [found[figure] for found in record["features"].values()]
+
+
+def span(values: list[float], form: str) -> str:
+    """Least and largest."""
+    low, high = (format(end, form) for end in (min(values), max(values)))
+    return low if low == high else f"{low} - {high}"
+
+
+def perplexities(record: dict[str, Any]) -> list[str]:
+    return [f"{record['perplexity'][domain]:.1f}" for domain in DOMAINS]
+
+
+def main_table() -> Iterator[list[str]]:
+    """The long runs of both families."""
+    yield ["", *DOMAINS, "above dense", "explained variance, by block", "dead"]
+    for family, title in TITLES.items():
+        runs = read(family, "main")
+        dense = runs.pop("dense")
+        yield [f"{title}, dense", *perplexities(dense), "", "", ""]
+        for name, record in runs.items():
+            gaps = " / ".join(f"{gap:.1f}" for gap in over(record, dense))
+            variance = " ".join(f"{value:.3f}" for value in layers(record, "explained_variance"))
+            dead = span([100 * share for share in layers(record, "dead_share")], ".1f")
+            yield [f"{title}, {name}", *perplexities(record), f"{gaps} %", variance, f"{dead} %"]
+
+
+def change(record: dict[str, Any], usual: dict[str, Any]) -> str:
+    """What was set otherwise than usual."""
+    settings = record["settings"]
+    return ", ".join(f"`{name}` {value}" for name, value in settings.items() if usual["settings"].get(name) != value)
+
+
+def group_table(family: str, group: str) -> Iterator[list[str]]:
+    """The runs of a group, on the short budget, beside dense training and the recipe alone."""
+    dense, usual = (read(family, "short")[name] for name in ("dense", "recon-util"))
+    yield ["run", "what differs", *DOMAINS, "above dense", "explained variance", "firing rate: std", "CV", "dead"]
+    yield ["dense", "", *perplexities(dense), *[""] * 5]
+    for name, record in ({"recon-util": usual} | read(family, group)).items():
+        variance, std, cv, dead = (
+            statistics.mean(layers(record, figure))
+            for figure in ("explained_variance", "firing_rate_std", "firing_rate_cv", "dead_share")
+        )
+        gap = f"{statistics.mean(over(record, dense)):.1f} %"
+        figures = [gap, f"{variance:.3f}", f"{std:.4f}", f"{cv:.2f}", f"{100 * dead:.1f} %"]
+        yield [name, change(record, usual), *perplexities(record), *figures]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"fidelity": main_table} | {
+    f"{family}-{group}": partial(group_table, family, group)
+    for family in TITLES
+    for group in ("losses", "sweep", "recipe")
+}
+
+
+def markdown(rows: Iterator[list[str]]) -> str:
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def rewritten(document: str) -> str:
+    """The document with every marked table made anew."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{markdown(TABLES[found['name']]())}\n{found[3]}", document)
+
+
+def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
+    stale = [file for file in DOCUMENTS if rewritten(text := file.read_text(encoding="utf-8")) != text]
+    for file in stale:
+        if check:
+            print(f"{file.relative_to(ROOT)} does not show what benchmarks/results/ holds")
+        else:
+            file.write_text(rewritten(file.read_text(encoding="utf-8")), encoding="utf-8")
+    raise typer.Exit(int(check and bool(stale)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
