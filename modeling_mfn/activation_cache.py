@@ -9,6 +9,8 @@ While alpha is 0 and the backbone frozen, without dropout, this is a training th
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .configuration_mfn import MFNConfig
 from .mfn_layer import MFNLayer, MFNPass, ReconstructionRequest
-from .modeling_mfn import MFNForCausalLM, MFNModelOutput
+from .modeling_mfn import MFNForCausalLM, MFNModelOutput, family_of
 
 DESCRIPTION = "activations.json"
 
@@ -57,7 +59,8 @@ class ActivationCache(torch.utils.data.Dataset):
         batch_size: int = 8,
         dtype: str = "float16",
     ) -> ActivationCache:
-        """Runs the model at alpha = 0 over windows of tokens, (T,) each, and keeps what its MFN layers read.
+        """Runs the model at alpha = 0, up to its last MFN layer, over windows of tokens, (T,) each, and keeps what its
+        MFN layers read.
 
         Takes L x d x 2 bytes a token in float16, whose largest number is 65,504: a `ValueError` says if that is too
         small for the model, and `dtype="float32"` takes twice the space.
@@ -69,22 +72,35 @@ class ActivationCache(torch.utils.data.Dataset):
         files = [
             np.lib.format.open_memmap(folder / f"layer_{layer}.npy", "w+", np.dtype(dtype), shape) for layer in layers
         ]
-        alpha, training = model.config.alpha, model.training
-        model.set_blend(0.0)
-        model.eval()
-        for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
-            tokens = torch.tensor(windows[start : start + batch_size]["input_ids"], device=model.device)
-            found = model.model(input_ids=tokens, output_reconstructions=True).reconstructions
-            for file, layer in zip(files, layers, strict=True):
-                residual = found[layer].residual.float().cpu().numpy().astype(dtype)
-                if not np.isfinite(residual).all():
-                    raise ValueError(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
-                file[start : start + batch_size] = residual
-        model.set_blend(alpha)
-        model.train(training)
+        with _up_to_the_last_mfn_layer(model):
+            for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
+                tokens = torch.tensor(windows[start : start + batch_size]["input_ids"], device=model.device)
+                found = model.model(input_ids=tokens, output_reconstructions=True, use_cache=False).reconstructions
+                for file, layer in zip(files, layers, strict=True):
+                    residual = found[layer].residual.float().cpu().numpy().astype(dtype)
+                    if not np.isfinite(residual).all():
+                        raise ValueError(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
+                    file[start : start + batch_size] = residual
         np.save(folder / "input_ids.npy", np.array(windows["input_ids"], dtype=np.int32))
         (folder / DESCRIPTION).write_text(json.dumps({"layers": layers}) + "\n", encoding="utf-8")
         return cls(folder)
+
+
+@contextmanager
+def _up_to_the_last_mfn_layer(model: MFNForCausalLM) -> Iterator[None]:
+    """The model at alpha = 0 in evaluation mode, without the blocks above its last MFN layer."""
+    alpha, training = model.config.alpha, model.training
+    backbone, name = model.model.backbone, family_of(model.config.text_config).blocks
+    blocks = getattr(backbone, name)
+    model.set_blend(0.0)
+    model.eval()
+    setattr(backbone, name, blocks[: model.config.layers[-1] + 1])
+    try:
+        yield
+    finally:
+        setattr(backbone, name, blocks)
+        model.train(training)
+        model.set_blend(alpha)
 
 
 class CachedResiduals(nn.Module):
