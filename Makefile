@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-transformers test-checkpoint lint format benchmark fidelity
+.PHONY: demo test test-transformers test-checkpoint lint format benchmark fidelity real-checkpoint
 
 demo: $(VENV)/installed
 	$(BIN)/mfn demo --overwrite
@@ -37,6 +37,11 @@ benchmark: $(VENV)/installed
 # dense and MFN models side by side: every run that has no result yet, many hours on two cores
 fidelity: $(VENV)/installed
 	$(BIN)/python benchmarks/fidelity.py
+
+# what reading through features costs SmolLM2-135M: every stage that has no result yet, many hours on two cores
+real-checkpoint: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
+	$(BIN)/python benchmarks/real_checkpoint.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

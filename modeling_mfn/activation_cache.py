@@ -9,6 +9,8 @@ While alpha is 0 and the backbone frozen, without dropout, this is a training th
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tqdm.auto import tqdm
 from .configuration_mfn import MFNConfig
 from .conversion import as_base
 from .mfn_layer import MFNLayer, MFNPass, ReconstructionRequest
-from .modeling_mfn import MFNForCausalLM, MFNModelOutput
+from .modeling_mfn import MFNForCausalLM, MFNModelOutput, family_of
 
 DESCRIPTION = "activations.json"
 
@@ -58,7 +60,8 @@ class ActivationCache(torch.utils.data.Dataset):
         batch_size: int = 8,
         dtype: str = "float16",
     ) -> ActivationCache:
-        """Runs the model at alpha = 0 over windows of tokens, (T,) each, and keeps what its MFN layers read.
+        """Runs the model at alpha = 0, up to its last MFN layer, over windows of tokens, (T,) each, and keeps what its
+        MFN layers read.
 
         Takes L x d x 2 bytes a token in float16, whose largest number is 65,504: a `ValueError` says if that is too
         small for the model, and `dtype="float32"` takes twice the space. A writing that is broken off leaves no cache,
@@ -73,12 +76,12 @@ class ActivationCache(torch.utils.data.Dataset):
         files = [
             np.lib.format.open_memmap(folder / f"layer_{layer}.npy", "w+", np.dtype(dtype), shape) for layer in layers
         ]
-        with as_base(model):
+        with as_base(model), _without_blocks_above(model):
             for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
                 batch = slice(start, start + batch_size)
                 ids[batch] = windows[batch]["input_ids"]
                 tokens = torch.tensor(ids[batch], dtype=torch.long, device=model.device)
-                found = model.model(input_ids=tokens, output_reconstructions=True).reconstructions
+                found = model.model(input_ids=tokens, output_reconstructions=True, use_cache=False).reconstructions
                 for file, layer in zip(files, layers, strict=True):
                     residual = found[layer].residual.float().cpu().numpy().astype(dtype)
                     if not np.isfinite(residual).all():
@@ -88,6 +91,18 @@ class ActivationCache(torch.utils.data.Dataset):
             file.flush()
         (folder / DESCRIPTION).write_text(json.dumps({"layers": layers}) + "\n", encoding="utf-8")
         return cls(folder)
+
+
+@contextmanager
+def _without_blocks_above(model: MFNForCausalLM) -> Iterator[None]:
+    """The model up to its last MFN layer."""
+    backbone, name = model.model.backbone, family_of(model.config.text_config).blocks
+    blocks = getattr(backbone, name)
+    setattr(backbone, name, blocks[: model.config.layers[-1] + 1])
+    try:
+        yield
+    finally:
+        setattr(backbone, name, blocks)
 
 
 class CachedResiduals(nn.Module):

@@ -49,6 +49,27 @@ def test_a_cache_on_disk_is_what_the_layers_read(tmp_path):
     assert (tmp_path / "cache" / "layer_1.npy").stat().st_size == pytest.approx(5 * 12 * 32 * 2, abs=200)
 
 
+@pytest.mark.parametrize("base", ["llama-tied", "gpt2-tied"])
+def test_blocks_above_the_last_mfn_layer_rest_and_are_back_afterwards(base, tmp_path):
+    model = make_mfn(make_base(base), layers=[0, 1])
+    blocks = model.model.backbone.layers if base == "llama-tied" else model.model.backbone.h
+    ran = [0, 0, 0]
+
+    def count(place):
+        return lambda *_: ran.__setitem__(place, ran[place] + 1)
+
+    for place, block in enumerate(blocks):
+        block.register_forward_hook(count(place))
+    ActivationCache.write(model, rows(5), tmp_path / "cache", batch_size=5)
+    assert ran == [1, 1, 0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 1e6
+    with pytest.raises(ValueError, match="too large"):
+        ActivationCache.write(model, rows(5), tmp_path / "cache", batch_size=5)
+    model(torch.tensor(rows(5)["input_ids"]))
+    assert (ran, model.config.alpha) == ([3, 3, 1], 1.0)
+
+
 def test_bad_caches(tmp_path):
     with pytest.raises(ValueError, match=r"holds no cached activations: it has no activations.json"):
         ActivationCache(tmp_path)

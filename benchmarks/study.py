@@ -1,0 +1,147 @@
+"""What the stages of `real_checkpoint.py` share: settings, texts, order of training, choice of learning rates."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import corpora
+import numpy as np
+import torch
+from splicing import next_token_losses
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from modeling_mfn import MFNForCausalLM, MFNTrainingArguments
+from modeling_mfn.activation_cache import ActivationCache
+
+Rows = Sequence[int]
+SWEEP, SWEEP_WINDOWS = 6, 12
+"""A learning rate is tried on one part in so many of the training, and judged by so many windows."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The settings, and what follows from them."""
+
+    base: Path
+    results: Path
+    folder: Path
+    """For windows, caches and models."""
+    layers: tuple[int, ...] = (6, 12, 18, 24)
+    num_features: int = 4608
+    k: int = 32
+    window: int = 256
+    train_tokens: int = 300_000
+    joint_tokens: int = 60_000
+    held_out_tokens: int = 8_192
+    """A domain."""
+    epochs: int = 3
+    batch: int = 8
+    """Windows a step of training from the cache."""
+    seed: int = 0
+
+    @cached_property
+    def windows(self) -> dict[str, Tensor]:
+        """Windows of tokens, (rows, T): `train`, `joint` and `validation` are different ones of the training text, in
+        equal shares of the domains; `held_out` are spread evenly over held-out text, one domain after the other."""
+        file = self.folder / "windows.npz"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, **self._cut_windows())
+        return {name: torch.from_numpy(rows).long() for name, rows in np.load(file).items()}
+
+    def _cut_windows(self) -> dict[str, np.ndarray]:
+        tokenizer, generator = AutoTokenizer.from_pretrained(self.base), np.random.default_rng(self.seed)
+        tokens = {"train": self.train_tokens, "joint": self.joint_tokens, "validation": SWEEP_WINDOWS * self.window}
+        counts = {name: amount // self.window // len(corpora.DOMAINS) for name, amount in tokens.items()}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in (*counts, "held_out")}
+        for domain in corpora.DOMAINS:
+            train, held_out = (corpora.windows(text, tokenizer, self.window) for text in corpora.texts(domain))
+            shares = np.split(generator.permutation(train), np.cumsum(list(counts.values())))
+            for name, share in zip(counts, shares, strict=False):
+                found[name].append(share)
+            places = np.linspace(0, len(held_out) - 1, self.held_out_tokens // self.window).astype(int)
+            found["held_out"].append(held_out[places])
+        joined = {name: np.concatenate(rows) for name, rows in found.items()}
+        return joined | {name: generator.permutation(joined[name]) for name in counts}
+
+    def convert(self, **settings: Any) -> MFNForCausalLM:
+        """The base model with new MFN layers, at alpha = 0."""
+        torch.manual_seed(self.seed)
+        return MFNForCausalLM.from_base(
+            self.base, layers=list(self.layers), **({"num_features": self.num_features, "k": self.k} | settings)
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Without this machine's folders."""
+        return {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
+
+    def result(self, stage: str) -> dict[str, Any]:
+        return json.loads((self.results / f"{stage}.json").read_text(encoding="utf-8"))
+
+    def cache(self, part: str) -> ActivationCache:
+        return ActivationCache(self.folder / "cache" / part)
+
+    def order(self) -> list[int]:
+        """Rows of the cache in the order of training, a permutation an epoch, whole batches."""
+        generator, rows = np.random.default_rng(self.seed), len(self.windows["train"])
+        order = np.concatenate([generator.permutation(rows) for _ in range(self.epochs)])
+        return order[: len(order) // self.batch * self.batch].tolist()
+
+    def arguments(self, rows: Rows, batch: int, **settings: Any) -> MFNTrainingArguments:
+        """Of one pass over rows, for the MFN layers alone."""
+        steps = len(rows) // batch
+        return MFNTrainingArguments(
+            output_dir=str(self.folder / "training"),
+            max_steps=steps,
+            per_device_train_batch_size=batch,
+            train_sampling_strategy="sequential",
+            lr_scheduler_type="cosine",
+            warmup_steps=steps // 20,
+            trainable="mfn",
+            logging_steps=max(1, steps // 20),
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            seed=self.seed,
+            **settings,
+        )
+
+    def fit(
+        self, stage: str, train: Callable[..., MFNForCausalLM], rates: list[dict[str, Any]], order: Rows, batch: int
+    ) -> dict[str, Any]:
+        """Trains with each of some settings on the first rows of `order`, then on all of them with the settings whose
+        features, read in all blocks, left the least next-token loss on the validation windows. Saves the model."""
+        short = order[: max(batch, len(order) // SWEEP // batch * batch)]
+        tried = []
+        for settings in rates:
+            tried.append(settings | {"validation_loss": self.validation_loss(train(short, **settings))})
+            print(tried[-1], flush=True)
+        best = min(range(len(rates)), key=lambda place: tried[place]["validation_loss"])
+        begun = time.time()
+        model = train(order, **rates[best])
+        minutes = round((time.time() - begun) / 60, 1)
+        model.save_pretrained(self.folder / stage)
+        return {
+            "sweep": {"tokens": len(short) * self.window, "tried": tried},
+            "chosen": rates[best],
+            "tokens": len(order) * self.window,
+            "training_minutes": minutes,
+            "validation_loss": self.validation_loss(model),
+        }
+
+    def validation_loss(self, model: MFNForCausalLM) -> float:
+        """Nats a token with all MFN layers read."""
+        alpha = model.config.alpha
+        model.set_blend(1.0)
+        loss = float(next_token_losses(model.eval(), self.windows["validation"]).mean())
+        model.set_blend(alpha)
+        return round(loss, 4)
