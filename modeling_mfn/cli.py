@@ -109,7 +109,7 @@ def train(
     window: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    lambda_recon: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = 1.0,
+    lambda_recon: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = 10.0,
     lambda_rate: Annotated[float, typer.Option(help="Weight of the rate loss.")] = 0.0,
     lambda_comp: Annotated[float, typer.Option(help="Weight of the competition loss.")] = 0.0,
     lambda_stab: Annotated[float, typer.Option(help="Weight of the stability loss.")] = 0.0,

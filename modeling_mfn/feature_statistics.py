@@ -19,9 +19,9 @@ STATE_FILE = "feature_statistics.safetensors"
 class FeatureStatistics:
     """Running figures of all MFN layers, the same in every process.
 
-    `rates` (L, m) are firing rates, averaged over about `window` tokens with exponentially falling weights;
-    `silent_for` (L, m) counts the tokens since a feature was last active. The figures of `take` are those of the tokens
-    since it was last called.
+    `rates` (L, m) are firing rates, averaged over about `window` tokens with exponentially falling weights, or over all
+    as long as there were fewer; `silent_for` (L, m) counts the tokens since a feature was last active. The figures of
+    `take` are those of the tokens since it was last called.
     """
 
     def __init__(
@@ -29,14 +29,14 @@ class FeatureStatistics:
         layers: Sequence[int],
         num_features: int,
         hidden_size: int,
-        rho: float,
         window: int,
         device: torch.device | str = "cpu",
     ) -> None:
         self.layers = list(layers)
         self.window = window
         shape = (len(self.layers), num_features)
-        self.rates = torch.full(shape, rho, device=device)
+        self.rates = torch.zeros(shape, device=device)
+        self._weight = torch.zeros(1, device=device)  # of the tokens in `rates`: at most `window`
         self.silent_for = torch.zeros(shape, device=device)
         self._fired, self._tokens = torch.zeros(shape, device=device), torch.zeros(1, device=device)
         # per layer: sums over tokens of x (d), of |x|^2 and of the squared error, in the encoder's standardised space
@@ -67,8 +67,9 @@ class FeatureStatistics:
         fired, tokens = all_reduce_sum(self._fired), float(all_reduce_sum(self._tokens))
         if tokens == 0:
             return
-        weight = math.exp(-tokens / self.window)
-        self.rates = self.rates * weight + fired / tokens * (1 - weight)
+        kept = math.exp(-tokens / self.window)
+        self._weight = self._weight * kept + self.window * (1 - kept)
+        self.rates = torch.lerp(self.rates, fired / tokens, self.window * (1 - kept) / self._weight)
         self.silent_for = torch.where(fired > 0, 0, self.silent_for + tokens)
         self._window_fired += fired
         self._window_tokens += tokens
@@ -117,12 +118,15 @@ class FeatureStatistics:
 
     def save(self, folder: str | Path) -> None:
         """Writes what a resumed run needs."""
-        save_file({"rates": self.rates.cpu(), "silent_for": self.silent_for.cpu()}, Path(folder) / STATE_FILE)
+        save_file({name: tensor.cpu() for name, tensor in self._state().items()}, Path(folder) / STATE_FILE)
 
     def load(self, folder: str | Path) -> None:
         """Reads what `save` wrote; a folder without it leaves the figures as they are."""
         file = Path(folder) / STATE_FILE
         if file.exists():
-            state = load_file(file)
-            self.rates.copy_(state["rates"])
-            self.silent_for.copy_(state["silent_for"])
+            saved = load_file(file)
+            for name, tensor in self._state().items():
+                tensor.copy_(saved[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"rates": self.rates, "silent_for": self.silent_for, "weight": self._weight}

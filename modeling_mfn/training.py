@@ -93,9 +93,8 @@ class MFNTrainer(Trainer):
             )
         # `objective` is the Trainer's own name for the figure of a hyperparameter search
         self.feature_objective = FeatureObjective(args, config)
-        rho = self.feature_objective.rho
         self.statistics = self._statistics_callback.statistics = FeatureStatistics(
-            config.layers, config.num_features, config.hidden_size, rho, args.rate_window, args.device
+            config.layers, config.num_features, config.hidden_size, args.rate_window, args.device
         )
         self._train_parts, self._eval_parts = Averages(), Averages()
 

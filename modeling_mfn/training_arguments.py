@@ -23,7 +23,7 @@ class MFNTrainingArguments(TrainingArguments):
     """`TrainingArguments`, and how MFN layers are trained. An amount of training (`..._warmup`, `..._anneal`) is a
     share of it up to 1 and a number of steps above."""
 
-    lambda_recon: float = _option(1.0, "Weight of the reconstruction loss, eq. 5.")
+    lambda_recon: float = _option(10.0, "Weight of the reconstruction loss, eq. 5.")
     lambda_rate: float = _option(0.0, "Weight of the rate loss, eq. 6.")
     lambda_comp: float = _option(0.0, "Weight of the competition loss, eq. 7.")
     lambda_stab: float = _option(0.0, "Weight of the stability loss, eq. 8.")

@@ -1,5 +1,7 @@
 """Features stay alive and of unit norm: statistics, the auxiliary loss, re-initialisation, every optimizer."""
 
+import math
+
 import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
@@ -24,9 +26,12 @@ def test_statistics_are_those_of_a_brute_force_count():
     inputs = tokens(5, 12) | {"attention_mask": torch.ones(5, 12, dtype=torch.long)}
     inputs["attention_mask"][3, 4:] = 0
     items = model(**inputs, output_reconstructions=True).reconstructions
-    statistics = FeatureStatistics([0, 2], 80, 32, rho=0.1, window=1000)
-    statistics.count(model.mfn_layers, items, inputs["attention_mask"])
-    statistics.step()
+    statistics = FeatureStatistics([0, 2], 80, 32, window=1000)
+    for half in (slice(3), slice(3, 5)):
+        part = {name: tensor[half] for name, tensor in inputs.items()}
+        found = model(**part, output_reconstructions=True).reconstructions
+        statistics.count(model.mfn_layers, found, part["attention_mask"])
+        statistics.step()
     silent = statistics.silent_for.clone()
     figures = statistics.take()
     for place, layer in enumerate((0, 2)):
@@ -41,11 +46,14 @@ def test_statistics_are_those_of_a_brute_force_count():
         )
         assert figures[layer]["active_features"] == pytest.approx(float(rates.sum()))
         assert figures[layer]["firing_rate_cv"] == pytest.approx(float(rates.std() / rates.mean()), rel=1e-5)
-        assert torch.equal(silent[place] > 0, rates == 0)
-        weight = torch.exp(torch.tensor(-len(z) / 1000))
-        expected = 0.1 * weight + rates.float() * (1 - weight)
-        torch.testing.assert_close(statistics.rates[place], expected)
-    assert (silent[silent > 0] == 52).all()
+        assert (silent[place, rates == 0] == 52).all()
+        assert torch.equal(statistics.below(1e-9)[layer], (rates == 0).nonzero()[:, 0])
+        # 36 tokens, then 16: a token's weight falls by e in 1,000 of them
+        ages = torch.tensor([16.0] * 36 + [0.0] * 16).double()
+        first, second = 1 - math.exp(-36 / 1000), 1 - math.exp(-16 / 1000)
+        shares = torch.where(ages > 0, first * math.exp(-16 / 1000) / 36, second / 16).double()
+        expected = (z > 0).T.double() @ (shares / shares.sum())
+        torch.testing.assert_close(statistics.rates[place].double(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():
@@ -96,7 +104,7 @@ def test_the_auxiliary_loss_brings_features_back(tmp_path):
         with torch.no_grad():
             model.mfn_layers[0].encoder.bias[dead] -= 1.6
         assert not fired(model, data)[dead].any()
-        settings = {"lambda_aux": weight, "lambda_util": 0.0, "alpha_end": 0.0, "rate_window": 100, "rate_floor": 1.0}
+        settings = {"lambda_aux": weight, "lambda_util": 0.0, "alpha_end": 0.0, "rate_window": 100}
         settings |= {"learning_rate": 0.02}
         trainer = train(tmp_path, model, data, max_steps=60, trainable="mfn", **settings)
         alive[weight] = int(fired(model, data)[dead].sum())
@@ -138,7 +146,7 @@ def test_many_features_that_start_again_at_once_do_not_drown_the_others(tmp_path
     started = MFNTrainer(model, arguments(tmp_path), eval_dataset=data).evaluate()
     assert started["eval_recon_loss"] < before["eval_recon_loss"] + 0.01
     settings |= {"rate_window": 10_000, "lambda_aux": 1.0}
-    train(tmp_path, model, data, max_steps=60, learning_rate=0.02, rate_floor=1.0, **settings)
+    train(tmp_path, model, data, max_steps=60, learning_rate=0.02, **settings)
     assert fired(model, data)[dead].sum() > 10
 
 

@@ -31,6 +31,7 @@ def rows(count, length=12, seed=0, padded=False):
 
 def arguments(folder, **settings):
     defaults = {
+        "lambda_recon": 1.0,
         "max_steps": 20,
         "per_device_train_batch_size": 4,
         "learning_rate": 5e-3,
@@ -67,7 +68,8 @@ def test_training_lowers_the_loss_and_moves_alpha_and_k_on_schedule(family, tmp_
     assert alpha == pytest.approx([min(1.0, step / 20) for step in range(1, 41)])
     assert history(trainer, "k") == [max(4, round(12 - 8 * step / 10)) for step in range(1, 41)]
     for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
-        assert entry["loss"] == pytest.approx(3 * entry["recon_loss"] + entry["util_loss"], rel=1e-4)
+        features = entry["recon_loss"] + entry["aux_loss"] / 32
+        assert entry["loss"] == pytest.approx(3 * features + entry["util_loss"], rel=1e-4)
     assert (model.config.alpha, model.config.k) == (1.0, 4)
     for layer in model.mfn_layers.values():
         torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
