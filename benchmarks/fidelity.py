@@ -34,7 +34,7 @@ from modeling_mfn.evaluation.perplexity import perplexity
 from modeling_mfn.feature_statistics import FeatureStatistics
 
 RESULTS = Path(__file__).parent / "results" / "fidelity"
-BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 2_457_600, 307_200
+BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_638_400, 307_200
 BATCH, K = 4, 32
 CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
@@ -139,7 +139,7 @@ def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
     tokens = len(corpora.DOMAINS) * 32_768
     figures: dict[str, Any] = {}
     config = model.config
-    statistics = FeatureStatistics(config.layers, config.num_features, config.hidden_size, 0.0, tokens)
+    statistics = FeatureStatistics(config.layers, config.num_features, config.hidden_size, tokens)
     for domain in corpora.DOMAINS:
         for rows in torch.tensor(data.evaluation(domain)["input_ids"]).split(16):
             items = model(input_ids=rows, output_reconstructions=True, logits_to_keep=1).reconstructions

@@ -164,12 +164,13 @@ class MFNTrainer(Trainer):
         request = self.feature_objective.request(mask, self._to_revive())
         asked = inputs | {"output_reconstructions": request}
         parts: dict[str, Tensor] = {}
-        without_labels = inputs.get("labels") is None and not self.model.training
+        distils = self.args.util_target == "kl"  # which needs no labels
+        without_labels = inputs.get("labels") is None and not self.model.training and not distils
         if not self.args.lambda_util or self._warming_up() or without_labels:
             asked = {"logits_to_keep": 1} | {name: value for name, value in asked.items() if name != "labels"}
             outputs = model(**asked)
             unshard_for_gradients(model, outputs.reconstructions)
-        elif self.args.util_target == "kl":
+        elif distils:
             parts["util"], outputs = self._distil(model, asked, num_items_in_batch)
         else:
             parts["util"], outputs = super().compute_loss(model, asked, True, num_items_in_batch)
@@ -259,7 +260,8 @@ class MFNTrainer(Trainer):
         with torch.no_grad(), self._as_base() if self.base_model is None else nullcontext():
             target = (self.base_model or model)(**plain).logits
         outputs = model(**plain, output_reconstructions=inputs["output_reconstructions"])
-        counted = inputs["labels"][:, 1:] != -100
+        labels = inputs.get("labels")
+        counted = (_mask(inputs) if labels is None else labels != -100)[:, 1:]
         loss = distillation_loss(outputs.logits[:, :-1], target[:, :-1], counted)
         if num_items is None:
             return loss / counted.sum().clamp_min(1), outputs

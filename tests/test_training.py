@@ -152,9 +152,13 @@ def test_evaluation_without_labels_measures_the_features(tmp_path, settings):
     labelled, unlabelled = trainer.evaluate(), trainer.evaluate(data.remove_columns("labels"))
     for name in ("eval_recon_loss", "eval_comp_loss"):
         assert unlabelled[name] == pytest.approx(labelled[name])
-    features = labelled["eval_recon_loss"] + 0.5 * labelled["eval_comp_loss"]
-    assert unlabelled["eval_loss"] == pytest.approx(3 * features)
-    assert "eval_util_loss" not in unlabelled
+    features = 3 * (labelled["eval_recon_loss"] + 0.5 * labelled["eval_comp_loss"])
+    if "util_target" in settings:  # padding is all that labels would tell
+        assert unlabelled["eval_util_loss"] == pytest.approx(labelled["eval_util_loss"], rel=1e-5)
+        features += labelled["eval_util_loss"]
+    else:
+        assert "eval_util_loss" not in unlabelled
+    assert unlabelled["eval_loss"] == pytest.approx(features, rel=1e-5)
     predicted = trainer.predict(data.remove_columns("labels"))
     assert predicted.predictions == pytest.approx(trainer.predict(data).predictions)
     assert predicted.predictions.shape == (16, 12, 96)
@@ -318,6 +322,16 @@ def test_the_record_tells_how_the_model_was_trained(tmp_path):
     assert record["figures"]["recon_loss"] == history(trainer, "recon_loss")[-1]
     assert 12 * 6 < record["tokens"] < 12 * 12
     assert str(tmp_path) not in json.dumps(record)
+
+
+def test_distillation_trains_without_labels(tmp_path):
+    data, weights = rows(64, padded=True), []
+    for columns in ([], ["labels"]):
+        model = make_mfn(make_base("llama-tied"), alpha=0.0, k=6)
+        settings = {"util_target": "kl", "trainable": "mfn", "alpha_start": 1.0, "max_steps": 3}
+        trainer = train(tmp_path, model, data.remove_columns(columns), **settings)
+        weights.append(torch.cat([layer.encoder.weight for layer in trainer.model.mfn_layers.values()]))
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("given", [False, True])
