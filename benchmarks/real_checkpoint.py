@@ -39,16 +39,17 @@ from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.demo_assets import cache_folder, smollm2
 
 RESULTS = Path(__file__).parent / "results"
-MFN_RATES = [{"learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3, 1e-2)]
-JOINT_RATES = [{"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3)]
-ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (1e-3, 2e-3, 4e-3, 1e-2)]
-SIGNUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
+MFN_RATES = [{"learning_rate": rate} for rate in (2e-3, 4e-3, 1e-2)]
+JOINT_RATES = [{"learning_rate": rate} for rate in (3e-4, 1e-3)]
+ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (2e-3, 4e-3, 1e-2)]
+SIGNUM_SHARES = (1 / 4, 1)
 """Of sparsify's default learning rate, for its default optimizer."""
 JOINT_BATCH = 4
 ABLATIONS = ("zero", "mean")
 TRAINED = ("features", "joint", "joint-kl", "sae-raw", "sae-standardised")
 POSITIONS = ("all_positions", "without_first")
-"""Every position replaced, or all but the first of each window, whose residual stream is like no other's."""
+"""Every position replaced, or, in all blocks at once, all but the first of each window, whose residual stream is like
+no other's."""
 
 
 def cache(study: Study) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def joint(study: Study, stage: str, util_target: str) -> dict[str, Any]:
 
 def evaluate(study: Study, method: str) -> dict[str, Any]:
     model, tokens = study.convert(num_features=1, k=1), study.windows["held_out"]
-    base = next_token_losses(model, tokens, description="base")
+    base = study.base_losses(model)
     figures: dict[str, Any] = {"base_loss": by_domain(base)}
     layers = {} if method in ABLATIONS else MFNForCausalLM.from_pretrained(study.folder / method).mfn_layers
     if layers:
@@ -129,7 +130,7 @@ def evaluate(study: Study, method: str) -> dict[str, Any]:
     for positions in POSITIONS:
         keep_first = positions == "without_first"
         replacements = {n: through(layer) for n, layer in layers.items()} or ablation(study, method, keep_first)
-        for name, chosen in sets.items():
+        for name, chosen in list(sets.items())[: 1 if keep_first else None]:
             with spliced(model, {number: replacements[number] for number in chosen}, keep_first):
                 losses = next_token_losses(model, tokens, description=f"{method}, {name}, {positions}")
             of_windows = (losses - base).mean(1)

@@ -37,9 +37,9 @@ class Study:
     num_features: int = 4608
     k: int = 32
     window: int = 256
-    train_tokens: int = 300_000
-    joint_tokens: int = 60_000
-    held_out_tokens: int = 8_192
+    train_tokens: int = 200_000
+    joint_tokens: int = 40_000
+    held_out_tokens: int = 4_096
     """A domain."""
     epochs: int = 3
     batch: int = 8
@@ -137,6 +137,13 @@ class Study:
             "training_minutes": minutes,
             "validation_loss": self.validation_loss(model),
         }
+
+    def base_losses(self, model: MFNForCausalLM) -> Tensor:
+        """Of the held-out windows, (rows, T - 1), by a model at alpha = 0."""
+        file = self.folder / "base_losses.npy"
+        if not file.exists():
+            np.save(file, next_token_losses(model, self.windows["held_out"], description="base").numpy())
+        return torch.from_numpy(np.load(file))
 
     def validation_loss(self, model: MFNForCausalLM) -> float:
         """Nats a token with all MFN layers read."""
