@@ -55,6 +55,8 @@ def main_table() -> Iterator[list[str]]:
     yield ["", *DOMAINS, "above dense", "explained variance, by block", "dead"]
     for family, title in TITLES.items():
         runs = read(family, "main")
+        if not runs:
+            continue
         dense = runs.pop("dense")
         yield [f"{title}, dense", *perplexities(dense), "", "", ""]
         for name, record in runs.items():

@@ -162,18 +162,7 @@ class MFNTrainer(Trainer):
         """Eq. 4 for one batch, as its share of the optimizer step."""
         mask = _mask(inputs)
         request = self.feature_objective.request(mask, self._to_revive())
-        asked = inputs | {"output_reconstructions": request}
-        parts: dict[str, Tensor] = {}
-        distils = self.args.util_target == "kl"  # which needs no labels
-        without_labels = inputs.get("labels") is None and not self.model.training and not distils
-        if not self.args.lambda_util or self._warming_up() or without_labels:
-            asked = {"logits_to_keep": 1} | {name: value for name, value in asked.items() if name != "labels"}
-            outputs = model(**asked)
-            unshard_for_gradients(model, outputs.reconstructions)
-        elif distils:
-            parts["util"], outputs = self._distil(model, asked, num_items_in_batch)
-        else:
-            parts["util"], outputs = super().compute_loss(model, asked, True, num_items_in_batch)
+        parts, outputs = self._utility(model, inputs | {"output_reconstructions": request}, num_items_in_batch)
         layers = self._layer_losses(outputs.reconstructions, mask, request)
         if self.args.lambda_stab and self.args.stability_pass == "model":
             self._second_pass(model, inputs, outputs.reconstructions, mask, layers)
@@ -191,6 +180,20 @@ class MFNTrainer(Trainer):
         if not return_outputs:
             return loss
         return loss, type(outputs)(**{name: value for name, value in outputs.items() if name != "reconstructions"})
+
+    def _utility(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> tuple[dict[str, Tensor], Any]:
+        """Runs the model: the utility loss, where there is one, and the outputs."""
+        distils = self.args.util_target == "kl"  # which needs no labels
+        unlabelled = inputs.get("labels") is None and not self.model.training and not distils
+        if not self.args.lambda_util or self._warming_up() or unlabelled:
+            outputs = model(**{"logits_to_keep": 1} | {n: value for n, value in inputs.items() if n != "labels"})
+            unshard_for_gradients(model, outputs.reconstructions)
+            return {}, outputs
+        if distils:
+            loss, outputs = self._distil(model, inputs, num_items)
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items)
+        return {"util": loss}, outputs
 
     def prediction_step(
         self,

@@ -1,0 +1,55 @@
+"""The tables of the documents are those that the result files make."""
+
+import json
+import math
+
+import pytest
+import tables
+
+
+@pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda file: file.name)
+def test_tables_show_what_the_results_hold(document):
+    text = document.read_text(encoding="utf-8")
+    assert text.count("<!-- table: ") == text.count("<!-- end -->") > 0
+    assert tables.rewritten(text) == text
+
+
+def test_a_table_of_made_up_results(tmp_path, monkeypatch):
+    """Two domains 10 % above dense and one as good, in two layers."""
+    features = {"explained_variance": 0.9, "firing_rate_std": 0.02, "firing_rate_cv": 1.0, "dead_share": 0.0}
+    dense = {"perplexity": {"drama": 50.0, "dictionary": 20.0, "code": 30.0}}
+    usual = {
+        "settings": {"k": 32, "seed": 0},
+        "perplexity": {"drama": 55.0, "dictionary": 22.0, "code": 30.0},
+        "features": {"layer_0": features, "layer_1": features | {"explained_variance": 0.8, "dead_share": 0.01}},
+    }
+    changed = usual | {
+        "settings": {"k": 64, "seed": 0},
+        "perplexity": {d: 2 * p for d, p in dense["perplexity"].items()},
+    }
+    runs = {
+        "short/dense": dense,
+        "short/recon-util": usual,
+        "sweep/k-64": changed,
+        "main/dense": dense,
+        "main/x": usual,
+    }
+    for name, record in runs.items():
+        file = tmp_path / "llama" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record))
+    monkeypatch.setattr(tables, "FIDELITY", tmp_path)
+    rows = [
+        dict(zip(header, row, strict=True))
+        for header, *body in [list(tables.group_table("llama", "sweep"))]
+        for row in body
+    ]
+    assert [row["run"] for row in rows] == ["dense", "recon-util", "k-64"]
+    assert rows[1]["above dense"] == f"{20 / 3:.1f} %"
+    assert rows[2]["above dense"] == "100.0 %"
+    assert rows[2]["what differs"] == "`k` 64"
+    assert math.isclose(float(rows[1]["explained variance"]), 0.85)
+    assert rows[1]["dead"] == "0.5 %"
+    assert list(tables.main_table())[-1] == [
+        "Llama, x", "55.0", "22.0", "30.0", "10.0 / 10.0 / 0.0 %", "0.900 0.800", "0.0 - 1.0 %",
+    ]  # fmt: skip
