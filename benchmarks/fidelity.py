@@ -15,6 +15,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import shlex
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +30,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.demo_assets import cache_folder
 from modeling_mfn.evaluation.perplexity import perplexity
 from modeling_mfn.feature_statistics import FeatureStatistics
@@ -63,6 +65,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "one-learning-rate": {"mfn_learning_rate": None},
     "higher-mfn-learning-rate": {"mfn_learning_rate": 1e-2},
     "higher-learning-rates": {"learning_rate": 2e-3, "mfn_learning_rate": 8e-3},
+    "cache-first": {"cached_epochs": 5, "alpha_anneal": 0.25},
+    "cache-first-distilled": {"cached_epochs": 5, "alpha_anneal": 0.25, "teacher": "dense"},
     "no-aux": {"lambda_aux": 0.0},
     "dead-start-again": {"reinit_dead_every": 100},
 }
@@ -107,10 +111,19 @@ def dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
 
 
 def mfn(
-    family: str, tokens: int, seed: int = 0, k: int = K, teacher: Literal["dense"] | None = None, **settings: Any
+    family: str,
+    tokens: int,
+    seed: int = 0,
+    k: int = K,
+    teacher: Literal["dense"] | None = None,
+    cached_epochs: int = 0,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else. With a teacher, the target
-    is the distribution of the dense model that was trained on the same tokens."""
+    """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else.
+
+    With a teacher, the target is the distribution of the dense model that was trained on the same tokens. With
+    `cached_epochs`, the MFN layers first learn alone, so many times from the first tokens of the same text.
+    """
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
     torch.manual_seed(seed)
@@ -118,18 +131,35 @@ def mfn(
     model = MFNForCausalLM.from_base(base, expansion_factor=8, k=k, calibration=calibration)
     common = small_models.training_settings(rows, BATCH, seed) | CONTINUE | RECIPE
     chosen, base_model = CONTINUE | RECIPE | settings | {"k": k, "seed": seed, "tokens": tokens}, None
+    if cached_epochs:
+        chosen["cached_epochs"] = cached_epochs
+        first = rows.select(range(min(len(rows), SHORT_TOKENS // small_models.WINDOW)))
+        learn_from_cache(model, first, cached_epochs, seed)
     if teacher:
         base_model = AutoModelForCausalLM.from_pretrained(dense_folder(family, tokens, seed))
         chosen["teacher"], settings["util_target"] = teacher, "kl"
     arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **(common | settings))
     trainer = MFNTrainer(model, arguments, base_model=base_model, train_dataset=rows)
     trainer.train()
-    return {
+    record = {
         "settings": chosen,
         "perplexity": perplexities(model),
         "features": feature_figures(model),
         "last_log": trainer.state.log_history[-2],
     }
+    model.set_blend(0.0)  # what the backbone has learnt, without what its features leave out
+    return record | {"perplexity_at_alpha_0": perplexities(model)}
+
+
+def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: int) -> None:
+    """The MFN layers alone, from residual streams that the backbone gives once."""
+    batch = 16
+    settings = small_models.training_settings(rows, batch, seed) | {"max_steps": epochs * len(rows) // batch}
+    settings |= {"learning_rate": 8e-3, "lr_scheduler_type": "linear", "lambda_util": 0.0, "alpha_end": 0.0}
+    arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), trainable="mfn", **settings)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        cache = ActivationCache.write(model, rows, folder)
+        MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()
 
 
 @torch.no_grad()

@@ -1,0 +1,70 @@
+"""Runs of benchmarks/fidelity.py on a tiny base and a few random windows."""
+
+import json
+import math
+
+import corpora
+import fidelity
+import numpy as np
+import pytest
+import small_models
+import torch
+from conftest import make_base
+from transformers import AutoModelForCausalLM
+
+TOKENS = 3 * 8 * small_models.WINDOW
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Everything that a run reads, but tiny, and where it writes."""
+    generator = np.random.default_rng(0)
+    rows = {domain: generator.integers(3, 96, (16, small_models.WINDOW)) for domain in corpora.DOMAINS}
+    data = small_models.Data(rows, {domain: windows[:5] for domain, windows in rows.items()})
+    make_base("llama-tied").save_pretrained(tmp_path / "base")
+    monkeypatch.setenv("MFN_CACHE", str(tmp_path))
+    monkeypatch.setattr(small_models, "data", lambda: data)
+    monkeypatch.setattr(small_models, "base_folder", lambda family, seed, tokens: tmp_path / "base")
+    monkeypatch.setattr(
+        small_models.Data, "evaluation", lambda self, domain: corpora.as_data_set(self.held_out[domain])
+    )
+    monkeypatch.setattr(fidelity, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+@torch.no_grad()
+def perplexity(model, rows):
+    rows = torch.tensor(rows)
+    return math.exp(model(input_ids=rows, labels=rows).loss)
+
+
+def test_dense_and_mfn_runs_measure_what_they_trained(small):
+    held_out = small_models.data().held_out
+    record = fidelity.dense("llama", TOKENS)
+    for name, folder in (
+        ("base_perplexity", small / "base"),
+        ("perplexity", fidelity.dense_folder("llama", TOKENS, 0)),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        expected = {domain: perplexity(model, rows) for domain, rows in held_out.items()}
+        assert record[name] == pytest.approx(expected, rel=1e-4), name
+    assert record["base_perplexity"] != record["perplexity"]
+
+    plain, first = (fidelity.mfn("llama", TOKENS, k=4, teacher="dense", cached_epochs=epochs) for epochs in (0, 30))
+    assert first["settings"] == plain["settings"] | {"cached_epochs": 30}
+    assert (plain["settings"]["k"], plain["settings"]["teacher"], plain["last_log"]["alpha"]) == (4, "dense", 1.0)
+    for layer, figures in first["features"].items():
+        assert 0 < figures["active_features"] <= 4
+        assert figures["explained_variance"] > plain["features"][layer]["explained_variance"]
+    assert set(first["perplexity"]) == set(first["perplexity_at_alpha_0"]) == set(corpora.DOMAINS)
+
+
+def test_each_run_is_made_once_and_says_how(small, monkeypatch):
+    made = []
+    monkeypatch.setattr(fidelity, "runs", lambda: {name: lambda: made.append(1) or {"x": 1} for name in ("a/b", "c/d")})
+    for _ in range(2):
+        fidelity.main(only="a/*")
+    assert len(made) == 1
+    record = json.loads((small / "results" / "a" / "b.json").read_text())
+    assert record["command"] == "python benchmarks/fidelity.py --only a/b"
+    assert not (small / "results" / "c").exists()
