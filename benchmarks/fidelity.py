@@ -56,6 +56,7 @@ SWEEP: dict[str, dict[str, Any]] = {
     **{f"{name[7:]}-x{times:g}": {name: times * WEIGHTS[name]} for name in WEIGHTS for times in (0.1, 10.0)},
     **{f"rho-x{times:g}": {"rho": times * RHO, "lambda_rate": WEIGHTS["lambda_rate"]} for times in (0.5, 2.0)},
 }
+CACHE_FIRST: dict[str, Any] = {"cached_epochs": 5, "alpha_anneal": 0.25}
 RECIPES: dict[str, dict[str, Any]] = {
     "distilled": {"teacher": "dense"},
     "recon-into-backbone": {"stop_gradient": False},
@@ -65,17 +66,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     "one-learning-rate": {"mfn_learning_rate": None},
     "higher-mfn-learning-rate": {"mfn_learning_rate": 1e-2},
     "higher-learning-rates": {"learning_rate": 2e-3, "mfn_learning_rate": 8e-3},
-    "cache-first": {"cached_epochs": 5, "alpha_anneal": 0.25},
-    "cache-first-distilled": {"cached_epochs": 5, "alpha_anneal": 0.25, "teacher": "dense"},
+    "cache-first": CACHE_FIRST,
+    "cache-first-20-epochs": CACHE_FIRST | {"cached_epochs": 20},
+    "cache-first-distilled": CACHE_FIRST | {"teacher": "dense"},
     "no-aux": {"lambda_aux": 0.0},
     "dead-start-again": {"reinit_dead_every": 100},
 }
 """Each on the short budget, a difference from `RECIPE`."""
 MAIN: dict[str, dict[str, Any]] = {
     "recon-util": {},
-    "distilled": {"teacher": "dense"},
-    "five": WEIGHTS,
-    "k-128": {"k": 128},
+    "cache-first": CACHE_FIRST,
+    "cache-first-distilled": CACHE_FIRST | {"teacher": "dense"},
+    "cache-first-distilled-five": CACHE_FIRST | {"teacher": "dense"} | WEIGHTS,
+    "cache-first-distilled-k-128": CACHE_FIRST | {"teacher": "dense", "k": 128},
 }
 Run = Callable[[], dict[str, Any]]
 
