@@ -67,6 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "higher-mfn-learning-rate": {"mfn_learning_rate": 1e-2},
     "higher-learning-rates": {"learning_rate": 2e-3, "mfn_learning_rate": 8e-3},
     "cache-first": CACHE_FIRST,
+    "cache-first-gently": CACHE_FIRST | {"mfn_learning_rate": 2e-3, "warmup_steps": 100},
     "cache-first-20-epochs": CACHE_FIRST | {"cached_epochs": 20},
     "cache-first-distilled": CACHE_FIRST | {"teacher": "dense"},
     "no-aux": {"lambda_aux": 0.0},
