@@ -56,7 +56,13 @@ SWEEP: dict[str, dict[str, Any]] = {
     **{f"{name[7:]}-x{times:g}": {name: times * WEIGHTS[name]} for name in WEIGHTS for times in (0.1, 10.0)},
     **{f"rho-x{times:g}": {"rho": times * RHO, "lambda_rate": WEIGHTS["lambda_rate"]} for times in (0.5, 2.0)},
 }
-CACHE_FIRST: dict[str, Any] = {"cached_epochs": 5, "alpha_anneal": 0.25}
+CACHE_FIRST: dict[str, Any] = {
+    "cached_epochs": 5,
+    "alpha_anneal": 0.25,
+    # for weights that know something, and an optimizer that does not yet
+    "mfn_learning_rate": 2e-3,
+    "warmup_steps": 100,
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "distilled": {"teacher": "dense"},
     "recon-into-backbone": {"stop_gradient": False},
@@ -66,8 +72,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "one-learning-rate": {"mfn_learning_rate": None},
     "higher-mfn-learning-rate": {"mfn_learning_rate": 1e-2},
     "higher-learning-rates": {"learning_rate": 2e-3, "mfn_learning_rate": 8e-3},
-    "cache-first": CACHE_FIRST,
-    "cache-first-gently": CACHE_FIRST | {"mfn_learning_rate": 2e-3, "warmup_steps": 100},
+    "cache-first-gently": CACHE_FIRST,
+    "cache-first-abruptly": CACHE_FIRST | {"mfn_learning_rate": 4e-3, "warmup_steps": 0},
     "cache-first-20-epochs": CACHE_FIRST | {"cached_epochs": 20},
     "cache-first-distilled": CACHE_FIRST | {"teacher": "dense"},
     "no-aux": {"lambda_aux": 0.0},
