@@ -12,9 +12,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
@@ -105,15 +103,10 @@ def rewritten(document: str) -> str:
     return MARKED.sub(lambda found: f"{found[1]}\n{markdown(TABLES[found['name']]())}\n{found[3]}", document)
 
 
-def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
-    stale = [file for file in DOCUMENTS if rewritten(text := file.read_text(encoding="utf-8")) != text]
-    for file in stale:
-        if check:
-            print(f"{file.relative_to(ROOT)} does not show what benchmarks/results/ holds")
-        else:
-            file.write_text(rewritten(file.read_text(encoding="utf-8")), encoding="utf-8")
-    raise typer.Exit(int(check and bool(stale)))
+def main() -> None:
+    for file in DOCUMENTS:
+        file.write_text(rewritten(file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()
