@@ -12,6 +12,7 @@ Each run writes benchmarks/results/fidelity/<name>.json; a run that has its file
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import json
 import shlex
@@ -127,12 +128,14 @@ def mfn(
     k: int = K,
     teacher: Literal["dense"] | None = None,
     cached_epochs: int = 0,
+    by_layer: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else.
 
     With a teacher, the target is the distribution of the dense model that was trained on the same tokens. With
-    `cached_epochs`, the MFN layers first learn alone, so many times from the first tokens of the same text.
+    `cached_epochs`, the MFN layers first learn alone, so many times from the first tokens of the same text. With
+    `by_layer`, the model is measured with each MFN layer left out, too.
     """
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
@@ -157,6 +160,10 @@ def mfn(
         "features": feature_figures(model),
         "last_log": trainer.state.log_history[-2],
     }
+    if by_layer:
+        record["perplexity_without"] = {
+            f"layer_{number}": perplexities_without(model, number) for number in model.mfn_layers
+        }
     model.set_blend(0.0)  # what the backbone has learnt, without what its features leave out
     return record | {"perplexity_at_alpha_0": perplexities(model)}
 
@@ -170,6 +177,17 @@ def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: in
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         cache = ActivationCache.write(model, rows, folder)
         MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()
+
+
+def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]:
+    """With one block that reads the residual stream itself, all others features alone."""
+    layer = model.mfn_layers[number]
+    layer.config, config = copy.deepcopy(layer.config), layer.config
+    layer.config.alpha = 0.0
+    try:
+        return perplexities(model)
+    finally:
+        layer.config = config
 
 
 @torch.no_grad()
@@ -203,7 +221,7 @@ def runs() -> dict[str, Run]:
     for family in small_models.FAMILIES:
         table[f"{family}/main/dense"] = partial(dense, family, MAIN_TOKENS)
         for name, settings in MAIN.items():
-            table[f"{family}/main/{name}"] = partial(mfn, family, MAIN_TOKENS, **settings)
+            table[f"{family}/main/{name}"] = partial(mfn, family, MAIN_TOKENS, by_layer=True, **settings)
     return table
 
 

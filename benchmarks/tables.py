@@ -1,7 +1,6 @@
 """The tables of README.md and docs/fidelity.md, from the files under benchmarks/results/.
 
-python benchmarks/tables.py            # writes them between their <!-- table: NAME --> and <!-- end --> marks
-python benchmarks/tables.py --check    # exit code 1 if one is not what the files say
+python benchmarks/tables.py    # writes them between their <!-- table: NAME --> and <!-- end --> marks
 """
 
 from __future__ import annotations

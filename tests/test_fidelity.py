@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from conftest import make_base
+from conftest import make_base, make_mfn
 from transformers import AutoModelForCausalLM
 
 TOKENS = 3 * 8 * small_models.WINDOW
@@ -57,6 +57,14 @@ def test_dense_and_mfn_runs_measure_what_they_trained(small):
         assert 0 < figures["active_features"] <= 4
         assert figures["explained_variance"] > plain["features"][layer]["explained_variance"]
     assert set(first["perplexity"]) == set(first["perplexity_at_alpha_0"]) == set(corpora.DOMAINS)
+
+
+def test_a_layer_left_out_reads_the_residual_stream(small):
+    base = AutoModelForCausalLM.from_pretrained(small / "base")
+    model = make_mfn(base, layers=[1])
+    through = fidelity.perplexities(model)
+    assert fidelity.perplexities_without(model, 1) == fidelity.perplexities(base) != through
+    assert fidelity.perplexities(model) == through
 
 
 def test_each_run_is_made_once_and_says_how(small, monkeypatch):
