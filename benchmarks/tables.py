@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
+REAL = ROOT / "benchmarks" / "results" / "real_checkpoint"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "fidelity.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DOMAINS = ("drama", "dictionary", "code")
@@ -84,7 +85,33 @@ def group_table(family: str, group: str) -> Iterator[list[str]]:
         yield [name, change(record, usual), *perplexities(record), *figures]
 
 
-TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"fidelity": main_table} | {
+def real_table() -> Iterator[list[str]]:
+    """What each method costs SmolLM2, in nats a token; blocks are read through features at once, or one alone."""
+    summary = json.loads((REAL / "summary.json").read_text(encoding="utf-8"))
+    whole, each = summary["all_positions"]["all_layers"], summary["all_positions"]
+    yield [
+        "", *DOMAINS, "mean", "recovered of zero- / mean-ablation", "first tokens left alone: mean", "recovered",
+        "mean, one block alone", "explained variance, by block", "dead",
+    ]  # fmt: skip
+    for name, found in whole.items():
+        figures = json.loads((REAL / "evaluate" / f"{name}.json").read_text(encoding="utf-8"))
+        of_layers = [of for key, of in figures.items() if key.startswith("layer_")]
+        kept = summary["without_first"]["all_layers"][name]
+        variance = " ".join(f"{of['explained_variance']:.3f}" for of in of_layers)
+        dead = span([100 * of["dead_share"] for of in of_layers], ".1f") + " %" if of_layers else ""
+        alone = " ".join(f"{of[name]['delta']['mean']:.3f}" for place, of in each.items() if place != "all_layers")
+        deltas = [f"{found['delta'][domain]:.3f}" for domain in (*DOMAINS, "mean")]
+        yield [
+            name, *deltas, recovered(found), f"{kept['delta']['mean']:.3f}", recovered(kept), alone, variance, dead
+        ]  # fmt: skip
+
+
+def recovered(found: dict[str, Any]) -> str:
+    """The shares of what either ablation costs that a method saves."""
+    return " / ".join(f"{100 * found[f'recovered_of_{ablated}']['mean']:.1f}" for ablated in ("zero", "mean")) + " %"
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"fidelity": main_table, "real-checkpoint": real_table} | {
     f"{family}-{group}": partial(group_table, family, group)
     for family in TITLES
     for group in ("losses", "sweep", "recipe")

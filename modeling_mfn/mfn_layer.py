@@ -197,11 +197,13 @@ class MFNLayer(nn.Module):
         return encode(self.standardise(h)[0], self.encoder.weight, self.encoder.bias, self.config.k)
 
     def _revive(self, x: Tensor, std: Tensor | None, features: Tensor, k: int) -> Tensor:
-        """(B, T, d) from the given features (R,) alone, without the decoder's bias. Their pre-activations stay as they
-        are: behind a ReLU, a feature whose are all negative would never learn."""
+        """(B, T, d) from the given features (R,) alone, without the decoder's bias. Their ReLU lets gradients through:
+        behind it, a feature whose pre-activations are all negative would never learn. Without it, those that are
+        very negative, as a rare feature's are on most tokens, would outweigh the error itself."""
         weight, bias = self.encoder.weight[features], self.encoder.bias[features]
         ranked = attach_encoder(rank_features(x, weight, bias, min(k, len(features))), x, weight, bias)
-        error = decode(ranked, self.decoder.weight[features])
+        values = ranked.values + (ranked.values.relu() - ranked.values).detach()
+        error = decode(ranked._replace(values=values), self.decoder.weight[features])
         return error if std is None else error * std.detach()
 
     @torch.no_grad()

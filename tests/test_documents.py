@@ -53,3 +53,28 @@ def test_a_table_of_made_up_results(tmp_path, monkeypatch):
     assert list(tables.main_table())[-1] == [
         "Llama, x", "55.0", "22.0", "30.0", "10.0 / 10.0 / 0.0 %", "0.900 0.800", "0.0 - 1.0 %",
     ]  # fmt: skip
+
+
+def test_the_table_of_a_real_checkpoint(tmp_path, monkeypatch):
+    """Zero-ablation costs 4 nats, mean-ablation 2, the features half a nat."""
+
+    def costs(delta):
+        of_domains = dict.fromkeys((*tables.DOMAINS, "mean"), delta)
+        recovered = {f"recovered_of_{name}": {"mean": 1 - delta / whole} for name, whole in (("zero", 4), ("mean", 2))}
+        return {"delta": of_domains, "delta_standard_error": 0.1} | recovered
+
+    figures = {"explained_variance": 0.75, "dead_share": 0.25}
+    places = ("all_layers", "layer_6", "layer_12")
+    summary = {"all_positions": {place: {"zero": costs(4.0), "features": costs(0.5)} for place in places}}
+    summary["without_first"] = {"all_layers": {"zero": costs(4.0), "features": costs(0.25)}}
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "evaluate" / "zero.json").write_text("{}")
+    (tmp_path / "evaluate" / "features.json").write_text(json.dumps({"layer_6": figures, "layer_12": figures}))
+    monkeypatch.setattr(tables, "REAL", tmp_path)
+    header, zero, features = list(tables.real_table())
+    assert len(header) == len(zero) == len(features)
+    assert zero[4:8] == ["4.000", "0.0 / -100.0 %", "4.000", "0.0 / -100.0 %"]
+    assert features == [
+        "features", *["0.500"] * 4, "87.5 / 75.0 %", "0.250", "93.8 / 87.5 %", "0.500 0.500", "0.750 0.750", "25.0 %",
+    ]  # fmt: skip
