@@ -39,7 +39,8 @@ from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.demo_assets import cache_folder, smollm2
 
 RESULTS = Path(__file__).parent / "results"
-MFN_RATES = [{"learning_rate": rate} for rate in (2e-3, 4e-3, 1e-2)]
+MFN_RATES = [{"learning_rate": rate} for rate in (4e-3, 6e-3, 1e-2)]
+LIVING = {"rate_window": 20_000, "reinit_dead_every": 10}
 JOINT_RATES = [{"learning_rate": rate} for rate in (3e-4, 1e-3)]
 ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (2e-3, 4e-3, 1e-2)]
 SIGNUM_SHARES = (1 / 4, 1)
@@ -79,11 +80,11 @@ def features(study: Study) -> dict[str, Any]:
 
     def train(rows: Rows, **settings: Any) -> MFNForCausalLM:
         model = copy.deepcopy(start)
-        arguments = study.arguments(rows, study.batch, lambda_util=0.0, alpha_end=0.0, **settings)
+        arguments = study.arguments(rows, study.batch, lambda_util=0.0, alpha_end=0.0, **LIVING, **settings)
         MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows_of, rows)).train()
         return model
 
-    return study.fit("features", train, MFN_RATES, study.order(), study.batch)
+    return study.fit("features", train, MFN_RATES, study.order(), study.batch) | {"living": LIVING}
 
 
 def sae(study: Study, stage: str, input_norm: str, **settings: Any) -> dict[str, Any]:
