@@ -21,6 +21,8 @@ from modeling_mfn import MFNForCausalLM, MFNTrainingArguments
 from modeling_mfn.activation_cache import ActivationCache
 
 Rows = Sequence[int]
+CUT = ("window", "train_tokens", "joint_tokens", "held_out_tokens", "seed")
+"""Settings that say which windows of text there are."""
 SWEEP, SWEEP_WINDOWS = 6, 12
 """A learning rate is tried on one part in so many of the training, and judged by so many windows."""
 
@@ -50,11 +52,17 @@ class Study:
     def windows(self) -> dict[str, Tensor]:
         """Windows of tokens, (rows, T): `train`, `joint` and `validation` are different ones of the training text, in
         equal shares of the domains; `held_out` are spread evenly over held-out text, one domain after the other."""
-        file = self.folder / "windows.npz"
+        file, wanted = self.folder / "windows.npz", {name: getattr(self, name) for name in CUT}
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(file, **self._cut_windows())
-        return {name: torch.from_numpy(rows).long() for name, rows in np.load(file).items()}
+            np.savez(file, settings=json.dumps(wanted), **self._cut_windows())
+        with np.load(file) as found:
+            cut = json.loads(str(found["settings"]))
+            if cut != wanted:
+                raise ValueError(
+                    f"{file} was cut with {cut}, not {wanted}; choose another --name, or delete the folder"
+                )
+            return {name: torch.from_numpy(found[name]).long() for name in ("train", "joint", "validation", "held_out")}
 
     def _cut_windows(self) -> dict[str, np.ndarray]:
         tokenizer, generator = AutoTokenizer.from_pretrained(self.base), np.random.default_rng(self.seed)

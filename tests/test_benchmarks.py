@@ -1,5 +1,6 @@
 """The stages of `benchmarks/real_checkpoint.py` on a tiny base, and their figures against ones of another making."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 from conftest import HIDDEN, make_base, make_mfn, tokens
 from datasets import Dataset
 from splicing import constant, next_token_losses, reconstruction_figures, spliced, through
-from study import Study
+from study import CUT, Study
 
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.activation_cache import ActivationCache
@@ -41,8 +42,8 @@ def study(tmp_path_factory):
     make_base("llama-tied").save_pretrained(folder / "base")
     counts = {"train": 12, "joint": 8, "validation": 3, "held_out": 6}
     windows = {name: tokens(rows, T, seed)["input_ids"].numpy() for seed, (name, rows) in enumerate(counts.items())}
-    np.savez(folder / "windows.npz", **windows)
     made = Study(folder / "base", folder / "results", folder, layers=(0, 2), num_features=M, k=K, window=T, batch=4)
+    np.savez(folder / "windows.npz", settings=json.dumps({name: getattr(made, name) for name in CUT}), **windows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sparsify_baseline, "train", train_nothing
@@ -220,6 +221,8 @@ def test_windows_are_equal_shares_and_no_part_has_those_of_another(tmp_path, mon
         assert len((rows // 1000).bincount().unique()) == 1
     assert (found["held_out"] % 1000 >= 500).all()
     assert (found["train"] % 1000 < 500).all()
+    with pytest.raises(ValueError, match=r"'joint_tokens': 320.*delete its folder, or give another --name"):
+        _ = dataclasses.replace(study, joint_tokens=4 * T).windows
 
 
 def test_the_order_of_training_is_a_permutation_an_epoch(study):
