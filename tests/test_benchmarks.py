@@ -221,7 +221,7 @@ def test_windows_are_equal_shares_and_no_part_has_those_of_another(tmp_path, mon
         assert len((rows // 1000).bincount().unique()) == 1
     assert (found["held_out"] % 1000 >= 500).all()
     assert (found["train"] % 1000 < 500).all()
-    with pytest.raises(ValueError, match=r"'joint_tokens': 320.*delete its folder, or give another --name"):
+    with pytest.raises(ValueError, match=r"'joint_tokens': 320.*choose another --name, or delete the folder"):
         _ = dataclasses.replace(study, joint_tokens=4 * T).windows
 
 
