@@ -130,7 +130,7 @@ def _check_positions(positions: Any) -> Positions:
         return positions
     if positions is None:
         return "all"
-    if positions not in POSITIONS:
+    if not isinstance(positions, str) or positions not in POSITIONS:
         raise ValueError(f"positions is {positions!r}; it must be {', '.join(POSITIONS)} or a mask (B, T)")
     return positions
 

@@ -102,7 +102,7 @@ def test_training_keeps_what_was_baked(tmp_path):
     off, short = active_feature(model, 0, batch), active_feature(model, 2, batch)
     model.bake({(0, off): Ablate(), (2, short): Scale(-0.5)})
     before = {layer: mfn.decoder.weight.detach().clone() for layer, mfn in model.mfn_layers.items()}
-    options = {"max_steps": 4, "save_steps": 2, "learning_rate": 0.01, "weight_decay": 0.1}
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.01, "weight_decay": 0.1}
     MFNTrainer(model, arguments(tmp_path, **options), train_dataset=rows(16)).train()
     again = MFNForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
     MFNTrainer(again, arguments(tmp_path, **options), train_dataset=rows(16)).train(
@@ -117,9 +117,7 @@ def test_training_keeps_what_was_baked(tmp_path):
             weight = trained.mfn_layers[layer].decoder.weight.detach()
             torch.testing.assert_close(weight.norm(dim=-1), expected, atol=1e-6, rtol=0)
         assert torch.dist(weight[short], before[2][short]) > 0.01
-        torch.testing.assert_close(
-            torch.cosine_similarity(weight[short], before[2][short], 0).sign(), torch.tensor(1.0)
-        )
+        assert torch.cosine_similarity(weight[short], before[2][short], 0) > 0
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
