@@ -128,8 +128,7 @@ class FeatureDecoder(nn.Module):
         """Takes out of the gradient what would only change a direction's length."""
         if self.weight.grad is not None:
             along = (self.weight.grad * self.weight).sum(-1, keepdim=True)
-            length = self.weight.square().sum(-1, keepdim=True)
-            self.weight.grad -= along / length.clamp_min(torch.finfo(length.dtype).tiny) * self.weight
+            self.weight.grad -= along * self.weight
 
 
 class MFNLayer(nn.Module):

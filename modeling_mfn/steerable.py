@@ -121,7 +121,8 @@ class SteerableModel:
         return presets[name]
 
 
-def _check_positions(positions: Any) -> Positions:
+def _check_positions(positions: Any) -> Any:
+    """The same, `"all"` for None; `ValueError` if they are neither a known name nor a mask."""
     if isinstance(positions, torch.Tensor):
         if positions.dtype != torch.bool or positions.ndim != 2 or not positions.numel():
             raise ValueError(
