@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from .distributed import broadcast
 from .feature_statistics import FeatureStatistics
-from .mfn_layer import FeatureDecoder
+from .mfn_layer import MFNLayer
 from .training_arguments import MFNTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -73,28 +73,29 @@ def set_to_schedule(model: Any, args: MFNTrainingArguments, step: int, total_ste
 
 
 class UnitNormCallback(TrainerCallback):
-    """Keeps decoder rows at unit norm (section 8): the part of their gradient that would only change their length is
-    taken out before a step, and what remains of a change is undone after it."""
+    """Keeps decoder rows at unit norm (section 8), or at the norm that `model.bake` gave them: the part of their
+    gradient that would only change their length is taken out before a step, and what remains of a change is undone
+    after it."""
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """After clipping, before the step."""
-        for decoder in _decoders(kwargs["model"]):
-            decoder.remove_parallel_gradient()
+        for layer in _trained_layers(kwargs["model"]):
+            layer.decoder.remove_parallel_gradient()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """After the step."""
-        for decoder in _decoders(kwargs["model"]):
-            decoder.normalise_rows()
+        for layer in _trained_layers(kwargs["model"]):
+            layer.normalise_directions()
 
 
-def _decoders(model: nn.Module) -> list[FeatureDecoder]:
-    """Those that are trained, each weight once."""
-    decoders = (module for module in model.modules() if isinstance(module, FeatureDecoder))
-    return list({decoder.weight: decoder for decoder in decoders if decoder.weight.requires_grad}.values())
+def _trained_layers(model: nn.Module) -> list[MFNLayer]:
+    """Those whose decoder is trained, one of those that share it."""
+    layers = (module for module in model.modules() if isinstance(module, MFNLayer))
+    return list({each.decoder.weight: each for each in layers if each.decoder.weight.requires_grad}.values())
 
 
 class StatisticsCallback(TrainerCallback):

@@ -187,23 +187,32 @@ def steer(
     model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
     prompt: Annotated[str, typer.Argument(help="Text to go on from.")],
     interventions: Annotated[
-        list[str],
-        typer.Option("--set", help="feature=clamp:VALUE, =add:VALUE, =scale:FACTOR or =ablate; may be repeated."),
-    ],
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="feature=clamp:VALUE, =add:VALUE, =scale:FACTOR or =ablate; with @FEATURE at its end, where that "
+            "feature fires; may be repeated.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Interventions that the model has under a name; those of --set act after them.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 40,
     sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
 ) -> None:
     """Generate with and without interventions on features.
 
-    Example: mfn steer gpt2-mfn-trained "The weather is" --set L6/1234=clamp:4 --set L6/7=ablate
+    Example: mfn steer gpt2-mfn-trained "The weather is" --set L6/1234=clamp:4 --set L6/7=ablate@L5/3
     """
     import torch
     from transformers import AutoTokenizer
 
     from .modeling_mfn import MFNForCausalLM
 
-    chosen = dict(_parse_intervention(text) for text in interventions)
+    if not interventions and preset is None:
+        raise ValueError("there is nothing to steer with; give --set, --preset or both")
+    chosen = dict(_parse_intervention(text) for text in interventions or [])
     mfn = MFNForCausalLM.from_pretrained(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     inputs = tokenizer(prompt, return_tensors="pt")
@@ -213,7 +222,7 @@ def steer(
         tokens = mfn.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=sample, pad_token_id=0)
         return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    with mfn.steer(chosen):
+    with mfn.steer(preset or {}), mfn.steer(chosen):
         if mfn.config.alpha == 0:
             console.print("[yellow]alpha is 0: the model reads no feature, so that steering has no effect")
         steered = generate()
@@ -252,13 +261,14 @@ def _parse_intervention(text: str) -> tuple[tuple[int, int], Any]:
     from .interventions import Ablate, Add, Clamp, Scale, parse_feature
 
     feature, _, action = text.partition("=")
+    action, at, when = action.partition("@")
     kind, _, value = action.partition(":")
     kinds = {"clamp": Clamp, "add": Add, "scale": Scale}
     try:
         arguments = (float(value),) if kind in kinds else {"ablate": ()}[action]
     except (KeyError, ValueError):
         raise ValueError(f"{text!r} is no intervention; write L6/1234=clamp:4, =add:2, =scale:0.5 or =ablate") from None
-    return parse_feature(feature), kinds.get(kind, Ablate)(*arguments)
+    return parse_feature(feature), kinds.get(kind, Ablate)(*arguments, when=when if at else None)
 
 
 def _check_output(output: Path, overwrite: bool, source: str = "") -> None:

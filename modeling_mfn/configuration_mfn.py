@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .interventions import existing_feature
+from .presets import read_presets
 
 __version__ = "0.1.0"
 
@@ -80,6 +84,11 @@ class MFNConfig(PreTrainedConfig):
             Whether eq. 2 has a learnt constant: h_hat = D z + b.
         shared_decoder (`bool`, *optional*, defaults to `False`):
             One decoder D for all MFN layers (section 8 of the paper); encoders and biases stay their own.
+        steering_presets (`dict`, *optional*, defaults to `{}`):
+            Named interventions, as JSON (see `presets.py`). `model.save_preset` writes them, `model.steer` takes them.
+        direction_norms (`dict[str, float]`, *optional*, defaults to `{}`):
+            Feature, as `"L6/1234"`, -> norm of its decoder direction, where that is not 1. `model.bake` writes them,
+            and training keeps to them.
         mfn_version (`str`, *optional*):
             Version of this package that wrote the config. One of a newer major version is refused.
     """
@@ -99,6 +108,8 @@ class MFNConfig(PreTrainedConfig):
     input_norm: Literal["layer", "none"] = "layer"
     decoder_bias: bool = True
     shared_decoder: bool = False
+    steering_presets: Any = field(default_factory=dict)
+    direction_norms: Any = field(default_factory=dict)
     mfn_version: str = __version__
 
     vocab_size = _text_config_attribute("vocab_size")
@@ -128,6 +139,8 @@ class MFNConfig(PreTrainedConfig):
         self.alpha = check_alpha(self.alpha)
         _check_choice("blend_into", self.blend_into, ("residual", "mlp"))
         _check_choice("input_norm", self.input_norm, ("layer", "none"))
+        read_presets(self.steering_presets, self.layers, self.num_features)
+        _check_norms(self.direction_norms, self.layers, self.num_features)
         # the base class hands its attention down to text_config: let it be the one that text_config has
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__post_init__(**kwargs)
@@ -148,6 +161,13 @@ class MFNConfig(PreTrainedConfig):
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _check_norms(norms: Any, layers: list[int], num_features: int) -> None:
+    for feature, norm in norms.items():
+        existing_feature(feature, layers, num_features)
+        if not math.isfinite(norm) or norm < 0:
+            raise ValueError(f"direction_norms gives {feature} the norm {norm}; it must be finite and at least 0")
 
 
 def _own_text_config(text_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -18,7 +18,8 @@ from .configuration_mfn import MFNConfig
 if TYPE_CHECKING:
     from .modeling_mfn import MFNForCausalLM
 
-SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - {"text_config", "mfn_version"}
+KEPT_BY_THE_MODEL = {"text_config", "mfn_version", "steering_presets", "direction_norms"}
+SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - KEPT_BY_THE_MODEL
 
 
 def convert(

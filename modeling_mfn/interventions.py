@@ -1,14 +1,12 @@
-"""Interventions on features, and the context in which a model is steered by them."""
+"""Interventions on features, and what they do to a code."""
 
 from __future__ import annotations
 
 import math
 import re
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +17,50 @@ FeatureName = tuple[int, int] | str
 """A feature: `(layer, index)`, or the same written `"L6/1234"`."""
 
 
-@dataclass(frozen=True)
+def parse_feature(name: FeatureName) -> tuple[int, int]:
+    """`(6, 1234)` from itself or from `"L6/1234"`; `ValueError` otherwise."""
+    if isinstance(name, str):
+        match = re.fullmatch(r"L(\d+)/(\d+)", name)
+        if match is not None:
+            return int(match[1]), int(match[2])
+    elif isinstance(name, tuple) and len(name) == 2 and all(hasattr(number, "__index__") for number in name):
+        return int(name[0]), int(name[1])
+    raise ValueError(f'{name!r} names no feature; write (layer, index) or "L6/1234"')
+
+
+@dataclass(frozen=True, repr=False)
 class Intervention:
-    """What is done to one feature's activation on every token: z <- scale * z + shift, where z is 0 when the feature
-    is inactive. `ValueError` if its value is not finite."""
+    """What is done to one feature's activation: z <- scale * z + shift, where z is 0 when the feature is inactive.
+
+    With `when`, a feature too, only tokens count on which that feature's activation is larger than `above`. This is the
+    activation that its encoder finds on the token: what earlier layers' interventions made of the residual stream has
+    its effect on it, interventions on the `when` feature's own layer have none. Its layer must be that of the feature
+    acted on, or an earlier one.
+
+    `ValueError` if a number is not finite, `when` names no feature, or `above` is negative or has no `when`.
+    """
+
+    when: FeatureName | None = field(default=None, kw_only=True)
+    """Kept as `"L6/1234"`, whichever way it is given."""
+    above: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(number) for number in self.coefficients):
-            raise ValueError(f"{self} is not finite; an intervention needs a finite number")
+        for name in (each.name for each in fields(self) if each.name != "when"):
+            number = getattr(self, name)
+            if not hasattr(number, "__float__") or not math.isfinite(number):
+                raise ValueError(f"{self}: {name} is {number!r}, not finite; an intervention needs a finite number")
+            object.__setattr__(self, name, float(number))
+        if self.when is not None:
+            layer, index = parse_feature(self.when)
+            object.__setattr__(self, "when", f"L{layer}/{index}")
+        if self.above < 0 or (self.above and self.when is None):
+            raise ValueError(f"above is {self.above}; it must be at least 0, and belongs to a feature given as when")
+
+    def __repr__(self) -> str:
+        given = [repr(getattr(self, each.name)) for each in fields(self) if not each.kw_only]
+        if self.when is not None:
+            given += [f"when={self.when!r}", f"above={self.above}"]
+        return f"{type(self).__name__}({', '.join(given)})"
 
     @property
     def coefficients(self) -> tuple[float, float]:
@@ -34,7 +68,7 @@ class Intervention:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clamp(Intervention):
     """Sets the activation to `value`, active or not. In the units of the code: `out.codes[layer].values`."""
 
@@ -45,7 +79,7 @@ class Clamp(Intervention):
         return 0.0, self.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scale(Intervention):
     """Multiplies the activation by `factor`."""
 
@@ -56,7 +90,7 @@ class Scale(Intervention):
         return self.factor, 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Add(Intervention):
     """Adds `value` to the activation, active or not."""
 
@@ -67,7 +101,7 @@ class Add(Intervention):
         return 1.0, self.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ablate(Intervention):
     """Sets the activation to 0."""
 
@@ -76,83 +110,76 @@ class Ablate(Intervention):
         return 0.0, 0.0
 
 
+Interventions = Mapping[FeatureName, Intervention]
+CheckedInterventions = dict[tuple[int, int], Intervention]
+
+
+def check_interventions(
+    interventions: Interventions, layers: Collection[int], num_features: int
+) -> CheckedInterventions:
+    """The same by (layer, index); `ValueError` if one cannot be had in a model with these MFN layers."""
+    if not isinstance(interventions, Mapping):
+        raise ValueError(f"{interventions!r} is no mapping of features to interventions")
+    checked: CheckedInterventions = {}
+    for name, intervention in interventions.items():
+        layer, index = existing_feature(name, layers, num_features)
+        if not isinstance(intervention, Intervention):
+            raise ValueError(f"{intervention!r} is no intervention; use Clamp, Scale, Add or Ablate")
+        if intervention.when is not None and existing_feature(intervention.when, layers, num_features)[0] > layer:
+            raise ValueError(
+                f"{intervention!r} on L{layer}/{index} waits for a later layer; the condition's layer can be {layer} "
+                "or an earlier one"
+            )
+        if (layer, index) in checked:
+            raise ValueError(f"L{layer}/{index} is given twice; a mapping holds one intervention a feature")
+        checked[layer, index] = intervention
+    return checked
+
+
+def existing_feature(name: FeatureName, layers: Collection[int], num_features: int) -> tuple[int, int]:
+    """(layer, index); `ValueError` if a model with these MFN layers has no such feature."""
+    layer, index = parse_feature(name)
+    if layer not in layers:
+        raise ValueError(f"block {layer} has no MFN layer; those of this model are {layers}")
+    if not 0 <= index < num_features:
+        raise ValueError(f"L{layer}/{index} does not exist; features are 0 to {num_features - 1}")
+    return layer, index
+
+
+def activations(code: SparseCode, features: Tensor) -> Tensor:
+    """What a code (..., K) holds of features (I,): (..., I), 0 where one is inactive."""
+    return (code.values.unsqueeze(-1) * (code.indices.unsqueeze(-1) == features)).sum(-2)
+
+
 class CodeEdit(NamedTuple):
-    """The interventions on I features of one MFN layer."""
+    """z <- scale * z + shift for I features of one MFN layer. scale and shift are (I,), or differ from token to token
+    (..., I)."""
 
     features: Tensor
     """(I,) int64, distinct."""
     scale: Tensor
-    """(I,) float32."""
+    """(..., I)."""
     shift: Tensor
-    """(I,) float32."""
+    """(..., I)."""
+
+    def then(self, scale: Tensor, shift: Tensor) -> CodeEdit:
+        """This edit and a further one of the same features on its result, as one."""
+        return self._replace(scale=scale * self.scale, shift=scale * self.shift + shift)
 
     def apply(self, code: SparseCode) -> SparseCode:
-        """(..., K) -> (..., K + I): the edited features leave their old pairs (value 0) and come as extra ones."""
+        """(..., K) -> (..., K + I): features leave their old pairs (value 0) and come as extra ones. On tokens where an
+        edit changes nothing the old pair stays and the extra one has value 0."""
         features = self.features.to(code.indices.device)
-        found = code.indices.unsqueeze(-1) == features
-        old = (code.values.unsqueeze(-1) * found).sum(-2)
-        new = old * self.scale.to(old) + self.shift.to(old)
-        kept = code.values.masked_fill(found.any(-1), 0)
+        old = activations(code, features)
+        scale, shift = self.scale.to(old), self.shift.to(old)
+        idle = (scale == 1) & (shift == 0)
+        moved = ((code.indices.unsqueeze(-1) == features) & ~idle.unsqueeze(-2)).any(-1)
+        new = (old * scale + shift).masked_fill(idle, 0)
         return SparseCode(
             torch.cat([code.indices, features.expand(new.shape)], -1),
-            torch.cat([kept, new], -1),
+            torch.cat([code.values.masked_fill(moved, 0), new], -1),
             code.num_features,
         )
-
-
-def parse_feature(name: FeatureName) -> tuple[int, int]:
-    """`(6, 1234)` from itself or from `"L6/1234"`; `ValueError` otherwise."""
-    if isinstance(name, str):
-        match = re.fullmatch(r"L(\d+)/(\d+)", name)
-        if match is None:
-            raise ValueError(f'{name!r} names no feature; write (layer, index) or "L6/1234"')
-        return int(match[1]), int(match[2])
-    layer, index = name
-    return layer, index
-
-
-Coefficients = dict[tuple[int, int], tuple[float, float]]
-"""(layer, feature) -> (scale, shift)."""
-
-_steering = threading.local()  # .active: ((model, coefficients, edits by layer), ...), the innermost context last
-
-
-def _active(model: Any) -> tuple[Coefficients, dict[int, CodeEdit]]:
-    for steered, coefficients, edits in reversed(getattr(_steering, "active", ())):
-        if steered is model:
-            return coefficients, edits
-    return {}, {}
-
-
-def active_edits(model: Any) -> dict[int, CodeEdit]:
-    """The edits in force for `model` in this thread, by layer."""
-    return _active(model)[1]
-
-
-@contextmanager
-def steering(model: Any, interventions: Mapping[tuple[int, int], Intervention]) -> Iterator[None]:
-    """Puts `interventions` in force for `model`, in this thread, until the block is left, by an exception too. Within
-    another such context they act on what that one makes of the activation."""
-    coefficients = dict(_active(model)[0])
-    for feature, intervention in interventions.items():
-        scale, shift = intervention.coefficients
-        outer_scale, outer_shift = coefficients.get(feature, (1.0, 0.0))
-        coefficients[feature] = (scale * outer_scale, scale * outer_shift + shift)
-    before = getattr(_steering, "active", ())
-    _steering.active = (*before, (model, coefficients, _edits_by_layer(coefficients)))
-    try:
-        yield
-    finally:
-        _steering.active = before
-
-
-def _edits_by_layer(coefficients: Coefficients) -> dict[int, CodeEdit]:
-    edits = {}
-    for layer in sorted({layer for layer, _ in coefficients}):
-        chosen = {index: pair for (at, index), pair in coefficients.items() if at == layer}
-        scale, shift = torch.tensor(list(chosen.values())).unbind(-1)
-        edits[layer] = CodeEdit(torch.tensor(list(chosen)), scale, shift)
-    return edits
 
 
 __all__ = ["Ablate", "Add", "Clamp", "Intervention", "Scale"]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mfn import MFNConfig
-from .interventions import CodeEdit
+from .interventions import parse_feature
 from .sparse_code import SparseCode, attach_encoder, decode, encode, rank_features, rectify
+from .steering import LayerEdit
 
 
 class Reconstruction(NamedTuple):
@@ -60,7 +61,7 @@ class MFNPass:
 
     def __init__(
         self,
-        edits: dict[int, CodeEdit],
+        edits: dict[int, LayerEdit],
         codes: dict[int, SparseCode] | None = None,
         reconstructions: dict[int, Reconstruction] | None = None,
         request: ReconstructionRequest | None = None,
@@ -100,7 +101,8 @@ class FeatureEncoder(nn.Module):
 
 
 class FeatureDecoder(nn.Module):
-    """D of eq. 2, a feature's direction a row: (m, d), unit norm; and the constant (d,) that it may have."""
+    """D of eq. 2, a feature's direction a row: (m, d), of unit norm unless `bake` gave it another; and the constant
+    (d,) that it may have."""
 
     def __init__(self, hidden_size: int, num_features: int, bias: bool) -> None:
         super().__init__()
@@ -108,9 +110,18 @@ class FeatureDecoder(nn.Module):
         self.bias = nn.Parameter(torch.empty(hidden_size)) if bias else None
 
     @torch.no_grad()
-    def normalise_rows(self) -> None:
-        """Brings every direction back to unit norm."""
-        self.weight.copy_(nn.functional.normalize(self.weight.float(), dim=-1))
+    def normalise_rows(self, norms: Mapping[int, float] | None = None) -> None:
+        """Brings every direction back to unit norm, or to the one that `norms` has for it."""
+        rows = nn.functional.normalize(self.weight.float(), dim=-1)
+        if norms:
+            from torch.distributed.tensor import DTensor, distribute_tensor
+
+            lengths = torch.ones(len(rows), 1, device=rows.device)
+            lengths[list(norms), 0] = torch.tensor(list(norms.values()), device=rows.device)
+            if isinstance(rows, DTensor):
+                lengths = distribute_tensor(lengths, rows.device_mesh, rows.placements)
+            rows = rows * lengths
+        self.weight.copy_(rows)
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
@@ -150,6 +161,11 @@ class MFNLayer(nn.Module):
         if self.config.alpha == 0 and mfn_pass is not None and mfn_pass.reconstructions is not None:
             h_hat = h_hat.detach()  # blocks above need no graph for a gradient of 0; the losses have their own path
         return torch.lerp(h, h_hat, self.config.alpha)  # exact at both ends
+
+    def normalise_directions(self) -> None:
+        """Brings the decoder's directions back to unit norm, or to that of `config.direction_norms`."""
+        named = {parse_feature(name): norm for name, norm in self.config.direction_norms.items()}
+        self.decoder.normalise_rows({index: norm for (at, index), norm in named.items() if at == self.layer_index})
 
     def standardise(self, h: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x (..., d) in the encoder's precision, and mean and std (..., 1) that were taken out of it, if any."""

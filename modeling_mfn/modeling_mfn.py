@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
-from .interventions import FeatureName, Intervention, active_edits, parse_feature, steering
 from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction, ReconstructionRequest
 from .sparse_code import SparseCode
+from .steerable import SteerableModel
+from .steering import edits_in_force, generating
 
 
 class MFNBlock:
@@ -126,7 +127,7 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
         model.__class__ = sharded
 
 
-class MFNPreTrainedModel(PreTrainedModel):
+class MFNPreTrainedModel(SteerableModel, PreTrainedModel):
     """What MFN models have in common: their MFN layers, steering, and what transformers asks of an architecture."""
 
     config: MFNConfig
@@ -200,33 +201,6 @@ class MFNPreTrainedModel(PreTrainedModel):
         # one object, unless a layer was deep-copied on its own, as PEFT's modules_to_save does
         return [self.config, *(module.config for module in self.modules() if isinstance(module, MFNLayer))]
 
-    def steer(self, interventions: Mapping[FeatureName, Intervention]) -> AbstractContextManager[None]:
-        """A context in which the model runs with interventions on its features, `generate` included:
-
-            with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
-                model.generate(...)
-
-        It holds for the thread that enters it. Contexts nest; an inner intervention acts on the outer one's result.
-        An intervention counts as far as the model reads its features: alpha times its effect at alpha = 1.
-
-        Args:
-            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`.
-
-        Raises:
-            ValueError: if a layer has no MFN layer, a feature does not exist, or what is given is no intervention.
-        """
-        checked = {}
-        for name, intervention in interventions.items():
-            layer, index = parse_feature(name)
-            if layer not in self.config.layers:
-                raise ValueError(f"block {layer} has no MFN layer; those of this model are {self.config.layers}")
-            if not 0 <= index < self.config.num_features:
-                raise ValueError(f"L{layer}/{index} does not exist; features are 0 to {self.config.num_features - 1}")
-            if not isinstance(intervention, Intervention):
-                raise ValueError(f"{intervention!r} is no intervention; use Clamp, Scale, Add or Ablate")
-            checked[layer, index] = intervention
-        return steering(self.base_model, checked)
-
 
 class MFNModel(MFNPreTrainedModel):
     """The backbone with its MFN layers, without an LM head."""
@@ -264,9 +238,8 @@ class MFNModel(MFNPreTrainedModel):
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
             inputs_embeds = request.perturb_embeddings(inputs_embeds)
-        mfn_pass = MFNPass(
-            active_edits(self), {} if output_codes else None, {} if output_reconstructions else None, request
-        )
+        edits = edits_in_force(self, input_ids if inputs_embeds is None else inputs_embeds, past_key_values)
+        mfn_pass = MFNPass(edits, {} if output_codes else None, {} if output_reconstructions else None, request)
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -355,6 +328,13 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
             codes=outputs.codes,
             reconstructions=outputs.reconstructions,
         )
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `generate` of transformers; steering's positions are counted from the beginning of this prompt."""
+        embeddings = kwargs.get("inputs_embeds")
+        given = kwargs.get("input_ids") if inputs is None else inputs
+        with generating(self.base_model, given if embeddings is None else embeddings):
+            return super().generate(inputs, *args, **kwargs)
 
     @staticmethod
     def check_base(text_config: PreTrainedConfig) -> None:

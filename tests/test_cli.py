@@ -85,9 +85,31 @@ def test_convert_train_steer(folder, capsys):
     assert lines[lines.index(next(line for line in lines if line.startswith("steered"))) + 1] == steered
 
 
+def test_steer_with_a_preset_and_a_condition(folder, capsys):
+    mfn = converted(folder, "--alpha", 1)
+    model = AutoModelForCausalLM.from_pretrained(mfn)
+    ids = torch.tensor([[13, 18, 75]])
+    active = int(model(ids, output_codes=True).codes[0].indices[0, 1, 0])
+    model.save_preset("loud", {(1, 5): Clamp(9.0)}, positions="generated")
+    model.save_pretrained(mfn)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(mfn)
+    with model.steer("loud"), model.steer({(2, 7): Clamp(12.0, when=(0, active))}):
+        generated = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)[0, 3:]
+    for options in (("--preset", "loud", "--set", f"L2/7=clamp:12@L0/{active}"), ("--preset", "loud")):
+        capsys.readouterr()
+        assert run("steer", mfn, "w13 w18 w75", *options, "--max-new-tokens", 5) == 0
+        printed = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+        expected = tokenizer.decode(generated, skip_special_tokens=True)
+        assert (printed[-1] == expected) == (len(options) == 4)
+    assert run("steer", mfn, "w13", "--preset", "quiet") == 2
+    assert "no preset 'quiet'; this model has loud" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("steer", "{base}", "w5"), "give --set, --preset or both"),
+        (("steer", "{base}", "w5", "--set", "L0/5=ablate@7"), "'7' names no feature"),
         (("convert", "{base}", "{out}"), "num_features is None and expansion_factor is None"),
         (("convert", "{base}", "{out}", "--num-features", "8", "--k", "9"), "k is 9; it must be a whole number from 1"),
         (("convert", "{base}", "{out}", "--num-features", "40", "--layers", "0,7"), "layers contains 7"),

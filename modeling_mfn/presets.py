@@ -1,0 +1,92 @@
+"""Presets: named interventions, kept as plain JSON in the model's config, so that they travel with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from .interventions import Ablate, Add, Clamp, Intervention, Interventions, Scale, check_interventions
+
+POSITIONS = ("all", "prompt", "generated")
+KINDS: dict[str, type[Intervention]] = {kind.__name__.lower(): kind for kind in (Ablate, Add, Clamp, Scale)}
+
+
+class Preset(NamedTuple):
+    """What `model.steer` does under a name."""
+
+    interventions: Interventions
+    """`"L6/1234"` -> intervention."""
+    positions: str
+    """`"all"`, `"prompt"` or `"generated"`."""
+
+
+def make_preset(interventions: Any, positions: Any, layers: Collection[int], num_features: int) -> Preset:
+    """A preset for a model with these MFN layers; `ValueError` if it cannot be one."""
+    if not isinstance(positions, str) or positions not in POSITIONS:
+        raise ValueError(
+            f"positions of a preset are {positions!r}; they can be {', '.join(POSITIONS)}; a mask belongs to one batch"
+        )
+    if not isinstance(interventions, Mapping):
+        raise ValueError(f"{interventions!r} is no mapping of features to interventions, for every row alike")
+    checked = check_interventions(interventions, layers, num_features)
+    return Preset({f"L{layer}/{index}": each for (layer, index), each in checked.items()}, positions)
+
+
+def write_preset(preset: Preset) -> dict[str, Any]:
+    """As JSON: {"positions": "all", "interventions": {"L6/1234": {"kind": "clamp", "value": 4.0}}}, and for a
+    condition "when" and "above"."""
+    return {
+        "positions": preset.positions,
+        "interventions": {feature: _write(each) for feature, each in preset.interventions.items()},
+    }
+
+
+def _write(intervention: Intervention) -> dict[str, Any]:
+    written: dict[str, Any] = {"kind": type(intervention).__name__.lower()}
+    for each in fields(intervention):
+        if not each.kw_only or intervention.when is not None:
+            written[each.name] = getattr(intervention, each.name)
+    return written
+
+
+def read_presets(written: Any, layers: Collection[int], num_features: int) -> dict[str, Preset]:
+    """The presets of a config; `ValueError` names the one that a model with these MFN layers cannot have."""
+    if not isinstance(written, Mapping):
+        raise ValueError(f"steering_presets is {written!r}; it must map names to presets")
+    return {name: _read_preset(name, each, layers, num_features) for name, each in written.items()}
+
+
+def _read_preset(name: Any, written: Any, layers: Collection[int], num_features: int) -> Preset:
+    try:
+        check_name(name)
+        if not isinstance(written, Mapping) or set(written) != {"positions", "interventions"}:
+            raise ValueError(f"{written!r} does not hold just positions and interventions")
+        interventions = written["interventions"]
+        if not isinstance(interventions, Mapping):
+            raise ValueError(f"interventions are {interventions!r}, no mapping")
+        read = {feature: _read(each) for feature, each in interventions.items()}
+        return make_preset(read, written["positions"], layers, num_features)
+    except ValueError as error:
+        raise ValueError(f"steering preset {name!r}: {error}") from error
+
+
+def check_name(name: Any) -> str:
+    """The name of a preset: text that can be printed on one line."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ValueError(f"{name!r} is no name for a preset; it must be text on one line")
+    return name
+
+
+def _read(written: Any) -> Intervention:
+    settings = dict(written) if isinstance(written, Mapping) else {}
+    kind = KINDS.get(str(settings.pop("kind", None)))
+    if kind is None:
+        raise ValueError(f"{written!r} is no intervention; its kind must be one of {', '.join(KINDS)}")
+    needed = {each.name for each in fields(kind) if not each.kw_only}
+    if not needed <= set(settings) <= needed | {"when", "above"}:
+        raise ValueError(f"{written!r} is no intervention; it needs {sorted(needed)}, and may have when and above")
+    return kind(**settings)
+
+
+__all__ = ["Preset"]

@@ -1,0 +1,139 @@
+"""What users call on a model to steer it: contexts, presets, and interventions written into the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from .baking import bake
+from .configuration_mfn import MFNConfig
+from .interventions import CheckedInterventions, Interventions, check_interventions
+from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, write_preset
+from .steering import Context, Positions, steering
+
+
+class SteerableModel:
+    """Steering, for a model with MFN layers."""
+
+    config: MFNConfig
+
+    def steer(
+        self: Any,
+        interventions: Interventions | Sequence[Interventions] | str,
+        positions: Positions | None = None,
+    ) -> AbstractContextManager[None]:
+        """A context in which the model runs with interventions on its features, `generate` included:
+
+            with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
+                model.generate(...)
+
+        It holds for the thread that enters it. Contexts nest; an inner intervention acts on the outer one's result.
+        An intervention counts as far as the model reads its features: alpha times its effect at alpha = 1.
+
+        Args:
+            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`; or the name of a preset; or a list of
+                mappings, one for each row of the batch. n mappings share a batch of B rows in order, B / n rows each,
+                as `generate` repeats rows for beams and for `num_return_sequences`.
+            positions: tokens that are acted on. `"all"`, the default unless a preset has its own; `"prompt"`, what
+                `generate` was given, or every token outside of `generate`; `"generated"`, the tokens that it adds, once
+                they are read; or a boolean mask (B, T), True where a token of the prompt, counted from its beginning
+                with padding, is acted on: tokens beyond it are left alone. A mask may have one row for all, and shares
+                a batch as mappings do.
+
+        Raises:
+            ValueError: if a layer has no MFN layer, a feature or preset does not exist, or what is given is no
+                intervention; in a forward, if its rows are no multiple of the mappings or of the mask's rows.
+        """
+        where: Any = positions
+        if isinstance(interventions, str):
+            preset = self._preset(interventions)
+            interventions, where = preset.interventions, preset.positions if positions is None else positions
+        rows = interventions if isinstance(interventions, (list, tuple)) else [interventions]
+        if not rows:
+            raise ValueError("interventions is an empty list; give a mapping for each row, {} for none")
+        context = Context(tuple(self._checked(row) for row in rows), _check_positions(where))
+        return steering(self.base_model, context)
+
+    @property
+    def presets(self) -> dict[str, Preset]:
+        """Named interventions that travel in the config, to be read; `save_preset` and `delete_preset` change them."""
+        return read_presets(self.config.steering_presets, self.config.layers, self.config.num_features)
+
+    def save_preset(self, name: str, interventions: Interventions, positions: str = "all") -> None:
+        """Keeps interventions under a name in the config, as plain JSON, for `model.steer(name)`. They go wherever the
+        config goes: `save_pretrained`, `push_to_hub`.
+
+        Raises:
+            ValueError: if there is such a preset already, or if the interventions cannot be kept: different ones for
+                rows, or a mask, belong to one batch.
+        """
+        check_name(name)
+        if name in self.config.steering_presets:
+            raise ValueError(f"there is a preset {name!r} already; delete_preset it first")
+        preset = make_preset(interventions, positions, self.config.layers, self.config.num_features)
+        before = self.config.steering_presets
+        self.config.steering_presets = {**before, name: write_preset(preset)}
+        if json.loads(self.config.to_json_string())["steering_presets"] != self.config.steering_presets:
+            self.config.steering_presets = before
+            raise ValueError(f"configs of transformers do not keep the name {name!r}; choose another for the preset")
+
+    def delete_preset(self, name: str) -> None:
+        """Forgets a preset; `ValueError` if there is none of this name."""
+        self._preset(name)
+        self.config.steering_presets = {k: v for k, v in self.config.steering_presets.items() if k != name}
+
+    def bake(self: Any, interventions: Interventions | str) -> None:
+        """Writes interventions, or those of a preset, into the weights: the model without steering then gives the
+        logits that it gave steered, at every alpha, and `save_pretrained` makes an ordinary checkpoint of it.
+
+        z_f <- s z_f + c becomes a decoder row s D_f and a decoder bias b + c D_f. The encoder stays: the feature
+        competes for its place in TopK as before, and `output_codes` shows what the encoder finds, not s z_f + c.
+        `config.direction_norms` records the new norms of rows, and `MFNTrainer` keeps to them where others stay at 1,
+        so that an ablated feature stays ablated; what else training changes may make up for it.
+
+        Raises:
+            ValueError: on interventions that weights cannot hold, before anything is changed: conditions, rows,
+                positions other than `"all"`, a shared decoder, `Clamp` or `Add` without a decoder bias.
+        """
+        positions: str = "all"
+        if isinstance(interventions, str):
+            interventions, positions = self._preset(interventions)
+        if positions != "all":
+            raise ValueError(f"positions are {positions!r}; weights act on every token alike")
+        checked = self._checked(interventions)
+        norms = dict(self.config.direction_norms)
+        for feature, factor in bake(self.mfn_layers, checked).items():
+            norms[feature] = factor * norms.get(feature, 1.0)
+        for config in self._mfn_configs():
+            config.direction_norms = {feature: norm for feature, norm in norms.items() if norm != 1}
+
+    def _checked(self, interventions: Any) -> CheckedInterventions:
+        return check_interventions(interventions, self.config.layers, self.config.num_features)
+
+    def _preset(self, name: str) -> Preset:
+        presets = self.presets
+        if name not in presets:
+            raise ValueError(f"there is no preset {name!r}; this model has {', '.join(sorted(presets)) or 'none'}")
+        return presets[name]
+
+
+def _check_positions(positions: Any) -> Any:
+    """The same, `"all"` for None; `ValueError` if they are neither a known name nor a mask."""
+    if isinstance(positions, torch.Tensor):
+        if positions.dtype != torch.bool or positions.ndim != 2 or not positions.numel():
+            raise ValueError(
+                f"positions is a {positions.dtype} tensor of shape {tuple(positions.shape)}; a mask is boolean, (B, T)"
+            )
+        return positions
+    if positions is None:
+        return "all"
+    if not isinstance(positions, str) or positions not in POSITIONS:
+        raise ValueError(f"positions is {positions!r}; it must be {', '.join(POSITIONS)} or a mask (B, T)")
+    return positions
+
+
+__all__ = ["SteerableModel"]
