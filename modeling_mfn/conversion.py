@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from .configuration_mfn import MFNConfig
+from .configuration_mfn import EDITS, MFNConfig
 
 if TYPE_CHECKING:
     from .modeling_mfn import MFNForCausalLM
 
-SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - {"text_config", "mfn_version"}
+SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - {"text_config", "mfn_version", *EDITS}
 
 
 def convert(

@@ -17,6 +17,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
+from .feature_editing import FeatureEditing, check_feature
 from .interventions import FeatureName, Intervention, active_edits, parse_feature, steering
 from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction, ReconstructionRequest
 from .sparse_code import SparseCode
@@ -126,8 +127,8 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
         model.__class__ = sharded
 
 
-class MFNPreTrainedModel(PreTrainedModel):
-    """What MFN models have in common: their MFN layers, steering, and what transformers asks of an architecture."""
+class MFNPreTrainedModel(FeatureEditing, PreTrainedModel):
+    """What MFN models have in common: MFN layers, editing, steering, and what transformers asks of an architecture."""
 
     config: MFNConfig
     base_model_prefix = "model"
@@ -155,6 +156,8 @@ class MFNPreTrainedModel(PreTrainedModel):
                 layer.initialise(directions)
                 for module in layer.modules():
                     module._is_hf_initialized = True  # type: ignore[assignment]
+            if layer.rows is not None:
+                layer.rows.fill()
             if self.config.shared_decoder:
                 directions = layer.decoder.weight
 
@@ -192,7 +195,7 @@ class MFNPreTrainedModel(PreTrainedModel):
 
     def set_k(self, k: int) -> None:
         """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
-        check_k(k, self.config.num_features)
+        check_k(k, self.config.num_features, self.config.most_removed)
         for config in self._mfn_configs():
             config.k = k
 
@@ -213,15 +216,13 @@ class MFNPreTrainedModel(PreTrainedModel):
             interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`.
 
         Raises:
-            ValueError: if a layer has no MFN layer, a feature does not exist, or what is given is no intervention.
+            ValueError: if a layer has no MFN layer, a feature does not exist or is pruned, or what is given is no
+                intervention.
         """
         checked = {}
         for name, intervention in interventions.items():
             layer, index = parse_feature(name)
-            if layer not in self.config.layers:
-                raise ValueError(f"block {layer} has no MFN layer; those of this model are {self.config.layers}")
-            if not 0 <= index < self.config.num_features:
-                raise ValueError(f"L{layer}/{index} does not exist; features are 0 to {self.config.num_features - 1}")
+            check_feature(self.config, layer, index)
             if not isinstance(intervention, Intervention):
                 raise ValueError(f"{intervention!r} is no intervention; use Clamp, Scale, Add or Ablate")
             checked[layer, index] = intervention
