@@ -152,12 +152,12 @@ class MFNPreTrainedModel(FeatureEditing, PreTrainedModel):
         """Starting weights for MFN layers that have none yet: random unit directions, encoders tied to them."""
         directions = None
         for layer in (module for module in self.modules() if isinstance(module, MFNLayer)):
+            if layer.rows is not None:
+                layer.rows.fill()
             if not getattr(layer, "_is_hf_initialized", False):
                 layer.initialise(directions)
                 for module in layer.modules():
                     module._is_hf_initialized = True  # type: ignore[assignment]
-            if layer.rows is not None:
-                layer.rows.fill()
             if self.config.shared_decoder:
                 directions = layer.decoder.weight
 
