@@ -36,14 +36,14 @@ class Matching:
     """For each permutation the similarities (P,) that the best matching has at chance."""
 
     def share_above(self, level: float) -> float:
-        """Share of the pairs with at least this similarity."""
-        return float(np.mean(self.similarities >= level))
+        """Share of the pairs with at least this similarity; 0 where there are none."""
+        return _share(self.similarities, level)
 
     def chance_above(self, level: float) -> float:
         """The same at chance, averaged over permutations; `ValueError` if there were none."""
         if not self.chance:
             raise ValueError("chance was not measured; give compare_features permutations of at least 1")
-        return float(np.mean([np.mean(similarities >= level) for similarities in self.chance]))
+        return sum(_share(similarities, level) for similarities in self.chance) / len(self.chance)
 
     @property
     def shares(self) -> dict[float, float]:
@@ -113,6 +113,10 @@ def compare_features(
     varied = (moments.varied(0, kept_a), moments.varied(1, kept_b))
     activations = _match(moments.correlations(*varied), varied, sizes)
     return FeatureComparison(layer, directions, activations, moments.tokens)
+
+
+def _share(similarities: np.ndarray, level: float) -> float:
+    return int((similarities >= level).sum()) / max(len(similarities), 1)
 
 
 def _check(models: tuple[MFNForCausalLM, MFNForCausalLM], layer: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_base, make_mfn, tokens
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from test_saving import WITHOUT_THE_PLUGIN
 from test_training import arguments, rows, train
@@ -415,6 +416,17 @@ def test_a_shared_decoder_is_pruned_by_layer_and_keeps_its_rows(family_base):
         with pytest.raises(ValueError, match="shared_decoder=True"):
             edit()
     close(model(**batch).logits, expected)
+
+
+def test_weights_that_cannot_be_edited():
+    model = make_mfn(make_base("llama-tied"), layers=[0, 2])
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["mfn"]))
+    with torch.device("meta"):
+        empty = MFNForCausalLM(model.config)
+    for where, message in ((model, "layer 0 is inside a ModulesToSaveWrapper"), (empty, "layer 0 are not in memory")):
+        with pytest.raises(ValueError, match=message):
+            where.prune_features(0, [3])
+        assert where.config.pruned_features == {}
 
 
 @pytest.mark.parametrize(
