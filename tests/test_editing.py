@@ -28,8 +28,12 @@ def prune(model, pruned=PRUNED):
     return model
 
 
+def steered(model, pruned=PRUNED):
+    return model.steer({(layer, feature): Ablate() for layer, features in pruned.items() for feature in features})
+
+
 def ablated(model, batch, pruned=PRUNED, **kwargs):
-    with model.steer({(layer, feature): Ablate() for layer, features in pruned.items() for feature in features}):
+    with steered(model, pruned):
         return model(**batch, **kwargs)
 
 
@@ -50,6 +54,8 @@ def test_pruned_features_are_ablated_ones_and_their_weights_can_go(model, alpha)
     expected = ablated(model, batch, output_codes=True)
     assert all(plain.codes[layer].to_dense()[..., features].any() for layer, features in PRUNED.items())
     assert not torch.allclose(plain.logits, expected.logits)
+    with steered(model):
+        written = model.generate(**tokens(2, 5), max_new_tokens=4, do_sample=False)
     prune(model, {layer: features[:4] for layer, features in PRUNED.items()})
     prune(model)  # those that are pruned already may be among them
     size = {name: len(parameter) for name, parameter in model.named_parameters() if ".mfn." in name}
@@ -62,10 +68,7 @@ def test_pruned_features_are_ablated_ones_and_their_weights_can_go(model, alpha)
             assert code.num_features == 80
             assert code.indices.shape == plain.codes[layer].indices.shape
             close(code.to_dense(), expected.codes[layer].to_dense())
-        assert torch.equal(
-            model.generate(tokens(2, 5)["input_ids"], max_new_tokens=4, do_sample=False)[:, :5],
-            tokens(2, 5)["input_ids"],
-        )
+        assert torch.equal(model.generate(**tokens(2, 5), max_new_tokens=4, do_sample=False), written)
     assert model.config.pruned_features == {"0": PRUNED[0], "2": PRUNED[2]}
     for name, parameter in model.named_parameters():
         if ".mfn." in name:
@@ -129,11 +132,11 @@ def test_a_compacted_model_has_the_gradients_and_losses_of_the_pruned_one(model,
         out = model(**batch, output_reconstructions=REQUEST)
         item = out.reconstructions[0]
         with model.steer({(0, 78): Clamp(3.0), (2, 59): Clamp(2.0)}):
-            steered = model(**batch).logits
+            clamped = model(**batch).logits
         loss = out.logits.square().mean() + item.revived.square().mean() + item.code.values.square().mean()
-        loss = loss + item.candidates.values.square().mean() + steered.square().mean()
+        loss = loss + item.candidates.values.square().mean() + clamped.square().mean()
         loss.backward()
-        found = {"loss": loss.detach(), "steered": steered.detach(), "revived": item.revived.detach()}
+        found = {"loss": loss.detach(), "clamped": clamped.detach(), "revived": item.revived.detach()}
         for layer, mfn in model.mfn_layers.items():
             there = torch.tensor([f for f in range(80) if f not in PRUNED[layer]])
             for name, (parameter, at) in zip(("weight", "bias", "rows"), mfn.rows_of(there), strict=True):
