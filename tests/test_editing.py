@@ -426,7 +426,7 @@ def test_weights_that_cannot_be_edited():
     get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["mfn"]))
     with torch.device("meta"):
         empty = MFNForCausalLM(model.config)
-    for where, message in ((model, "layer 0 is inside a ModulesToSaveWrapper"), (empty, "layer 0 are not in memory")):
+    for where, message in ((model, "layer 0 is wrapped in a ModulesToSave"), (empty, "layer 0 are not in memory")):
         with pytest.raises(ValueError, match=message):
             where.prune_features(0, [3])
         assert where.config.pruned_features == {}
