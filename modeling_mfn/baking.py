@@ -15,19 +15,16 @@ class _Baked(NamedTuple):
     """New values for one layer."""
 
     layer: MFNLayer
-    features: Tensor
+    at: Tensor
+    """Rows of the decoder."""
     rows: Tensor
     bias: Tensor | None
     """None where it stays."""
-    scale: list[float]
 
 
 @torch.no_grad()
-def bake(layers: dict[int, MFNLayer], interventions: CheckedInterventions) -> dict[str, float]:
+def bake(layers: dict[int, MFNLayer], interventions: CheckedInterventions) -> None:
     """With z_f <- s z_f + c, h_hat = D z + b becomes the same of D_f <- s D_f and b <- b + c D_f.
-
-    Returns:
-        The factor |s| by which each feature's direction became longer, by name.
 
     Raises:
         ValueError: if the weights cannot hold an intervention; then none has changed.
@@ -41,14 +38,9 @@ def bake(layers: dict[int, MFNLayer], interventions: CheckedInterventions) -> di
             _rewritten(layers[layer], {f: each.coefficients for (at, f), each in interventions.items() if at == layer})
         )
     for baked in new:
-        baked.layer.decoder.weight[baked.features] = baked.rows
+        baked.layer.decoder.weight[baked.at] = baked.rows
         if baked.bias is not None and baked.layer.decoder.bias is not None:
             baked.layer.decoder.bias.copy_(baked.bias)
-    return {
-        f"L{baked.layer.layer_index}/{index}": abs(scale)
-        for baked in new
-        for index, scale in zip(baked.features.tolist(), baked.scale, strict=True)
-    }
 
 
 def _rewritten(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) -> _Baked:
@@ -60,10 +52,10 @@ def _rewritten(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) ->
         raise ValueError(
             f"the weights of {name} are not in memory as a whole; bake before they are spread or offloaded"
         )
-    features = torch.tensor(list(coefficients), device=weight.device)
+    at = layer.rows_of(torch.tensor(list(coefficients)))[2][1]
     wide = torch.promote_types(weight.dtype, torch.float32)
     scale, shift = torch.tensor(list(coefficients.values()), device=weight.device, dtype=wide).unbind(-1)
-    old = weight[features].to(wide)
+    old = weight[at].to(wide)
     rows = (scale.unsqueeze(-1) * old).to(weight.dtype)
     moved = None
     if shift.any():
@@ -72,7 +64,7 @@ def _rewritten(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) ->
         moved = (bias.to(wide) + shift @ old).to(bias.dtype)
     if not torch.isfinite(rows).all() or not (moved is None or torch.isfinite(moved).all()):
         raise ValueError(f"the changed weights of {name} are too large for {weight.dtype}")
-    return _Baked(layer, features, rows, moved, scale.tolist())
+    return _Baked(layer, at, rows, moved)
 
 
 __all__ = ["bake"]

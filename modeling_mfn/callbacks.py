@@ -125,9 +125,8 @@ class StatisticsCallback(TrainerCallback):
             directions = broadcast(_draw(errors, len(features)))
             for layer in group:
                 layers[layer].reset_features(features, directions)
-                for parameter in layers[layer].parameters():
-                    if len(parameter) == layers[layer].config.num_features:
-                        _forget(kwargs["optimizer"], parameter, features)
+                for parameter, rows in layers[layer].rows_of(features):
+                    _forget(kwargs["optimizer"], parameter, rows)
                 self.statistics.restart(layer, features)
             logger.info(f"{len(features)} dead features of layers {group} start again")
 

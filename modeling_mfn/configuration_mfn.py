@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from dataclasses import field
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,9 @@ from .presets import read_presets
 
 __version__ = "0.1.0"
 
+EDITS = ("pruned_features", "removed_decoder_rows", "removed_encoder_rows")
+"""What the config records of edited features; each is part of the one before."""
+
 
 def check_alpha(alpha: float) -> float:
     """The blend as a float; `ValueError` unless it is finite and in [0, 1]."""
@@ -23,10 +27,11 @@ def check_alpha(alpha: float) -> float:
     return float(alpha)
 
 
-def check_k(k: int, num_features: int) -> int:
-    """The number of active features; `ValueError` unless 1 <= k <= num_features."""
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_features:
-        raise ValueError(f"k is {k}; it must be a whole number from 1 to num_features ({num_features})")
+def check_k(k: int, num_features: int, removed: int = 0) -> int:
+    """The number of active features; `ValueError` unless 1 <= k <= num_features - removed."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_features - removed:
+        less = f", less {removed} that compact() removed" if removed else ""
+        raise ValueError(f"k is {k}; it must be a whole number from 1 to num_features ({num_features}){less}")
     return k
 
 
@@ -45,6 +50,21 @@ def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
         if layers.count(layer) > 1:
             raise ValueError(f"layers contains {layer} twice; each block can have one MFN layer")
     return sorted(layers)
+
+
+def check_features(name: str, features: Any, layers: list[int], num_features: int) -> dict[str, list[int]]:
+    """Feature indices by layer, each list ascending and without repetition, keys as JSON has them: strings.
+    `ValueError` on a layer or a feature that is not there."""
+    checked = {}
+    for layer, indices in (features or {}).items():
+        if not str(layer).isdigit() or int(layer) not in layers:
+            raise ValueError(f"{name} has layer {layer}; layers with features are {layers}")
+        for index in indices:
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_features:
+                raise ValueError(f"{name} has L{layer}/{index}; features are 0 to {num_features - 1}")
+        if indices:
+            checked[str(int(layer))] = sorted(set(indices))
+    return checked
 
 
 def _text_config_attribute(name: str) -> Any:
@@ -89,6 +109,10 @@ class MFNConfig(PreTrainedConfig):
         direction_norms (`dict[str, float]`, *optional*, defaults to `{}`):
             Feature, as `"L6/1234"`, -> norm of its decoder direction, where that is not 1. `model.bake` writes them,
             and training keeps to them.
+        pruned_features (`dict[str, list[int]]`, *optional*, defaults to `{}`):
+            Layer -> features that count for nothing. `MFNForCausalLM.prune_features` adds to them.
+        removed_decoder_rows, removed_encoder_rows (`dict[str, list[int]]`, *optional*, defaults to `{}`):
+            Those of them whose weights `MFNForCausalLM.compact` removed; a layer has as many rows less.
         mfn_version (`str`, *optional*):
             Version of this package that wrote the config. One of a newer major version is refused.
     """
@@ -110,6 +134,9 @@ class MFNConfig(PreTrainedConfig):
     shared_decoder: bool = False
     steering_presets: Any = field(default_factory=dict)
     direction_norms: Any = field(default_factory=dict)
+    pruned_features: Any = None
+    removed_decoder_rows: Any = None
+    removed_encoder_rows: Any = None
     mfn_version: str = __version__
 
     vocab_size = _text_config_attribute("vocab_size")
@@ -135,7 +162,10 @@ class MFNConfig(PreTrainedConfig):
         self.text_config = _own_text_config(self.text_config)
         self.layers = check_layers(self.layers, self.text_config.num_hidden_layers)
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
-        check_k(self.k, self.num_features)
+        for name in EDITS:
+            setattr(self, name, check_features(name, getattr(self, name), self.layers, self.num_features))
+        _check_removed(self)
+        check_k(self.k, self.num_features, self.most_removed)
         self.alpha = check_alpha(self.alpha)
         _check_choice("blend_into", self.blend_into, ("residual", "mlp"))
         _check_choice("input_norm", self.input_norm, ("layer", "none"))
@@ -150,12 +180,27 @@ class MFNConfig(PreTrainedConfig):
         """m / d."""
         return self.num_features / self.text_config.hidden_size
 
+    @property
+    def most_removed(self) -> int:
+        """The largest number of features that no longer compete in one layer: k can be at most the rest."""
+        return max(map(len, self.removed_encoder_rows.values()), default=0)
+
     @classmethod
     def paper(cls, text_config: dict | PreTrainedConfig, **settings: Any) -> MFNConfig:
         """The paper to the letter: eq. 1 on the residual itself, eq. 2 without a bias, and eq. 3's `h_MLP`, the MLP's
         input alone. Keyword arguments are those of the class and win over these."""
         literal = {"input_norm": "none", "decoder_bias": False, "blend_into": "mlp"}
         return cls(text_config=text_config, **(literal | settings))
+
+
+def _check_removed(config: MFNConfig) -> None:
+    """Only a pruned feature has no direction, and only one without a direction has no encoder."""
+    for inner, outer in itertools.pairwise(EDITS[::-1]):
+        for layer, features in getattr(config, inner).items():
+            if more := set(features) - set(getattr(config, outer).get(layer, [])):
+                raise ValueError(f"{inner} has L{layer}/{min(more)}, which is not in {outer}")
+    if config.shared_decoder and config.removed_decoder_rows:
+        raise ValueError("shared_decoder is True, so removed_decoder_rows must be empty: other layers use these rows")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

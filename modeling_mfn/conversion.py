@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from .configuration_mfn import MFNConfig
+from .configuration_mfn import EDITS, MFNConfig
 
 if TYPE_CHECKING:
     from .modeling_mfn import MFNForCausalLM
 
-KEPT_BY_THE_MODEL = {"text_config", "mfn_version", "steering_presets", "direction_norms"}
+KEPT_BY_THE_MODEL = {"text_config", "mfn_version", "steering_presets", "direction_norms", *EDITS}
 SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - KEPT_BY_THE_MODEL
 
 

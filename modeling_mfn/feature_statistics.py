@@ -21,7 +21,8 @@ class FeatureStatistics:
 
     `rates` (L, m) are firing rates, averaged over about `window` tokens with exponentially falling weights, or over all
     as long as there were fewer; `silent_for` (L, m) counts the tokens since a feature was last active. The figures of
-    `take` are those of the tokens since it was last called.
+    `take` are those of the tokens since it was last called. Pruned features, given by layer as in the config, are
+    neither dead nor alive: they are left out of all but `rates` and `silent_for`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class FeatureStatistics:
         hidden_size: int,
         window: int,
         device: torch.device | str = "cpu",
+        pruned: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.layers = list(layers)
         self.window = window
@@ -38,6 +40,9 @@ class FeatureStatistics:
         self.rates = torch.zeros(shape, device=device)
         self._weight = torch.zeros(1, device=device)  # of the tokens in `rates`: at most `window`
         self.silent_for = torch.zeros(shape, device=device)
+        self._kept = torch.ones(shape, dtype=torch.bool, device=device)
+        for layer, features in (pruned or {}).items():
+            self._kept[self.layers.index(int(layer)), list(features)] = False
         self._fired, self._tokens = torch.zeros(shape, device=device), torch.zeros(1, device=device)
         # per layer: sums over tokens of x (d), of |x|^2 and of the squared error, in the encoder's standardised space
         self._sums = torch.zeros(len(self.layers), hidden_size + 2, device=device)
@@ -78,13 +83,15 @@ class FeatureStatistics:
 
     def below(self, rate: float) -> dict[int, Tensor]:
         """Layer -> features (R,) whose firing rate is below `rate`; layers without any are left out."""
-        found = {layer: (self.rates[place] < rate).nonzero().flatten() for place, layer in enumerate(self.layers)}
+        low = (self.rates < rate) & self._kept
+        found = {layer: low[place].nonzero().flatten() for place, layer in enumerate(self.layers)}
         return {layer: features for layer, features in found.items() if len(features)}
 
     def dead(self, layers: Sequence[int]) -> Tensor:
         """Features (R,) that were silent for `window` tokens in each of some layers."""
-        silent = self.silent_for[[self.layers.index(layer) for layer in layers]] >= self.window
-        return silent.all(0).nonzero().flatten()
+        places = [self.layers.index(layer) for layer in layers]
+        silent, kept = self.silent_for[places] >= self.window, self._kept[places]
+        return (kept.any(0) & (silent | ~kept).all(0)).nonzero().flatten()
 
     def restart(self, layer: int, features: Tensor) -> None:
         """Counts features as new ones, which the auxiliary loss trains until they are active by themselves."""
@@ -105,13 +112,14 @@ class FeatureStatistics:
         figures = {}
         for place, layer in enumerate(self.layers):
             x, square, error = sums[place, :-2], sums[place, -2], sums[place, -1]
+            of_kept = rates[place, self._kept[place]]
             variance = square - x.square().sum() / max(self._window_tokens, 1)
             figures[layer] = {
                 "explained_variance": 1 - float(error / variance.clamp_min(1e-30)),
                 "active_features": float(rates[place].sum()),
-                "firing_rate_std": float(rates[place].std()),
-                "firing_rate_cv": float(rates[place].std() / rates[place].mean().clamp_min(1e-30)),
-                "dead_share": float((self.silent_for[place] >= self.window).float().mean()),
+                "firing_rate_std": float(of_kept.std()),
+                "firing_rate_cv": float(of_kept.std() / of_kept.mean().clamp_min(1e-30)),
+                "dead_share": float((self.silent_for[place, self._kept[place]] >= self.window).float().mean()),
             }
         self._start_window()
         return figures

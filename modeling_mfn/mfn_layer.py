@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mfn import MFNConfig
+from .feature_rows import FeatureRows
 from .interventions import parse_feature
 from .sparse_code import SparseCode, attach_encoder, decode, encode, rank_features, rectify
 from .steering import LayerEdit
@@ -144,15 +145,21 @@ class MFNLayer(nn.Module):
         super().__init__()
         self.config = config
         self.layer_index = layer_index
-        self.encoder = FeatureEncoder(config.hidden_size, config.num_features)
-        self.decoder = FeatureDecoder(config.hidden_size, config.num_features, config.decoder_bias)
+        self.rows = FeatureRows.of(config, layer_index)
+        removed = [
+            rows.get(str(layer_index), []) for rows in (config.removed_encoder_rows, config.removed_decoder_rows)
+        ]
+        encoders, directions = (config.num_features - len(rows) for rows in removed)
+        self.encoder = FeatureEncoder(config.hidden_size, encoders)
+        self.decoder = FeatureDecoder(config.hidden_size, directions, config.decoder_bias)
 
     def forward(self, h: Tensor, mfn_pass: MFNPass | None = None) -> Tensor:
         """(B, T, d) residual stream -> (B, T, d) blended one."""
         x, mean, std = self.standardise(h)
         weight, bias, k = self.encoder.weight, self.encoder.bias, self.config.k
-        ranked = rank_features(x, weight, bias, k if mfn_pass is None else max(k, mfn_pass.request.candidates))
-        code = rectify(attach_encoder(ranked.first(k), x, weight, bias))
+        wanted = k if mfn_pass is None else max(k, mfn_pass.request.candidates)
+        ranked = rank_features(x, weight, bias, min(wanted, len(weight)))
+        code = rectify(self._named(attach_encoder(ranked.first(k), x, weight, bias)))
         if mfn_pass is not None:
             if self.layer_index in mfn_pass.edits:
                 code = mfn_pass.edits[self.layer_index].apply(code)
@@ -165,7 +172,9 @@ class MFNLayer(nn.Module):
     def normalise_directions(self) -> None:
         """Brings the decoder's directions back to unit norm, or to that of `config.direction_norms`."""
         named = {parse_feature(name): norm for name, norm in self.config.direction_norms.items()}
-        self.decoder.normalise_rows({index: norm for (at, index), norm in named.items() if at == self.layer_index})
+        norms = {index: norm for (at, index), norm in named.items() if at == self.layer_index}
+        rows = self.rows_of(torch.tensor(list(norms), dtype=torch.long))[2][1].tolist() if norms else []
+        self.decoder.normalise_rows(dict(zip(rows, norms.values(), strict=True)))
 
     def standardise(self, h: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x (..., d) in the encoder's precision, and mean and std (..., 1) that were taken out of it, if any."""
@@ -178,7 +187,7 @@ class MFNLayer(nn.Module):
 
     def reconstruct(self, code: SparseCode, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
         """h_hat (..., d) of a code (..., K)."""
-        x_hat = decode(code, self.decoder.weight)
+        x_hat = self._mixture(code)
         if self.decoder.bias is not None:
             x_hat = x_hat + self.decoder.bias
         return x_hat if mean is None or std is None else x_hat * std + mean
@@ -191,7 +200,7 @@ class MFNLayer(nn.Module):
         if request.stop_gradient:
             h, x = h.detach(), x.detach()
         _, mean, std = self.standardise(h)
-        ranked = attach_encoder(ranked, x, self.encoder.weight, self.encoder.bias)
+        ranked = self._named(attach_encoder(ranked, x, self.encoder.weight, self.encoder.bias))
         code = rectify(ranked.first(self.config.k))
         h_hat = self.reconstruct(code, mean, std)
         perturbed = revived = None
@@ -210,16 +219,31 @@ class MFNLayer(nn.Module):
 
     def encode(self, h: Tensor) -> SparseCode:
         """The code (..., K) of a residual stream (..., d)."""
-        return encode(self.standardise(h)[0], self.encoder.weight, self.encoder.bias, self.config.k)
+        return self._named(encode(self.standardise(h)[0], self.encoder.weight, self.encoder.bias, self.config.k))
+
+    def rows_of(self, features: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """Where the weights of features (R,) are, none of which `compact` removed: encoder weight, encoder bias and
+        decoder weight, each with R rows of it."""
+        features = features.to(self.encoder.weight.device)
+        encoder, decoder = (features, features) if self.rows is None else self.rows.find(features)
+        return [(self.encoder.weight, encoder), (self.encoder.bias, encoder), (self.decoder.weight, decoder)]
+
+    def _named(self, pairs: SparseCode) -> SparseCode:
+        """Pairs by row of the encoder, by feature; pruned ones are 0."""
+        return pairs if self.rows is None else self.rows.name(pairs)
+
+    def _mixture(self, code: SparseCode) -> Tensor:
+        """D z (..., d)."""
+        return decode(code if self.rows is None else self.rows.locate(code), self.decoder.weight)
 
     def _revive(self, x: Tensor, std: Tensor | None, features: Tensor, k: int) -> Tensor:
         """(B, T, d) from the given features (R,) alone, without the decoder's bias. Their ReLU lets gradients through:
         behind it, a feature whose pre-activations are all negative would never learn. Without it, those that are
         very negative, as a rare feature's are on most tokens, would outweigh the error itself."""
-        weight, bias = self.encoder.weight[features], self.encoder.bias[features]
+        weight, bias, directions = (parameter[rows] for parameter, rows in self.rows_of(features))
         ranked = attach_encoder(rank_features(x, weight, bias, min(k, len(features))), x, weight, bias)
         values = ranked.values + (ranked.values.relu() - ranked.values).detach()
-        error = decode(ranked._replace(values=values), self.decoder.weight[features])
+        error = decode(ranked._replace(values=values), directions)
         return error if std is None else error * std.detach()
 
     @torch.no_grad()
@@ -232,7 +256,7 @@ class MFNLayer(nn.Module):
             directions = self.decoder.weight
         else:
             init.copy_(self.decoder.weight, directions)
-        init.copy_(self.encoder.weight, directions)
+        init.copy_(self.encoder.weight, directions if self.rows is None else self.rows.tie(directions))
         init.zeros_(self.encoder.bias)
         if self.decoder.bias is not None:
             init.zeros_(self.decoder.bias)
@@ -243,12 +267,13 @@ class MFNLayer(nn.Module):
         as its average row (as Bricken et al. 2023 do, so that many that start at once do not drown the others), with no
         bias but for the data's mean."""
         length = 0.2 * self.encoder.weight.norm(dim=-1).mean()
-        features, directions = features.to(length.device), directions.to(length.device)
-        self.decoder.weight[features] = directions.to(self.decoder.weight)
-        self.encoder.weight[features] = (directions * length).to(self.encoder.weight)
-        self.encoder.bias[features] = 0
+        directions = directions.to(length.device)
+        (weight, read), (bias, _), (written, to) = self.rows_of(features)
+        written[to] = directions.to(written)
+        weight[read] = (directions * length).to(weight)
+        bias[read] = 0
         if self.decoder.bias is not None:
-            self.encoder.bias[features] = -self.encoder.weight[features] @ self.decoder.bias
+            bias[read] = -weight[read] @ self.decoder.bias
 
     @torch.no_grad()
     def calibrate(self, h: Tensor) -> None:
@@ -260,7 +285,7 @@ class MFNLayer(nn.Module):
         self.encoder.bias.copy_(-self.encoder.weight @ centre)
         if self.decoder.bias is not None:
             self.decoder.bias.copy_(centre)
-        mixture = decode(self.encode(h), self.decoder.weight).float()
+        mixture = self._mixture(self.encode(h)).float()
         wanted = x.float() if self.decoder.bias is None else x.float() - centre
         scale = (wanted * mixture).sum() / mixture.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
         if scale > 0:

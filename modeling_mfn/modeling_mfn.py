@@ -17,6 +17,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
+from .feature_editing import FeatureEditing
 from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction, ReconstructionRequest
 from .sparse_code import SparseCode
 from .steerable import SteerableModel
@@ -127,8 +128,8 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
         model.__class__ = sharded
 
 
-class MFNPreTrainedModel(SteerableModel, PreTrainedModel):
-    """What MFN models have in common: their MFN layers, steering, and what transformers asks of an architecture."""
+class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
+    """What MFN models have in common: MFN layers, editing, steering, and what transformers asks of an architecture."""
 
     config: MFNConfig
     base_model_prefix = "model"
@@ -152,6 +153,8 @@ class MFNPreTrainedModel(SteerableModel, PreTrainedModel):
         """Starting weights for MFN layers that have none yet: random unit directions, encoders tied to them."""
         directions = None
         for layer in (module for module in self.modules() if isinstance(module, MFNLayer)):
+            if layer.rows is not None:
+                layer.rows.fill()
             if not getattr(layer, "_is_hf_initialized", False):
                 layer.initialise(directions)
                 for module in layer.modules():
@@ -193,7 +196,7 @@ class MFNPreTrainedModel(SteerableModel, PreTrainedModel):
 
     def set_k(self, k: int) -> None:
         """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
-        check_k(k, self.config.num_features)
+        check_k(k, self.config.num_features, self.config.most_removed)
         for config in self._mfn_configs():
             config.k = k
 

@@ -11,7 +11,8 @@ import torch
 
 from .baking import bake
 from .configuration_mfn import MFNConfig
-from .interventions import CheckedInterventions, Interventions, check_interventions
+from .feature_editing import check_feature
+from .interventions import CheckedInterventions, Interventions, check_interventions, parse_feature
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, write_preset
 from .steering import Context, Positions, steering
 
@@ -45,8 +46,9 @@ class SteerableModel:
                 a batch as mappings do.
 
         Raises:
-            ValueError: if a layer has no MFN layer, a feature or preset does not exist, or what is given is no
-                intervention; in a forward, if its rows are no multiple of the mappings or of the mask's rows.
+            ValueError: if a layer has no MFN layer, a feature or preset does not exist, a feature is pruned, or what is
+                given is no intervention; in a forward, if its rows are no multiple of the mappings or of the mask's
+                rows.
         """
         where: Any = positions
         if isinstance(interventions, str):
@@ -105,14 +107,20 @@ class SteerableModel:
         if positions != "all":
             raise ValueError(f"positions are {positions!r}; weights act on every token alike")
         checked = self._checked(interventions)
+        bake(self.mfn_layers, checked)
         norms = dict(self.config.direction_norms)
-        for feature, factor in bake(self.mfn_layers, checked).items():
-            norms[feature] = factor * norms.get(feature, 1.0)
+        for (layer, index), intervention in checked.items():
+            name, (scale, _) = f"L{layer}/{index}", intervention.coefficients
+            norms[name] = abs(scale) * norms.get(name, 1.0)
         for config in self._mfn_configs():
             config.direction_norms = {feature: norm for feature, norm in norms.items() if norm != 1}
 
     def _checked(self, interventions: Any) -> CheckedInterventions:
-        return check_interventions(interventions, self.config.layers, self.config.num_features)
+        checked = check_interventions(interventions, self.config.layers, self.config.num_features)
+        for feature, intervention in checked.items():
+            for layer, index in (feature, *([] if intervention.when is None else [parse_feature(intervention.when)])):
+                check_feature(self.config, layer, index)
+        return checked
 
     def _preset(self, name: str) -> Preset:
         presets = self.presets

@@ -21,6 +21,7 @@ from .feature_statistics import FeatureStatistics
 from .losses import distillation_loss
 from .mfn_layer import Reconstruction, ReconstructionRequest
 from .objective import FeatureObjective, choose
+from .trainable_features import TrainableFeatures
 from .training_arguments import MFNTrainingArguments
 
 GLOBAL = ("rate", "comp")
@@ -66,6 +67,8 @@ class MFNTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         if args.reinit_dead_every and self.is_fsdp_enabled:
             raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
+        if args.trainable_features and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("trainable_features is not available under FSDP and DeepSpeed, which spread weights")
         self.base_model = base_model
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(args.device)
@@ -78,7 +81,7 @@ class MFNTrainer(Trainer):
     def _set_up(self) -> None:
         """What depends on the model: what of it is trained, its objective and its statistics."""
         args, config = self.args, self.model.config
-        args.check_model(config.num_features)
+        args.check_model(config)
         if isinstance(self.model, CachedResiduals):
             args.check_cached()
         if config.shared_decoder:
@@ -87,6 +90,11 @@ class MFNTrainer(Trainer):
             for name, parameter in self.model.named_parameters():
                 # PEFT keeps the layers that it copied
                 parameter.requires_grad_(".mfn." in name and ".original_module." not in name)
+        self._chosen = TrainableFeatures(args.trainable_features, config) if args.trainable_features else None
+        if self._chosen is not None:
+            self.remove_callback(TrainableFeatures)
+            self.add_callback(self._chosen)  # after that of unit norm
+            self._chosen.freeze_the_rest(self.model)
         if args.util_target == "kl" and self.base_model is None and self._trains_backbone():
             raise ValueError(
                 'util_target is "kl", but training moves the logits of the backbone: give the base model as base_model'
@@ -94,7 +102,12 @@ class MFNTrainer(Trainer):
         # `objective` is the Trainer's own name for the figure of a hyperparameter search
         self.feature_objective = FeatureObjective(args, config)
         self.statistics = self._statistics_callback.statistics = FeatureStatistics(
-            config.layers, config.num_features, config.hidden_size, args.rate_window, args.device
+            config.layers,
+            config.num_features,
+            config.hidden_size,
+            args.rate_window,
+            args.device,
+            config.pruned_features,
         )
         self._train_parts, self._eval_parts = Averages(), Averages()
 
@@ -151,6 +164,13 @@ class MFNTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
         """Nothing: `get_batch_samples` has counted them, padding left out, for the training record."""
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """`Trainer.training_step`; gradients of features that are not trained are gone before they are clipped."""
+        loss = super().training_step(model, *args, **kwargs)
+        if self._chosen is not None:
+            self._chosen.mask_gradients(self.model)
+        return loss
 
     def compute_loss(
         self,
@@ -218,7 +238,8 @@ class MFNTrainer(Trainer):
     def _to_revive(self) -> dict[int, Tensor]:
         if not self.args.weight("aux") or not self.model.training:
             return {}
-        return self.statistics.below(self.args.rate_floor * self.feature_objective.rho)
+        found = self.statistics.below(self.args.rate_floor * self.feature_objective.rho)
+        return found if self._chosen is None else self._chosen.among(found)
 
     def _layer_losses(
         self, reconstructions: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest

@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
-from .configuration_mfn import check_alpha, check_k
+from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .schedules import Schedule, Shape, resolve_steps
+from .trainable_features import parse_trainable_features
 
 LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux")
 CACHED = {"alpha_start": 0.0, "alpha_end": 0.0, "lambda_util": 0.0, "stability_pass": "layer"}
@@ -68,6 +69,13 @@ class MFNTrainingArguments(TrainingArguments):
     trainable: Literal["all", "mfn"] = _option(
         "all", "What is trained: all that requires gradients, or the MFN layers alone."
     )
+    trainable_features: dict | str | None = field(  # a list, too; HfArgumentParser has no type for that
+        default=None,
+        metadata={
+            "help": 'Features that are trained, {"6": [7, 9]} or ["L6/7", "L6/9"], while all else stays as it is, to '
+            "the bit; by default all that `trainable` says."
+        },
+    )
     mfn_learning_rate: float | None = _option(
         None,
         "Peak learning rate of the MFN layers, which bear far more than a pretrained backbone; by default the same.",
@@ -89,6 +97,9 @@ class MFNTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.trainable_features = parse_trainable_features(self.trainable_features)
+        if self.trainable_features and self.reinit_dead_every:
+            raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; with trainable_features it must be 0")
         for part in LAMBDAS:
             if not 0 <= self.weight(part) < float("inf"):
                 raise ValueError(f"lambda_{part} is {self.weight(part)}; it must be a finite number of at least 0")
@@ -136,11 +147,11 @@ class MFNTrainingArguments(TrainingArguments):
         chosen = getattr(self, f"lambda_{part}")
         return self.lambda_recon / 32 if chosen is None else chosen
 
-    def check_model(self, num_features: int) -> None:
-        """`ValueError` for what does not fit a model of m features."""
+    def check_model(self, config: MFNConfig) -> None:
+        """`ValueError` for what does not fit a model of this config."""
         for k in (self.k_start, self.k_end):
             if k is not None:
-                check_k(k, num_features)
+                check_k(k, config.num_features, config.most_removed)
 
     def check_cached(self) -> None:
         """`ValueError` for what a training on cached residual streams cannot do: they are those at alpha 0, and of the

@@ -1,0 +1,219 @@
+"""Two models' features, matched one to one: by what they write, and by when they are active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from tqdm.auto import tqdm
+
+from .feature_editing import check_feature
+from .modeling_mfn import MFNForCausalLM
+
+LEVELS = (0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The one-to-one matching of two models' features with the largest sum of similarities."""
+
+    pairs: np.ndarray
+    """(P, 2) int64, feature of a and feature of b, the most similar first."""
+    similarities: np.ndarray
+    """(P,) float64, from -1 to 1."""
+    unmatched: tuple[np.ndarray, np.ndarray]
+    """Features of a and of b without a partner: the other model has fewer."""
+    left_out: tuple[np.ndarray, np.ndarray]
+    """Features of a and of b that have no similarity: pruned ones, and among activations those that never vary."""
+    chance: tuple[np.ndarray, ...]
+    """For each permutation the similarities (P,) that the best matching has at chance."""
+
+    def share_above(self, level: float) -> float:
+        """Share of the pairs with at least this similarity; 0 where there are none."""
+        return _share(self.similarities, level)
+
+    def chance_above(self, level: float) -> float:
+        """The same at chance, averaged over permutations; `ValueError` if there were none."""
+        if not self.chance:
+            raise ValueError("chance was not measured; give compare_features permutations of at least 1")
+        return sum(_share(similarities, level) for similarities in self.chance) / len(self.chance)
+
+    @property
+    def shares(self) -> dict[float, float]:
+        """Share of the pairs with a similarity of at least 0.7, 0.8 and 0.9."""
+        return {level: self.share_above(level) for level in LEVELS}
+
+
+@dataclass(frozen=True)
+class FeatureComparison:
+    """What [`compare_features`] found."""
+
+    layer: int
+    directions: Matching
+    """By cosine of the decoders' directions."""
+    activations: Matching | None
+    """By Pearson's correlation of activations over the same tokens; `None` without text."""
+    tokens: int
+    """Tokens that the correlations are from."""
+
+
+def compare_features(
+    model_a: MFNForCausalLM,
+    model_b: MFNForCausalLM,
+    windows: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    layer: int,
+    batch_size: int = 8,
+    permutations: int = 0,
+    seed: int = 0,
+) -> FeatureComparison:
+    """Matches the features of one layer of two models one to one, with the largest sum of similarities there is.
+
+    Correlations are exact, from sums over sparse codes, and the text is read once. Each model runs at its own alpha and
+    k. A matrix of m_a x m_b similarities is held in float64, and the assignment takes a time of m^3 at worst.
+
+    The best of so many matchings is above 0 by chance alone. A permutation measures that: of the d entries of b's
+    directions, the same for all of them, and of the tokens of a batch for b's activations. What each model's features
+    are like among themselves then stays, and what the two have in common is gone.
+
+    Args:
+        model_a, model_b: MFN models of the same hidden size and vocabulary; their m may differ.
+        windows: rows with `input_ids` (T,), and `attention_mask` (T,) where they are padded: a `datasets.Dataset`, or
+            any iterable of such mappings. Rows of one batch have equal length.
+        layer: block index.
+        batch_size: rows a batch; b's activations are permuted within it.
+        permutations: how many times chance is measured.
+        seed: of the permutations.
+
+    Raises:
+        ValueError: if a model has no such layer, the two differ in hidden size or vocabulary, or the text has no token.
+    """
+    models = (model_a, model_b)
+    _check(models, layer)
+    random = np.random.default_rng(seed)
+    kept_a, kept_b = (_kept(model, layer) for model in models)
+    a, b = _directions(model_a, layer, kept_a), _directions(model_b, layer, kept_b)
+    permuted = [b[:, random.permutation(b.shape[1])] for _ in range(permutations)]
+    sizes = (model_a.config.num_features, model_b.config.num_features)
+    directions = _match((a @ each.T for each in (b, *permuted)), (kept_a, kept_b), sizes)
+    if windows is None:
+        return FeatureComparison(layer, directions, None, 0)
+    moments = _Moments(sizes, permutations)
+    for batch in tqdm(_batches(windows, batch_size), "comparing activations", unit="batch", leave=False):
+        moments.add(_activations(model_a, batch, layer), _activations(model_b, batch, layer), random)
+    if moments.tokens == 0:
+        raise ValueError("windows have no token; correlations need some")
+    varied = (moments.varied(0, kept_a), moments.varied(1, kept_b))
+    activations = _match(moments.correlations(*varied), varied, sizes)
+    return FeatureComparison(layer, directions, activations, moments.tokens)
+
+
+def _share(similarities: np.ndarray, level: float) -> float:
+    return int((similarities >= level).sum()) / max(len(similarities), 1)
+
+
+def _check(models: tuple[MFNForCausalLM, MFNForCausalLM], layer: int) -> None:
+    for name, what in (("hidden_size", "directions lie in different spaces"), ("vocab_size", "tokens differ")):
+        values = [getattr(model.config, name) for model in models]
+        if values[0] != values[1]:
+            raise ValueError(f"the models have {name} {values[0]} and {values[1]}: {what}; give models of one base")
+    for model in models:
+        check_feature(model.config, layer, 0, pruned=True)
+
+
+def _kept(model: MFNForCausalLM, layer: int) -> np.ndarray:
+    """Features (P,) that are not pruned."""
+    return np.setdiff1d(np.arange(model.config.num_features), model.config.pruned_features.get(str(layer), []))
+
+
+def _directions(model: MFNForCausalLM, layer: int, features: np.ndarray) -> np.ndarray:
+    weight, rows = model.mfn_layers[layer].rows_of(torch.from_numpy(features))[2]
+    return F.normalize(weight.detach()[rows].double(), dim=-1).cpu().numpy()
+
+
+def _match(
+    similarities: Iterable[np.ndarray],
+    compared: tuple[np.ndarray, np.ndarray],
+    sizes: tuple[int, int],
+) -> Matching:
+    """The matching by the first matrix of similarities between compared features, and chance by the others."""
+    found = []
+    for matrix in similarities:
+        rows, columns = linear_sum_assignment(matrix, maximize=True)
+        values = matrix[rows, columns]
+        order = np.argsort(-values, kind="stable")
+        found.append((values[order], np.stack([compared[0][rows[order]], compared[1][columns[order]]], 1)))
+    (values, pairs), *chance = found
+    left_out = tuple(np.setdiff1d(np.arange(size), of) for size, of in zip(sizes, compared, strict=True))
+    unmatched = tuple(np.setdiff1d(of, pairs[:, side]) for side, of in enumerate(compared))
+    return Matching(pairs, values, unmatched, left_out, tuple(each for each, _ in chance))  # type: ignore[arg-type]
+
+
+def _batches(windows: Iterable[Mapping[str, Any]], size: int) -> Iterator[dict[str, torch.Tensor]]:
+    rows = iter(windows)
+    while batch := list(islice(rows, size)):
+        lengths = {len(row["input_ids"]) for row in batch}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"windows of one batch have lengths {sorted(lengths)}; pad them to one, or use batch_size=1"
+            )
+        names = [name for name in ("input_ids", "attention_mask") if name in batch[0]]
+        yield {name: torch.tensor(np.array([row[name] for row in batch]), dtype=torch.long) for name in names}
+
+
+@torch.no_grad()
+def _activations(model: MFNForCausalLM, batch: Mapping[str, torch.Tensor], layer: int) -> csr_array:
+    """(N, m) of the tokens that count."""
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    code = model.model(**inputs, output_codes=True, use_cache=False).codes[layer].tokens(inputs.get("attention_mask"))
+    tokens, k = code.values.shape
+    values, indices = code.values.double().cpu().numpy().ravel(), code.indices.cpu().numpy().ravel()
+    return csr_array((values, indices, np.arange(0, tokens * k + 1, k)), shape=(tokens, code.num_features))
+
+
+class _Moments:
+    """Sums over tokens of two models' activations."""
+
+    def __init__(self, sizes: tuple[int, int], permutations: int) -> None:
+        self.tokens = 0
+        self.sums = [np.zeros(size) for size in sizes]
+        self.squares = [np.zeros(size) for size in sizes]
+        self.products = [csr_array(sizes) for _ in range(1 + permutations)]
+        """(m_a, m_b), as the tokens are, then with those of b permuted."""
+
+    def add(self, a: csr_array, b: csr_array, random: np.random.Generator) -> None:
+        """Takes in the activations (N, m_a) and (N, m_b) of one batch."""
+        self.tokens += a.shape[0]
+        for side, activations in enumerate((a, b)):
+            self.sums[side] += activations.sum(axis=0)
+            self.squares[side] += activations.power(2).sum(axis=0)
+        for place, products in enumerate(self.products):
+            partner = b[random.permutation(b.shape[0])] if place else b
+            self.products[place] = products + a.T @ partner
+
+    def _variance(self, side: int) -> np.ndarray:
+        return self.squares[side] / self.tokens - (self.sums[side] / self.tokens) ** 2
+
+    def varied(self, side: int, features: np.ndarray) -> np.ndarray:
+        """Those of some features whose activation is not always the same."""
+        # what rounding leaves of a variance of 0 is far below this share of the mean square
+        return features[(self._variance(side) > 1e-12 * self.squares[side] / self.tokens)[features]]
+
+    def correlations(self, features_a: np.ndarray, features_b: np.ndarray) -> Iterator[np.ndarray]:
+        """Pearson's, (A, B) for A and B features: as the tokens are, then for each permutation."""
+        chosen = (features_a, features_b)
+        means = [self.sums[side][features] / self.tokens for side, features in enumerate(chosen)]
+        deviations = [np.sqrt(self._variance(side)[features]) for side, features in enumerate(chosen)]
+        for products in self.products:
+            covariances = products[features_a][:, features_b].toarray() / self.tokens - np.outer(*means)
+            yield covariances / np.outer(*deviations)
+
+
+__all__ = ["FeatureComparison", "Matching", "compare_features"]

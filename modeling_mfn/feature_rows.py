@@ -1,0 +1,77 @@
+"""Which rows of a layer's weights its features have, once some are pruned or removed. Names stay what they were."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_mfn import MFNConfig
+from .sparse_code import SparseCode
+
+
+class FeatureRows(nn.Module):
+    """The tables between features and rows of one MFN layer. They follow from the config, so that no checkpoint holds
+    them; a layer without pruned features has none, and loses no time on them."""
+
+    pruned: Tensor
+    """(m,) bool, features that count for nothing."""
+    encoder_names: Tensor | None
+    """(rows of the encoder,) int64, each row's feature, ascending; `None` where each has its own."""
+    decoder_rows: Tensor | None
+    """(m,) int64, each feature's row of the decoder, 0 for one that has none; `None` where each has its own."""
+
+    def __init__(self, config: MFNConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = layer
+        for name, table in self._tables().items():
+            self.register_buffer(name, table, persistent=False)
+
+    @classmethod
+    def of(cls, config: MFNConfig, layer: int) -> FeatureRows | None:
+        """Those of a layer of the model, or `None` if it has no pruned features."""
+        return cls(config, layer) if str(layer) in config.pruned_features else None
+
+    def _tables(self) -> dict[str, Tensor | None]:
+        def kept(removed: dict[str, list[int]]) -> Tensor:
+            there = torch.ones(self.config.num_features, dtype=torch.bool, device="cpu")
+            there[removed.get(str(self.layer), [])] = False
+            return there
+
+        config, layer = self.config, str(self.layer)
+        with_encoder, with_direction = kept(config.removed_encoder_rows), kept(config.removed_decoder_rows)
+        rows = (with_direction.cumsum(0) - 1).masked_fill(~with_direction, 0)
+        return {
+            "pruned": ~kept(config.pruned_features),
+            "encoder_names": with_encoder.nonzero().flatten() if layer in config.removed_encoder_rows else None,
+            "decoder_rows": rows if layer in config.removed_decoder_rows else None,
+        }
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Writes the tables again, after loading has put empty memory in their place."""
+        for name, table in self._tables().items():
+            if table is not None:
+                getattr(self, name).copy_(table)
+
+    def name(self, pairs: SparseCode) -> SparseCode:
+        """Pairs (..., K) by row of the encoder -> by feature. Those of pruned ones have value 0 and no gradient."""
+        names = pairs.indices if self.encoder_names is None else self.encoder_names[pairs.indices]
+        return SparseCode(names, pairs.values.masked_fill(self.pruned[names], 0), self.config.num_features)
+
+    def locate(self, code: SparseCode) -> SparseCode:
+        """Pairs (..., K) by feature -> by row of the decoder."""
+        return code if self.decoder_rows is None else code._replace(indices=self.decoder_rows[code.indices])
+
+    def find(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of features (R,) in the encoder and in the decoder, (R,) each; for features that have such."""
+        encoder = features if self.encoder_names is None else torch.searchsorted(self.encoder_names, features)
+        return encoder, features if self.decoder_rows is None else self.decoder_rows[features]
+
+    def tie(self, directions: Tensor) -> Tensor:
+        """The encoder's rows at their start, of the decoder's."""
+        by_name = directions if self.decoder_rows is None else directions[self.decoder_rows]
+        return by_name if self.encoder_names is None else by_name[self.encoder_names]
+
+
+__all__ = ["FeatureRows"]
