@@ -88,6 +88,11 @@ class LocalHub:
         places = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         return places | login | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
+    def add(self, repo_id, files):
+        """Makes a public repository."""
+        self.repositories[repo_id] = repository = Repository(private=False)
+        repository.commit("main", files, "initial commit")
+
     def files(self, repo_id, revision="main"):
         repository = self.repositories[repo_id]
         return repository.commits[repository.resolve(revision)]
