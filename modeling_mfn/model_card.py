@@ -40,6 +40,7 @@ def model_card(
     repository: str | None = None,
     base_model: str | None = None,
     license: str | None = None,
+    about: str = "",
 ) -> ModelCard:
     """The card of the MFN model in a folder, of which the weights are not read.
 
@@ -48,6 +49,7 @@ def model_card(
         repository: the model's id on the Hub; by default the name of the folder.
         base_model: id on the Hub of the model that was converted; by default what the config says.
         license: of the model, as the Hub writes it: `apache-2.0`.
+        about: Markdown of your own, that stands first.
 
     Raises:
         ValueError: if one of the files is damaged, or the folder has no config of an MFN model.
@@ -78,6 +80,8 @@ def model_card(
         repository=json.dumps(visible(repository), ensure_ascii=False),
         base=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else _unnamed_base(config),
         where=_where(config),
+        reader="the residual stream" if config.blend_into == "residual" else "the MLP's input",
+        about=about,
         architecture=_architecture(config),
         has_tokenizer=(folder / "tokenizer_config.json").is_file(),
         tokenizer_of=json.dumps(base_model or "the base model"),
@@ -244,7 +248,8 @@ def _alpha_note(config: MFNConfig) -> str:
         )
     if config.alpha < 1:
         return f"At alpha {config.alpha:g}, as saved, an intervention counts as far as the model reads its features."
-    return "At alpha 1, as saved, everything after an MFN layer reads its features alone."
+    reader = "everything after an MFN layer" if config.blend_into == "residual" else "the MLP after an MFN layer"
+    return f"At alpha 1, as saved, {reader} reads its features alone."
 
 
 def _features(atlas: AtlasSummary | None) -> str:

@@ -3,13 +3,14 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import make_base, make_mfn
 from features_folder import LAYERS, label, write_features
 from huggingface_hub import ModelCard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -182,6 +183,7 @@ def test_hostile_text_is_shown_and_does_nothing(folder, hostile):
     assert row[1].strip() == visible(hostile).strip()
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_escaped_text_reads_as_itself(text):
     rendered = cells(table(("a", "b"), [(escape(text, 10**6), "end")]))
@@ -223,3 +225,15 @@ def test_figures_that_are_no_numbers_stay_out(folder):
     names = [result.metric_name for result in model_card(folder).data.eval_results]
     assert "dead share, block 0" not in names
     assert "dead share, block 2" in names
+
+
+def test_the_cards_of_this_repository_have_the_figures_of_their_runs():
+    root = Path(__file__).parent.parent
+    figures = json.loads((root / "benchmarks" / "results" / "demo.json").read_text())
+    card = ModelCard.load(root / "model_cards" / "smollm2-135m-mfn-demo.md")
+    names = ("base_perplexity", "perplexity_alpha_0", "perplexity_alpha_1")
+    assert [result.metric_value for result in card.data.eval_results] == [figures[name] for name in names]
+    rows = dict(row for row in cells(card.text) if len(row) == 2)
+    assert rows["blocks with an MFN layer, from 0"] == ", ".join(map(str, figures["layers"]))
+    assert rows["features of each, m"] == f"{figures['num_features']:,}"
+    assert f"{sum(phase['tokens'] for phase in figures['training']):,} tokens" in card.text
