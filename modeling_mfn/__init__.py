@@ -22,7 +22,7 @@ MFNModel.register_for_auto_class("AutoModel")
 MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 # with card, tokenizer and atlas; the copy of the code that travels keeps what it has from transformers
-MFNForCausalLM.push_to_hub = push_to_hub  # type: ignore[method-assign]
+MFNForCausalLM.push_to_hub = push_to_hub
 
 __all__ = [
     "Ablate",

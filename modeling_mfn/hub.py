@@ -65,14 +65,15 @@ def push_folder(
     Args:
         folder: what `save_pretrained` or a training wrote.
         repo_id: `owner/name` on the Hub; made if it is not there.
-        private: whether a repository that is made is private; by default what its owner's settings say.
+        private: make a new repository private; by default what its owner's settings say.
         revision: branch to push to, which is made if it is not there.
         commit_message: by default "Upload MFN model".
         base_model: id on the Hub of the model that was converted, for the card; by default what the config says.
         token: of the Hub; by default the one that you are logged in with.
 
     Raises:
-        ValueError: if the folder holds no whole model, or no tokenizer. Nothing is uploaded then.
+        ValueError: if the folder holds no whole model, or no tokenizer, or if the repository is public and `private` is
+            asked for. Nothing is uploaded then.
         OSError: if the Hub cannot be reached or refuses.
     """
     folder = Path(folder)
@@ -84,7 +85,7 @@ def push_folder(
         base_model = base_model or base_of(read_config(folder))
         card = model_card(folder, repo_id, base_model, _license(api, base_model))
     with _one_clear_error(repo_id):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = _repository(api, repo_id, private)
         if CARD_FILE not in files:
             write_card(folder, card)
         return _upload(api, folder, [*files, CARD_FILE], repo_id, revision, commit_message)
@@ -125,7 +126,7 @@ def push_to_hub(
             if part is not None:
                 part.save_pretrained(folder)
         files = check_model(folder)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = _repository(api, repo_id, private)
         if not api.file_exists(repo_id, CARD_FILE, revision=revision):
             base_model = base_of(self.config)
             card = model_card(folder, repo_id, base_model, _license(api, base_model))
@@ -133,6 +134,14 @@ def push_to_hub(
             write_card(folder, card)
             files.append(CARD_FILE)
         return _upload(api, folder, files, repo_id, revision, commit_message, commit_description, create_pr)
+
+
+def _repository(api: HfApi, repo_id: str, private: bool | None) -> str:
+    """Makes the repository if it is not there. For one that is the Hub ignores `private`: that would publish a secret."""
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(f"{repo_id} is there and public; make it private in its settings on the Hub first")
+    return repo_id
 
 
 def _expected_shapes(folder: Path) -> dict[str, list[int]]:

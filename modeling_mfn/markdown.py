@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-PLAIN = frozenset(string.ascii_letters + string.digits + " -,;'")
+ALPHANUMERIC = frozenset(string.ascii_letters + string.digits)
+HARMLESS_INSIDE = frozenset(" -,;'")
+"""What means nothing to Markdown except, for some, where text begins."""
 INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories of what is not seen but acts: control characters, marks of writing direction, line separators."""
 
@@ -24,10 +27,12 @@ def visible(text: str, limit: int = 80) -> str:
 def escape(text: str, limit: int = 80) -> str:
     """`visible` text as Markdown that shows it literally, in a cell of a table too: ASCII punctuation becomes HTML
     character references, which by CommonMark stand for no structure."""
-    return "".join(
-        f"&#{ord(character)};" if character.isascii() and character not in PLAIN else character
-        for character in visible(text, limit)
-    )
+    return "".join(map(_reference, visible(text, limit), itertools.count()))
+
+
+def _reference(character: str, place: int) -> str:
+    plain = not character.isascii() or character in ALPHANUMERIC or (place and character in HARMLESS_INSIDE)
+    return character if plain else f"&#{ord(character)};"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

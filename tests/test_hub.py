@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling_mfn.cli import main
+from modeling_mfn.hub import check_model
 
 CODE = {f"{name}.py" for name in ("configuration_mfn", "modeling_mfn", "mfn_layer", "sparse_code", "interventions")}
 PUBLIC = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "training_record.json"}
@@ -153,7 +154,7 @@ def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hu
     environment = os.environ | hub.environment(tmp_path / "home", token=None)
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert result.returncode == 0, result.stderr
-    assert not any(name.startswith("features/") for name in hub.downloads()[-len(files) :])
+    assert not any(name.startswith("features/") for name in hub.downloads())
 
 
 def read_card(expected):
@@ -238,7 +239,10 @@ def test_a_private_repository_without_a_token(clients, hub, folder):
         assert words in lines[0]
         assert "Traceback" not in printed
     clients.run(mfn, "push", folder, "me/trained", token="hf_of_somebody_else", code=2)
-    assert list(hub.repositories) == ["me/trained"]
+    hub.add("me/open", {"a": b""})
+    assert "me/open is there and public" in clients.run(mfn, "push", folder, "me/open", "--private", code=2)
+    assert set(hub.files("me/open")) == {"a"}
+    assert list(hub.repositories) == ["me/trained", "me/open"]
     assert "steered" in clients.run(mfn, "steer", "me/trained", "w5", "--set", "L0/5=clamp:3")
 
 
@@ -294,6 +298,13 @@ def test_a_model_pushes_itself(clients, hub, folder):
     assert "features/old.json" in hub.files("me/model")
     clients.run(push_model, folder, True)
     assert "features/old.json" not in hub.files("me/model")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own decoders", "shared decoder"])
+def test_a_saved_model_of_every_family_is_whole(base, tmp_path, shared):
+    """Tied weights, which no file has twice, are not missed."""
+    make_mfn(base, layers=[0, 2], shared_decoder=shared).save_pretrained(tmp_path)
+    assert set(check_model(tmp_path)) >= CODE | {"config.json", "model.safetensors"}
 
 
 def shorten(file):
