@@ -137,7 +137,7 @@ def push_to_hub(
 
 
 def _repository(api: HfApi, repo_id: str, private: bool | None) -> str:
-    """Makes the repository if it is not there. For one that is the Hub ignores `private`: that would publish a secret."""
+    """Makes the repository if it is not there. Of one that is there the Hub would ignore `private`, and publish."""
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
         raise ValueError(f"{repo_id} is there and public; make it private in its settings on the Hub first")
