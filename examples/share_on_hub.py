@@ -1,0 +1,63 @@
+"""Share an MFN model on the Hub. Without --repo it is a dry run that needs no network: it prints what would be public,
+and the model card.
+
+python examples/share_on_hub.py --model FOLDER                           # what `save_pretrained` or a training wrote
+python examples/share_on_hub.py --model FOLDER --repo me/my-mfn --private
+python examples/share_on_hub.py                                          # makes a small model first
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from modeling_mfn import MFNForCausalLM
+from modeling_mfn.data import load_text, pack
+from modeling_mfn.demo_assets import shakespeare, smollm2
+from modeling_mfn.evaluation.perplexity import perplexity
+from modeling_mfn.hub import check_model, push_folder
+from modeling_mfn.model_card import EVALUATION_FILE, model_card
+
+
+def save_small_model(folder: Path) -> None:
+    """SmolLM2 with one MFN layer, fitted to 1,024 tokens and not trained, and its perplexities for the card."""
+    base = smollm2()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    windows = pack(load_text(shakespeare()[1][:1]), tokenizer, window=128)
+    calibration = {"input_ids": torch.tensor(windows[:8]["input_ids"])}
+    model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, calibration=calibration)
+    row = {"data": "Hamlet, 8 windows of 128 tokens", "tokens": 1024}
+    for alpha in (0, 1):
+        model.set_blend(alpha)
+        row[f"alpha_{alpha}"] = round(perplexity(model, windows.select(range(8, 16))), 2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # what the card says of perplexity comes from this file; an atlas, saved beside it, adds features and labels
+    (folder / EVALUATION_FILE).write_text(json.dumps({"perplexity": [row]}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of an MFN model")
+    parser.add_argument("--repo", help="owner/name on the Hub; without it nothing is uploaded")
+    parser.add_argument("--private", action="store_true")
+    arguments = parser.parse_args()
+    folder = arguments.model or Path("runs/share_on_hub")
+    if arguments.model is None:
+        save_small_model(folder)
+
+    if arguments.repo:
+        # one commit; run it again if the connection breaks, and what arrived is not sent twice
+        print(push_folder(folder, arguments.repo, private=arguments.private or None).commit_url)
+        return
+    print(f"{folder} is a whole model. This would be public:")
+    for name in check_model(folder):  # ValueError if weights, code or config are missing or do not fit
+        print(f"  {name} {(folder / name).stat().st_size:,} bytes")
+    print("and, unless the folder has a README.md of its own, this card as README.md:\n")
+    print(model_card(folder))
+
+
+if __name__ == "__main__":
+    main()

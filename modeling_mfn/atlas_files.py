@@ -1,0 +1,115 @@
+"""What a model card shows of an atlas, read from the files of `features/`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SOURCES = ("human", "imported", "automatic")
+"""Whose label is shown where a feature has several; those of language models come last."""
+
+
+class LabelledFeature(NamedTuple):
+    """One row of the card's table."""
+
+    name: str
+    """`L6/1234`."""
+    label: str
+    source: str
+    score: float | None
+    firing_rate: float | None
+    """Share of the atlas' tokens."""
+    max_activation: float | None
+    """In units of the code."""
+    promoted_tokens: list[str]
+
+
+class AtlasSummary(NamedTuple):
+    """Figures of the whole atlas, and its labelled features, those with the best scores first."""
+
+    sources: list[str]
+    """The data that the features were seen on."""
+    tokens: int | None
+    layers: dict[int, dict[str, float]]
+    """Layer -> figure -> value: `dead_share`, `firing_rate_cv`..."""
+    labelled: list[LabelledFeature]
+
+
+def read_atlas(folder_or_repo: str | os.PathLike[str], revision: str | None = None) -> AtlasSummary | None:
+    """The atlas of a model's folder, or of a repository on the Hub, of which nothing but `features/` is downloaded.
+    `None` where there is none; `ValueError` where its files are damaged."""
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns="features/*"))
+    features = folder / "features"
+    if not (features / "atlas.json").is_file():
+        return None
+    try:
+        atlas = json.loads((features / "atlas.json").read_text(encoding="utf-8"))
+        layers = {int(layer): _numbers(figures) for layer, figures in atlas["layers"].items()}
+        sources = [str(source) for source in atlas["data"].get("sources", [])]
+        return AtlasSummary(sources, atlas["data"].get("tokens"), layers, _labelled(features))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"the atlas in {features} is damaged: {error!r}") from error
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
+def _labelled(features: Path) -> list[LabelledFeature]:
+    file = features / "labels.json"
+    if not file.is_file():
+        return []
+    best: dict[tuple[int, int], dict[str, Any]] = {}
+    for record in json.loads(file.read_text(encoding="utf-8")):
+        place = _place(record["feature"])
+        if place not in best or _rank(record) < _rank(best[place]):
+            best[place] = record
+    rows = _rows(features / "features.parquet", set(best))
+    order = sorted(best, key=lambda place: (_rank(best[place]), place))
+    return [_feature(place, best[place], rows.get(place, {})) for place in order]
+
+
+def _feature(place: tuple[int, int], record: dict[str, Any], row: dict[str, Any]) -> LabelledFeature:
+    return LabelledFeature(
+        f"L{place[0]}/{place[1]}",
+        str(record["label"]),
+        str(record["source"]),
+        record.get("score"),
+        row.get("firing_rate"),
+        row.get("max_activation"),
+        [str(token["token"]) for token in row.get("promoted") or []],
+    )
+
+
+def _rank(record: dict[str, Any]) -> tuple[int, float]:
+    source = record["source"]
+    return (SOURCES.index(source) if source in SOURCES else len(SOURCES), -(record.get("score") or 0.0))
+
+
+def _place(name: str) -> tuple[int, int]:
+    layer, _, index = name.removeprefix("L").partition("/")
+    return int(layer), int(index)
+
+
+def _rows(file: Path, places: set[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:
+    """The rows of `features.parquet` for these features, of which no others are held."""
+    if not file.is_file():
+        return {}
+    import pyarrow.parquet as parquet
+
+    columns = ["layer", "index", "firing_rate", "max_activation", "promoted"]
+    found = {}
+    with parquet.ParquetFile(file) as table:
+        held = [column for column in columns if column in table.schema_arrow.names]
+        for batch in table.iter_batches(columns=held):
+            for row in batch.to_pylist():
+                if (place := (row["layer"], row["index"])) in places:
+                    found[place] = row
+    return found
