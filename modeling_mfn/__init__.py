@@ -5,6 +5,7 @@ Importing this package registers `MFNConfig`, `MFNModel` and `MFNForCausalLM` wi
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .attribution import Explanation, explain
 from .configuration_mfn import MFNConfig, __version__
 from .interventions import Ablate, Add, Clamp, Scale
 from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
@@ -24,6 +25,7 @@ __all__ = [
     "Ablate",
     "Add",
     "Clamp",
+    "Explanation",
     "MFNCausalLMOutput",
     "MFNConfig",
     "MFNForCausalLM",
@@ -33,4 +35,5 @@ __all__ = [
     "Scale",
     "SparseCode",
     "__version__",
+    "explain",
 ]
