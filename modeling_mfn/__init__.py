@@ -5,6 +5,7 @@ Importing this package registers `MFNConfig`, `MFNModel` and `MFNForCausalLM` wi
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .attribution import Explanation, explain
 from .configuration_mfn import MFNConfig, __version__
 from .hub import push_to_hub
 from .interventions import Ablate, Add, Clamp, Scale
@@ -28,6 +29,7 @@ __all__ = [
     "Ablate",
     "Add",
     "Clamp",
+    "Explanation",
     "MFNCausalLMOutput",
     "MFNConfig",
     "MFNForCausalLM",
@@ -37,4 +39,5 @@ __all__ = [
     "Scale",
     "SparseCode",
     "__version__",
+    "explain",
 ]

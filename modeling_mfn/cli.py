@@ -255,6 +255,36 @@ def push(
 
 
 @app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="MFN model with alpha above 0: a folder, or an id on the Hub.")],
+    text: Annotated[str, typer.Argument(help="Text that the model reads.")],
+    position: Annotated[int, typer.Option(help="Token whose output is the prediction; -1 is the text's last.")] = -1,
+    token: Annotated[str | None, typer.Option(help="Token to explain; by default the likeliest.")] = None,
+    top: Annotated[int, typer.Option(help="Strongest features listed of each layer.")] = 10,
+    output: Annotated[Path | None, typer.Option(help="Folder for JSON and figure.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trace a predicted token to the features that moved its logit, and to the tokens that raised those.
+
+    Example: mfn explain gpt2-mfn-trained "The king and the" --token " queen" --output why-queen
+    """
+    from transformers import AutoTokenizer
+
+    from .attribution import explain as explain_token
+    from .modeling_mfn import MFNForCausalLM
+
+    if output is not None:
+        _check_output(output, overwrite, source=model)
+    mfn = MFNForCausalLM.from_pretrained(model)
+    with console.status("tracing"):
+        explanation = explain_token(mfn, AutoTokenizer.from_pretrained(model), text, position, token=token, top=top)
+    console.print(explanation.table())
+    if output is not None:
+        with _new_folder(output, overwrite, source=model) as folder:
+            explanation.save(folder)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the demo's model and figures.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of initialisation and data order.")] = 0,

@@ -172,7 +172,7 @@ def test_too_little_text(folder, capsys):
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["convert", "train", "steer", "push", "demo"])
+@pytest.mark.parametrize("verb", ["convert", "train", "steer", "explain", "push", "demo"])
 def test_every_verb_has_help_with_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: mfn {verb}" in capsys.readouterr().out

@@ -1,13 +1,16 @@
 """MFN models under PEFT: adapters on the backbone, and MFN layers that are trained beside them."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
+from test_attribution import TEXT, TOKENIZER
 from test_training import arguments, rows
 from transformers import AutoModelForCausalLM
 
-from modeling_mfn import Clamp, MFNTrainer
+from modeling_mfn import Clamp, MFNTrainer, explain
 
 
 @pytest.fixture
@@ -90,3 +93,20 @@ def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, t
     torch.testing.assert_close(again(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
     assert again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
     assert again.config.alpha == 1.0
+
+
+def test_a_prediction_is_explained_as_that_of_the_merged_model(model):
+    """Also where PEFT put a layer of its own around each MFN layer."""
+    adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False))
+    for method in ("gradient", "integrated"):
+        settings = {"method": method, "steps": 2, "top": 3, "trace": 2, "verify": 2}
+        found = explain(adapted, TOKENIZER, TEXT, **settings)
+        assert any(parameter.requires_grad for parameter in adapted.parameters())
+        expected = explain(copy.deepcopy(adapted).merge_and_unload(), TOKENIZER, TEXT, **settings)
+        assert found.target.value == pytest.approx(expected.target.value, abs=1e-9)
+        assert [feature.name for feature in found.features] == [feature.name for feature in expected.features]
+        for one, other in zip(found.features, expected.features, strict=True):
+            assert one.attribution == pytest.approx(other.attribution, abs=1e-6)
+            assert (one.ablation, one.inputs and one.inputs.value) == pytest.approx(
+                (other.ablation, other.inputs and other.inputs.value), abs=1e-6
+            )

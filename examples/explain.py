@@ -1,0 +1,33 @@
+"""Why does the model go on as it does? One predicted token traced to features, and these to the tokens that were read.
+Runs offline once the demo's files are in the cache, on the model of quickstart.py, which it trains if that has not run
+yet.
+
+python examples/explain.py
+"""
+
+import runpy
+from pathlib import Path
+
+import rich
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_mfn import explain
+from modeling_mfn.demo_assets import smollm2
+
+folder = Path("runs/quickstart/model")
+if not folder.exists():
+    runpy.run_path(str(Path(__file__).with_name("quickstart.py")))
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(smollm2())
+
+# The token after the text's last, the likeliest one, against the mean logit of the vocabulary.
+text = "Good my lord, the king is dead, and the"
+explanation = explain(model, tokenizer, text, top=8)
+rich.print(explanation.table())
+explanation.save("runs/explain")  # explanation.json, .png and .svg
+
+# Why this rather than " queen"? Gradients averaged over the way from no features: what is left over is smaller.
+rather = explain(model, tokenizer, text, against=" queen", method="integrated", steps=8, top=8, trace=0)
+for name, found in (("gradient", explanation), ("integrated", rather)):
+    layer = found.layers[-1]
+    print(f"{name}: value {found.target.value:.2f} = {layer.baseline:.2f} without features of L{layer.layer}"
+          f" + {layer.attribution:.2f} of them + {layer.remainder:.2f} left over")  # fmt: skip

@@ -1,0 +1,88 @@
+"""An explanation as tables for the terminal. Text of prompts, atlases and labels is shown, never rendered."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ..visible_text import visible, visible_token
+from .explanation import Explanation, FeatureAttribution, Target
+
+DRIVERS = 3
+"""Tokens shown beside a feature, of those that raised it."""
+
+
+def explanation_tables(explanation: Explanation) -> Group:
+    """What is predicted, each layer's account, and the strongest features of all layers."""
+    read = "".join(visible(token, 24) for token in explanation.tokens[-12:])
+    lines = [f"after: {read}", f"predicted: {describe(explanation.target)}"]
+    correlation = explanation.ablation_correlation
+    if correlation is not None:
+        checked = sum(feature.ablation is not None for feature in explanation.features)
+        lines.append(f"attribution and measured ablation of {checked} features: r = {correlation:.2f}")
+    return Group(*map(Text, lines), _layers(explanation), _features(explanation))
+
+
+def describe(target: Target) -> str:
+    """Such as `"␣queen", logit 3.20 above the mean, probability 0.41`."""
+    contrast = {
+        None: f"logit {target.value:.2f}",
+        "mean": f"logit {target.value:.2f} above the mean",
+        "token": f"logit {target.value:.2f} above that of {visible_token(target.against_token or '')}",
+    }[target.against]
+    return f"{visible_token(target.token)}, {contrast}, probability {target.probability:.2g}"
+
+
+def _layers(explanation: Explanation) -> Table:
+    table = Table("layer", "active", "features", "baseline", "remainder", "listed features", "others")
+    for layer in explanation.layers:
+        table.add_row(
+            f"L{layer.layer}",
+            str(layer.active),
+            *(f"{number:+.3f}" for number in (layer.attribution, layer.baseline, layer.remainder)),
+            f"{layer.attribution - layer.others:+.3f}",
+            f"{layer.others:+.3f}",
+        )
+    table.caption = "features + baseline + remainder = the value, in each layer by itself"
+    return table
+
+
+def _features(explanation: Explanation) -> Table:
+    shown = [f for f in explanation.features if f.ablation is not None or f.inputs is not None]
+    table = Table()
+    for name in ("feature", "attribution", "ablation", "on", "activation"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("raised by")
+    with_atlas = any(feature.atlas for feature in shown)
+    if with_atlas:
+        table.add_column("label")
+        table.add_column("fires in")
+    for feature in shown:
+        label = feature.atlas and feature.atlas.label
+        table.add_row(
+            feature.name,
+            f"{feature.attribution:+.3f}",
+            "" if feature.ablation is None else f"{feature.ablation:+.3f}",
+            Text(f"{visible_token(explanation.tokens[feature.position])} ({feature.position})"),
+            f"{feature.activation:.2f}",
+            Text(_raised_by(feature, explanation.tokens)),
+            *([Text(visible(label or "", 40)), Text(_sources(feature))] if with_atlas else []),
+        )
+    return table
+
+
+def _raised_by(feature: FeatureAttribution, tokens: list[str]) -> str:
+    if feature.inputs is None:
+        return ""
+    shares = feature.inputs.by_token
+    strongest = sorted(range(len(shares)), key=lambda place: -abs(shares[place]))[:DRIVERS]
+    return ", ".join(f"{visible_token(tokens[place], 12)} {shares[place]:+.2f}" for place in strongest if shares[place])
+
+
+def _sources(feature: FeatureAttribution) -> str:
+    sources = feature.atlas.sources if feature.atlas else {}
+    return ", ".join(f"{visible(source, 24)} {count}" for source, count in list(sources.items())[:DRIVERS])
+
+
+__all__ = ["describe", "explanation_tables"]
