@@ -1,29 +1,36 @@
 """Monosemantic Feature Neurons: transformers that read through named, sparse features.
 
 Importing this package registers `MFNConfig`, `MFNModel` and `MFNForCausalLM` with the Auto classes of transformers.
+Without torch and transformers there is the atlas alone: what is known about features is read without the model.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from importlib.util import find_spec
 
-from .configuration_mfn import MFNConfig, __version__
-from .interventions import Ablate, Add, Clamp, Scale
-from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
-from .sparse_code import SparseCode
-from .training import MFNTrainer, MFNTrainingArguments
+from .atlas import FeatureAtlas
 
-AutoConfig.register("mfn", MFNConfig, exist_ok=True)
-AutoModel.register(MFNConfig, MFNModel, exist_ok=True)
-AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)
+if find_spec("torch") and find_spec("transformers"):
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-# save_pretrained then writes the code that trust_remote_code=True loads where this package is not installed
-MFNConfig.register_for_auto_class()
-MFNModel.register_for_auto_class("AutoModel")
-MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    from .configuration_mfn import MFNConfig, __version__
+    from .interventions import Ablate, Add, Clamp, Scale
+    from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
+    from .sparse_code import SparseCode
+    from .training import MFNTrainer, MFNTrainingArguments
+
+    AutoConfig.register("mfn", MFNConfig, exist_ok=True)
+    AutoModel.register(MFNConfig, MFNModel, exist_ok=True)
+    AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)
+
+    # save_pretrained then writes the code that trust_remote_code=True loads where this package is not installed
+    MFNConfig.register_for_auto_class()
+    MFNModel.register_for_auto_class("AutoModel")
+    MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
     "Ablate",
     "Add",
     "Clamp",
+    "FeatureAtlas",
     "MFNCausalLMOutput",
     "MFNConfig",
     "MFNForCausalLM",
@@ -34,3 +41,9 @@ __all__ = [
     "SparseCode",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:  # and was not imported above
+        raise ImportError(f"{name} needs torch and transformers, which are not installed")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

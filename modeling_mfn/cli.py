@@ -249,7 +249,8 @@ def _parse_layers(layers: str) -> str | list[int]:
 
 
 def _parse_intervention(text: str) -> tuple[tuple[int, int], Any]:
-    from .interventions import Ablate, Add, Clamp, Scale, parse_feature
+    from .feature_names import parse_feature
+    from .interventions import Ablate, Add, Clamp, Scale
 
     feature, _, action = text.partition("=")
     kind, _, value = action.partition(":")

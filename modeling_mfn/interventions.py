@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +13,6 @@ import torch
 from torch import Tensor
 
 from .sparse_code import SparseCode
-
-FeatureName = tuple[int, int] | str
-"""A feature: `(layer, index)`, or the same written `"L6/1234"`."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +94,6 @@ class CodeEdit(NamedTuple):
             torch.cat([kept, new], -1),
             code.num_features,
         )
-
-
-def parse_feature(name: FeatureName) -> tuple[int, int]:
-    """`(6, 1234)` from itself or from `"L6/1234"`; `ValueError` otherwise."""
-    if isinstance(name, str):
-        match = re.fullmatch(r"L(\d+)/(\d+)", name)
-        if match is None:
-            raise ValueError(f'{name!r} names no feature; write (layer, index) or "L6/1234"')
-        return int(match[1]), int(match[2])
-    layer, index = name
-    return layer, index
 
 
 Coefficients = dict[tuple[int, int], tuple[float, float]]

@@ -17,7 +17,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
-from .interventions import FeatureName, Intervention, active_edits, parse_feature, steering
+from .feature_names import FeatureName, parse_feature
+from .interventions import Intervention, active_edits, steering
 from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction, ReconstructionRequest
 from .sparse_code import SparseCode
 
