@@ -102,9 +102,9 @@ class FeatureAtlas:
 
     @classmethod
     def build(cls, model: Any, tokenizer: Any, dataset: Any, **options: Any) -> FeatureAtlas:
-        """Makes the atlas of a model in one pass over a data set; `modeling_mfn.atlas.harvest.build_atlas` has the
+        """Makes the atlas of a model in one pass over a data set; `modeling_mfn.atlas.build.build_atlas` has the
         arguments."""
-        from .harvest import build_atlas
+        from .build import build_atlas
 
         return build_atlas(model, tokenizer, dataset, **options)
 
