@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from .atlas.command import atlas
+
 app = typer.Typer(
     help="Transformers that read through named, sparse features.",
     no_args_is_help=True,
@@ -237,6 +239,9 @@ def demo(
     with _new_folder(output, overwrite) as folder:
         run(folder, seed, console)
     console.print(f"model and figures are in {output}")
+
+
+app.command()(atlas)
 
 
 def _parse_layers(layers: str) -> str | list[int]:

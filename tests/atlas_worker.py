@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from atlas_data import windows, word_tokenizer
 from conftest import make_base, make_mfn
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.atlas.statistics import ExampleLimits
+from modeling_mfn.distributed import process_index
 
 
 class Windows:
@@ -38,9 +38,8 @@ def main(settings):
         model, word_tokenizer(), data, batch_size=4, examples=ExampleLimits(3, 2, 4, 2), progress=False,
         state_folder=settings["state"], resume=settings["resume"], save_every=8,
     )  # fmt: skip
-    if PartialState().is_main_process:
+    if process_index() == 0:
         atlas.save_pretrained(settings["output"])
-    PartialState().wait_for_everyone()
 
 
 if __name__ == "__main__":

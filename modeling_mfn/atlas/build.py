@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from accelerate import PartialState
+import torch.distributed as dist
 
 from ..configuration_mfn import __version__
+from ..distributed import process_index, world_size
 from ..modeling_mfn import MFNForCausalLM
 from .directions import logit_effects, nearest_features
 from .feature_atlas import FeatureAtlas
@@ -87,8 +88,9 @@ def build_atlas(
         raise ValueError(f"no token is left to count: windows have at most {skip_first} tokens, and these are skipped")
     atlas = _assemble(state, model, tokenizer, skip_first)
     if folder is not None:
-        PartialState().wait_for_everyone()
-        if PartialState().is_main_process:
+        if world_size() > 1:
+            dist.barrier()  # none is left that may still need it
+        if process_index() == 0:
             shutil.rmtree(folder, ignore_errors=True)
     return atlas
 

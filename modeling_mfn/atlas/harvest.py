@@ -17,6 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..configuration_mfn import __version__
+from ..distributed import process_index, world_size
 from ..modeling_mfn import MFNForCausalLM
 from .directions import recording_scales
 from .firings import TOKEN_LIMIT, TokenBatch
@@ -42,12 +43,13 @@ def harvest(
 ) -> HarvestState:
     """Gathers the statistics of all features; `build_atlas` has the arguments. Batch b is the share of process b mod P,
     so that each batch is the same however many processes there are, and the result is the same to the bit."""
-    process = PartialState()
+    device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
+    rank, processes = process_index(), world_size()
     first_row = _first_row(dataset)
     settings = {
         "model": _fingerprint(model),
         "data": hashlib.sha256(json.dumps(first_row).encode()).hexdigest()[:12],
-        "processes": process.num_processes,
+        "processes": processes,
         "tokens": tokens,
         "batch_size": batch_size,
         "skip_first": skip_first,
@@ -57,7 +59,7 @@ def harvest(
     state = HarvestState(model.config.layers, model.config.num_features, limits, window)
     file = None
     if state_folder is not None:
-        file = state_folder / f"harvest-{process.process_index:05d}-of-{process.num_processes:05d}.safetensors"
+        file = state_folder / f"harvest-{rank:05d}-of-{processes:05d}.safetensors"
         if file.exists() and not resume:
             raise ValueError(f"{state_folder} holds a harvest that was broken off; resume it, or take another folder")
         if file.exists():
@@ -69,25 +71,25 @@ def harvest(
         initial=state.batches * batch_size,
         desc="harvesting",
         unit="window",
-        disable=not progress or not process.is_main_process,
+        disable=not progress or rank > 0,
         leave=False,
     )
     saved = state.windows
     with bar, _evaluating(model), torch.no_grad(), recording_scales(model) as scales:
         for rows in _batches(dataset, window, batch_size, state.batches, limit):
             number, state.batches = state.batches, state.batches + 1
-            if number % process.num_processes == process.process_index:
-                _count_in(state, model, rows, number * batch_size, skip_first, scales)
+            if number % processes == rank:
+                count_in(state, model, rows, number * batch_size, skip_first, scales)
             bar.update(len(rows["input_ids"]))
             if file is not None and state.windows - saved >= save_every:
                 state.save(file, settings)
                 saved = state.windows
     if file is not None:
         state.save(file, settings)
-    return merge_processes(state, process.device)
+    return merge_processes(state, device)
 
 
-def _count_in(
+def count_in(
     state: HarvestState,
     model: MFNForCausalLM,
     rows: Rows,
@@ -95,6 +97,8 @@ def _count_in(
     skip_first: int,
     scales: dict[int, torch.Tensor],
 ) -> None:
+    """Runs the model on a batch of windows, of which `first_window` is the first, and adds what its features do to the
+    state; `scales` is what `recording_scales` yields."""
     ids = np.array(rows["input_ids"], np.int64)
     attended = np.array(rows.get("attention_mask", np.ones_like(ids)), bool)
     if (first_window + len(ids)) * state.window > TOKEN_LIMIT:
