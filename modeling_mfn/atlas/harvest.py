@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def harvest(
     so that each batch is the same however many processes there are, and the result is the same to the bit."""
     device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
     rank, processes = process_index(), world_size()
-    first_row = _first_row(dataset)
+    dataset, first_row = _peek(dataset)
     settings = {
         "model": _fingerprint(model),
         "data": hashlib.sha256(json.dumps(first_row).encode()).hexdigest()[:12],
@@ -126,7 +126,7 @@ def _batches(dataset: Any, window: int, batch_size: int, first: int, limit: int 
         end = min(len(dataset), limit if limit is not None else len(dataset))
         batches: Iterable[Rows] = (dataset[at : min(at + batch_size, end)] for at in range(start, end, batch_size))
     else:
-        rows = islice(iter(dataset), start, limit)
+        rows = islice(dataset, start, limit)
         batches = (
             {name: [row[name] for row in chunk] for name in columns if name in chunk[0]}
             for chunk in iter(lambda: list(islice(rows, batch_size)), [])
@@ -141,12 +141,15 @@ def _batches(dataset: Any, window: int, batch_size: int, first: int, limit: int 
         yield batch
 
 
-def _first_row(dataset: Any) -> list[int]:
-    """The tokens of the first window."""
-    row = next(iter(dataset), None)
+def _peek(dataset: Any) -> tuple[Any, list[int]]:
+    """The data, and the tokens of its first window; a stream is not begun twice for it."""
+    rows = iter(dataset)
+    row = next(rows, None)
+    if not isinstance(dataset, Dataset):
+        dataset = chain([row], rows)
     if row is None or "input_ids" not in row:
         raise ValueError("the data has no rows with input_ids; modeling_mfn.data.pack makes windows of text")
-    return [int(token) for token in row["input_ids"]]
+    return dataset, [int(token) for token in row["input_ids"]]
 
 
 @contextmanager
