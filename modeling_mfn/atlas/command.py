@@ -41,8 +41,10 @@ def atlas(
 
     Example: mfn atlas gpt2-mfn-trained --text corpus.txt --tokens 1000000
     """
+    from accelerate import PartialState
     from transformers import AutoTokenizer
 
+    from ..distributed import process_index
     from ..modeling_mfn import MFNForCausalLM
     from .text_windows import TextWindows
 
@@ -59,13 +61,15 @@ def atlas(
     tokenizer = AutoTokenizer.from_pretrained(model)
     windows = TextWindows(text, tokenizer, window, tokens, text_column, split)
     made = FeatureAtlas.build(
-        MFNForCausalLM.from_pretrained(model),
+        MFNForCausalLM.from_pretrained(model).to(PartialState().device),
         tokenizer,
         windows,
         batch_size=batch_size,
         state_folder=folder / f".{FOLDER}-harvest",
         resume=resume,
     )
+    if process_index() > 0:
+        return
     made.save_pretrained(folder)
     console = Console()
     data = made.metadata["data"]
