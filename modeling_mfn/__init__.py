@@ -1,35 +1,42 @@
 """Monosemantic Feature Neurons: transformers that read through named, sparse features.
 
 Importing this package registers `MFNConfig`, `MFNModel` and `MFNForCausalLM` with the Auto classes of transformers.
+Without torch and transformers there is the atlas alone: what is known about features is read without the model.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from importlib.util import find_spec
 
-from .attribution import Explanation, explain
-from .configuration_mfn import MFNConfig, __version__
-from .hub import push_to_hub
-from .interventions import Ablate, Add, Clamp, Scale
-from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
-from .sparse_code import SparseCode
-from .training import MFNTrainer, MFNTrainingArguments
+from .atlas import FeatureAtlas
 
-AutoConfig.register("mfn", MFNConfig, exist_ok=True)
-AutoModel.register(MFNConfig, MFNModel, exist_ok=True)
-AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)
+if find_spec("torch") and find_spec("transformers"):
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-# save_pretrained then writes the code that trust_remote_code=True loads where this package is not installed
-MFNConfig.register_for_auto_class()
-MFNModel.register_for_auto_class("AutoModel")
-MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    from .attribution import Explanation, explain
+    from .configuration_mfn import MFNConfig, __version__
+    from .hub import push_to_hub
+    from .interventions import Ablate, Add, Clamp, Scale
+    from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
+    from .sparse_code import SparseCode
+    from .training import MFNTrainer, MFNTrainingArguments
 
-# with card, tokenizer and atlas; the copy of the code that travels keeps what it has from transformers
-MFNForCausalLM.push_to_hub = push_to_hub
+    AutoConfig.register("mfn", MFNConfig, exist_ok=True)
+    AutoModel.register(MFNConfig, MFNModel, exist_ok=True)
+    AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)
+
+    # save_pretrained then writes the code that trust_remote_code=True loads where this package is not installed
+    MFNConfig.register_for_auto_class()
+    MFNModel.register_for_auto_class("AutoModel")
+    MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+    # with card, tokenizer and atlas; the copy of the code that travels keeps what it has from transformers
+    MFNForCausalLM.push_to_hub = push_to_hub
 
 __all__ = [
     "Ablate",
     "Add",
     "Clamp",
     "Explanation",
+    "FeatureAtlas",
     "MFNCausalLMOutput",
     "MFNConfig",
     "MFNForCausalLM",
@@ -41,3 +48,9 @@ __all__ = [
     "__version__",
     "explain",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:  # and was not imported above
+        raise ImportError(f"{name} needs torch and transformers, which are not installed")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

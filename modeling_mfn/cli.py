@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from .atlas.command import atlas
+
 app = typer.Typer(
     help="Transformers that read through named, sparse features.",
     no_args_is_help=True,
@@ -301,6 +303,9 @@ def demo(
     console.print(f"model and figures are in {output}")
 
 
+app.command()(atlas)
+
+
 def _parse_layers(layers: str) -> str | list[int]:
     if layers == "all":
         return layers
@@ -311,7 +316,8 @@ def _parse_layers(layers: str) -> str | list[int]:
 
 
 def _parse_intervention(text: str) -> tuple[tuple[int, int], Any]:
-    from .interventions import Ablate, Add, Clamp, Scale, parse_feature
+    from .feature_names import parse_feature
+    from .interventions import Ablate, Add, Clamp, Scale
 
     feature, _, action = text.partition("=")
     action, at, when = action.partition("@")

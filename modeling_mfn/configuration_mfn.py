@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .interventions import existing_feature
+from .feature_names import existing_feature
 from .presets import read_presets
 
 __version__ = "0.1.0"

@@ -15,8 +15,13 @@ from .sparse_code import SparseCode
 
 
 def world_size() -> int:
-    """Processes that train together."""
+    """Processes that work together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_index() -> int:
+    """The number of this process among them."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mfn import MFNConfig
+from .feature_names import existing_feature
 from .feature_rows import FeatureRows
-from .interventions import existing_feature
 from .mfn_layer import MFNLayer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
@@ -11,21 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .feature_names import FeatureName, existing_feature, parse_feature
 from .sparse_code import SparseCode
-
-FeatureName = tuple[int, int] | str
-"""A feature: `(layer, index)`, or the same written `"L6/1234"`."""
-
-
-def parse_feature(name: FeatureName) -> tuple[int, int]:
-    """`(6, 1234)` from itself or from `"L6/1234"`; `ValueError` otherwise."""
-    if isinstance(name, str):
-        match = re.fullmatch(r"L(\d+)/(\d+)", name)
-        if match is not None:
-            return int(match[1]), int(match[2])
-    elif isinstance(name, tuple) and len(name) == 2 and all(hasattr(number, "__index__") for number in name):
-        return int(name[0]), int(name[1])
-    raise ValueError(f'{name!r} names no feature; write (layer, index) or "L6/1234"')
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,16 +120,6 @@ def check_interventions(
             raise ValueError(f"L{layer}/{index} is given twice; a mapping holds one intervention a feature")
         checked[layer, index] = intervention
     return checked
-
-
-def existing_feature(name: FeatureName, layers: Collection[int], num_features: int) -> tuple[int, int]:
-    """(layer, index); `ValueError` if a model with these MFN layers has no such feature."""
-    layer, index = parse_feature(name)
-    if layer not in layers:
-        raise ValueError(f"block {layer} has no MFN layer; those of this model are {layers}")
-    if not 0 <= index < num_features:
-        raise ValueError(f"L{layer}/{index} does not exist; features are 0 to {num_features - 1}")
-    return layer, index
 
 
 def activations(code: SparseCode, features: Tensor) -> Tensor:

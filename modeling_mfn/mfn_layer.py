@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_mfn import MFNConfig
+from .feature_names import parse_feature
 from .feature_rows import FeatureRows
-from .interventions import parse_feature
 from .sparse_code import SparseCode, attach_encoder, decode, encode, rank_features, rectify
 from .steering import LayerEdit
 
@@ -227,6 +227,12 @@ class MFNLayer(nn.Module):
         features = features.to(self.encoder.weight.device)
         encoder, decoder = (features, features) if self.rows is None else self.rows.find(features)
         return [(self.encoder.weight, encoder), (self.encoder.bias, encoder), (self.decoder.weight, decoder)]
+
+    def directions(self) -> Tensor:
+        """The decoder's rows by feature, (m, d); 0 for those that `compact` removed."""
+        if self.rows is None or self.rows.decoder_rows is None:
+            return self.decoder.weight
+        return self.decoder.weight[self.rows.decoder_rows].masked_fill(self.rows.pruned.unsqueeze(-1), 0)
 
     def _named(self, pairs: SparseCode) -> SparseCode:
         """Pairs by row of the encoder, by feature; pruned ones are 0."""

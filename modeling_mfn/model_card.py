@@ -20,7 +20,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from .atlas_files import AtlasSummary, LabelledFeature, read_atlas
 from .checkpoints import RECORD_FILE
 from .configuration_mfn import MFNConfig
-from .markdown import escape, table, visible
+from .display import for_table_cell, markdown_table, visible
 
 CARD_FILE = "README.md"
 EVALUATION_FILE = "evaluation.json"
@@ -76,7 +76,7 @@ def model_card(
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        title=escape(repository.rpartition("/")[2]),
+        title=for_table_cell(repository.rpartition("/")[2]),
         repository=json.dumps(visible(repository), ensure_ascii=False),
         base=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else _unnamed_base(config),
         where=_where(config),
@@ -86,7 +86,9 @@ def model_card(
         has_tokenizer=(folder / "tokenizer_config.json").is_file(),
         tokenizer_of=json.dumps(base_model or "the base model"),
         steering=_steering(config, atlas),
-        presets=", ".join(f"<code>{escape(name)}</code>" for name in getattr(config, "steering_presets", None) or {}),
+        presets=", ".join(
+            f"<code>{for_table_cell(name)}</code>" for name in getattr(config, "steering_presets", None) or {}
+        ),
         alpha_note=_alpha_note(config),
         features=_features(atlas),
         perplexities=_perplexities(evaluation),
@@ -206,7 +208,7 @@ def _eval_results(evaluation: list[dict[str, Any]], atlas: AtlasSummary | None) 
 
 
 def _unnamed_base(config: MFNConfig) -> str:
-    return f"A {escape(config.text_config.model_type)} model, whose name this checkpoint does not hold,"
+    return f"A {for_table_cell(config.text_config.model_type)} model, whose name this checkpoint does not hold,"
 
 
 def _where(config: MFNConfig) -> str:
@@ -227,7 +229,7 @@ def _architecture(config: MFNConfig) -> str:
         ("what is encoded, `input_norm`", config.input_norm),
         ("`decoder_bias`, `shared_decoder`", f"{config.decoder_bias}, {config.shared_decoder}"),
     ]
-    return table(("MFN layers", ""), rows)
+    return markdown_table(("MFN layers", ""), rows)
 
 
 def _steering(config: MFNConfig, atlas: AtlasSummary | None) -> str:
@@ -264,16 +266,16 @@ def _features(atlas: AtlasSummary | None) -> str:
     count = f"{len(atlas.labelled):,} features have a label" + (
         f"; the first {len(shown)}:" if len(shown) < len(atlas.labelled) else ":"
     )
-    return f"{about} {count}\n\n{table(header, map(_feature_row, shown))}"
+    return f"{about} {count}\n\n{markdown_table(header, map(_feature_row, shown))}"
 
 
 def _feature_row(feature: LabelledFeature) -> tuple[str, ...]:
     rate = f"{feature.firing_rate:.2%}" if _is_number(feature.firing_rate) else ""
-    tokens = " ".join(f"<code>{escape(token, 20)}</code>" for token in feature.promoted_tokens[:SHOWN_TOKENS])
+    tokens = " ".join(f"<code>{for_table_cell(token, 20)}</code>" for token in feature.promoted_tokens[:SHOWN_TOKENS])
     return (
-        escape(feature.name),
-        escape(feature.label),
-        escape(feature.source),
+        for_table_cell(feature.name),
+        for_table_cell(feature.label),
+        for_table_cell(feature.source),
         _number(feature.score),
         rate,
         _number(feature.max_activation),
@@ -286,13 +288,13 @@ def _perplexities(evaluation: list[dict[str, Any]]) -> str:
         return f"Perplexities: none are recorded (`{EVALUATION_FILE}`)."
     rows = [
         (
-            escape(row["data"]),
+            for_table_cell(row["data"]),
             f"{row['tokens']:,}" if _is_number(row.get("tokens")) else "",
             *(_number(row.get(name)) for name in PERPLEXITIES),
         )
         for row in evaluation
     ]
-    return "Perplexity over next tokens, natural logarithm:\n\n" + table(
+    return "Perplexity over next tokens, natural logarithm:\n\n" + markdown_table(
         ("text", "tokens", *PERPLEXITIES.values()), rows
     )
 
@@ -302,9 +304,9 @@ def _atlas_figures(atlas: AtlasSummary | None) -> str:
         return "Firing rates and dead features: none are recorded (`features/atlas.json`)."
     names = list(dict.fromkeys(name for figures in atlas.layers.values() for name in figures))
     rows = [(layer, *(_number(figures.get(name)) for name in names)) for layer, figures in atlas.layers.items()]
-    data = escape(", ".join(atlas.sources)) or "data that the atlas does not name"
-    header = ("block", *(escape(name.replace("_", " ")) for name in names))
-    return f"Features on {data}:\n\n{table(header, rows)}"
+    data = for_table_cell(", ".join(atlas.sources)) or "data that the atlas does not name"
+    header = ("block", *(for_table_cell(name.replace("_", " ")) for name in names))
+    return f"Features on {data}:\n\n{markdown_table(header, rows)}"
 
 
 def _training(record: dict[str, Any]) -> str:
@@ -322,11 +324,11 @@ def _training(record: dict[str, Any]) -> str:
         for name, value in sorted(record.get("figures", {}).items())
         if _is_number(value) and not name.endswith(PASSING)
     }
-    rows = [(escape(str(name)), escape(str(value))) for name, value in facts if value is not None]
-    text = f"From `{RECORD_FILE}`:\n\n{table(('', ''), rows)}"
+    rows = [(for_table_cell(str(name)), for_table_cell(str(value))) for name, value in facts if value is not None]
+    text = f"From `{RECORD_FILE}`:\n\n{markdown_table(('', ''), rows)}"
     if figures:
-        logged = [(escape(name), _number(value)) for name, value in figures.items()]
-        text += f"\n\nLast logged:\n\n{table(('figure', ''), logged)}"
+        logged = [(for_table_cell(name), _number(value)) for name, value in figures.items()]
+        text += f"\n\nLast logged:\n\n{markdown_table(('figure', ''), logged)}"
     return text
 
 

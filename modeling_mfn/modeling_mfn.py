@@ -62,11 +62,13 @@ class Family(NamedTuple):
     """Name of the module list of blocks in the headless model."""
     embedding: str
     """Name of the token embedding in the headless model."""
+    final_norm: str
+    """Name of the norm after the last block in the headless model."""
 
 
 FAMILIES = {
-    "gpt2": Family(MFNGPT2Block, "h", "wte"),
-    "llama": Family(MFNLlamaBlock, "layers", "embed_tokens"),
+    "gpt2": Family(MFNGPT2Block, "h", "wte", "ln_f"),
+    "llama": Family(MFNLlamaBlock, "layers", "embed_tokens", "norm"),
 }
 
 

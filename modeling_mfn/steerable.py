@@ -12,7 +12,8 @@ import torch
 from .baking import bake
 from .configuration_mfn import MFNConfig
 from .feature_editing import check_feature
-from .interventions import CheckedInterventions, Interventions, check_interventions, parse_feature
+from .feature_names import parse_feature
+from .interventions import CheckedInterventions, Interventions, check_interventions
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, write_preset
 from .steering import Context, Positions, steering
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .interventions import CheckedInterventions, CodeEdit, Intervention, activations, parse_feature
+from .feature_names import parse_feature
+from .interventions import CheckedInterventions, CodeEdit, Intervention, activations
 from .sparse_code import SparseCode
 
 Positions = Literal["all", "prompt", "generated"] | Tensor

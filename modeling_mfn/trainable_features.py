@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .configuration_mfn import MFNConfig
 from .feature_editing import check_feature
-from .interventions import parse_feature
+from .feature_names import parse_feature
 
 
 def parse_trainable_features(given: Any) -> dict[str, list[int]] | None:

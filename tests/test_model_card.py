@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from modeling_mfn.markdown import escape, table, visible
+from modeling_mfn.display import for_table_cell, markdown_table, visible
 from modeling_mfn.model_card import model_card, write_card
 
 EVALUATION = [
@@ -186,9 +186,9 @@ def test_hostile_text_is_shown_and_does_nothing(folder, hostile):
 @settings(deadline=None)
 @given(st.text())
 def test_escaped_text_reads_as_itself(text):
-    rendered = cells(table(("a", "b"), [(escape(text, 10**6), "end")]))
+    rendered = cells(markdown_table(("a", "b"), [(for_table_cell(text, 10**6), "end")]))
     assert [cell.strip() for cell in rendered[1]] == [visible(text, 10**6).strip(), "end"]
-    assert {token.type for token in tokens_of(escape(text))} <= TEXT | {"paragraph_open", "paragraph_close"}
+    assert {token.type for token in tokens_of(for_table_cell(text))} <= TEXT | {"paragraph_open", "paragraph_close"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..visible_text import visible, visible_token
+from ..display import visible, visible_token
 from .explanation import Explanation
 from .tables import describe
 

@@ -164,10 +164,9 @@ class TracedText:
                 handle.remove()
         found = []
         for layer, index, position in firings:
-            encoder = layers[layer].encoder
-            wide = torch.promote_types(encoder.weight.dtype, torch.float32)
-            weight, bias = encoder.weight[index].to(wide), encoder.bias[index].to(wide)
-            found.append(inputs[layer][position].to(wide) @ weight + bias)
+            (weight, (row,)), (bias, _), _ = layers[layer].rows_of(torch.tensor([index]))
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            found.append(inputs[layer][position].to(wide) @ weight[row].to(wide) + bias[row].to(wide))
         return found
 
 

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ..visible_text import visible, visible_token
+from ..display import visible, visible_token
 from .explanation import Explanation, FeatureAttribution, Target
 
 DRIVERS = 3

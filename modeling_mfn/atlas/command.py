@@ -1,0 +1,114 @@
+"""The verb `mfn atlas`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..display import for_terminal
+from .feature_atlas import Example, FeatureAtlas
+from .schema import FOLDER
+
+SELDOM, FIRINGS = 0.01, 16
+"""Features that are shown fire on at most this share of tokens, and on at least so many tokens."""
+
+
+def atlas(
+    model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            help="Text file, table, folder of them, or data set on the Hub, as --text of train; may be given several "
+            "times. Firings are counted by text.",
+        ),
+    ],
+    output: Annotated[Path | None, typer.Argument(help="Folder that gets features/; the model's by default.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column of tables and data sets that holds the text.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of data sets on the Hub.")] = "train",
+    tokens: Annotated[int | None, typer.Option(help="Tokens to read, in equal shares of the texts.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens a row.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Rows at once.")] = 8,
+    resume: Annotated[bool, typer.Option(help="Go on with a harvest that was broken off.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an atlas that is there, and its labels.")] = False,
+) -> None:
+    """Describe every feature of a model: how often it fires, where, beside which others, and what it promotes.
+
+    Example: mfn atlas gpt2-mfn-trained --text corpus.txt --tokens 1000000
+    """
+    from accelerate import PartialState
+    from transformers import AutoTokenizer
+
+    from ..distributed import process_index
+    from ..modeling_mfn import MFNForCausalLM
+    from .text_windows import TextWindows
+
+    if output is None and not Path(model).is_dir():
+        raise ValueError(f"{model} is no folder to write an atlas into; name one: mfn atlas {model} OUTPUT ...")
+    folder = output if output is not None else Path(model)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the output must be a folder")
+    if (folder / FOLDER).exists() and not overwrite:
+        raise ValueError(f"{folder} has an atlas; choose another folder, or --overwrite to replace it and its labels")
+    for name, number in {"tokens": tokens, "batch-size": batch_size}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    windows = TextWindows(text, tokenizer, window, tokens, text_column, split)
+    made = FeatureAtlas.build(
+        MFNForCausalLM.from_pretrained(model).to(PartialState().device),
+        tokenizer,
+        windows,
+        batch_size=batch_size,
+        state_folder=folder / f".{FOLDER}-harvest",
+        resume=resume,
+    )
+    if process_index() > 0:
+        return
+    made.save_pretrained(folder)
+    console = Console()
+    data = made.metadata["data"]
+    console.print(f"{folder / FOLDER}: {len(made)} features over {data['tokens']} tokens", markup=False)
+    console.print(feature_table(made, interesting_features(made)))
+
+
+def interesting_features(atlas: FeatureAtlas, count: int = 12) -> list[str]:
+    """The names of features that fire seldom, though not just by chance, and then strongly: of those on at most 1 % of
+    tokens and at least 16 tokens, those of the largest mean activation in their layer's units, its mean over features.
+    """
+    frame = atlas.to_pandas()
+    scale = frame.groupby("layer")["mean_activation"].transform("mean")
+    frame = frame.assign(strength=frame["mean_activation"] / scale)
+    seldom = frame[(frame["firing_rate"] <= SELDOM) & (frame["firing_count"] >= FIRINGS)]
+    return list((seldom if len(seldom) else frame).nlargest(count, "strength")["name"])
+
+
+def feature_table(atlas: FeatureAtlas, names: list[str]) -> Table:
+    """A table for a terminal: how often each feature fires, what it promotes, and where it is strongest."""
+    table = Table("feature", "fires on", "mean", "promotes", "strongest on")
+    for name in names:
+        record = atlas[name]
+        promoted = Text(" ").join(for_terminal(entry["token"], 16) for entry in record.promoted[:4])
+        heading = Text(name) if record.label is None else Text.assemble(name, " ", for_terminal(record.label, 24))
+        mean = "" if record.mean_activation is None else f"{record.mean_activation:.2f}"
+        example = in_context(record.examples[0]) if record.examples else Text("")
+        table.add_row(heading, f"{record.firing_rate:.3%}", mean, promoted, example)
+    return table
+
+
+def in_context(example: Example, around: int = 6) -> Text:
+    """An example for a terminal: the token in bold with a few tokens around it."""
+    first = max(0, example.offset - around)
+    pieces = [
+        for_terminal(token, 24, style="bold reverse" if at == example.offset else "")
+        for at, token in enumerate(example.tokens[first : example.offset + around // 2 + 1], first)
+    ]
+    return Text.assemble(*pieces)
+
+
+__all__ = ["atlas", "feature_table", "in_context", "interesting_features"]

@@ -1,0 +1,220 @@
+"""The atlas: what is known about every feature of a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..feature_names import FeatureName, format_feature, parse_feature
+from . import storage
+from .labels import Label, Labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Example:
+    """A place in the text where a feature is active; fields as in `examples.parquet` (`docs/atlas.md`)."""
+
+    kind: str
+    stratum: float | None
+    rank: int
+    activation: float
+    window: int
+    position: int
+    source: str | None
+    offset: int
+    token_ids: list[int]
+    tokens: list[str]
+    activations: list[float]
+
+    @property
+    def token(self) -> str:
+        """The token that the feature is active on."""
+        return self.tokens[self.offset]
+
+
+@dataclass(frozen=True)
+class FeatureRecord:
+    """What the atlas knows about one feature; fields as in `features.parquet` (`docs/atlas.md`)."""
+
+    layer: int
+    index: int
+    name: str
+    status: str
+    firing_count: int
+    source_counts: list[int]
+    firing_rate: float
+    mean_activation: float | None
+    max_activation: float | None
+    histogram: list[int]
+    promoted: list[dict[str, Any]]
+    """Of `token_id`, `token` and `effect`, as are `suppressed`."""
+    suppressed: list[dict[str, Any]]
+    nearest: list[dict[str, Any]]
+    """Of `index` and `cosine`."""
+    co_active: list[dict[str, Any]]
+    """Of `index`, `jaccard` and `count`."""
+    labels: list[Label]
+    """The one to show first."""
+    examples: list[Example]
+    """Those of kind `top`, the largest activation first, and then those of the strata."""
+
+    @property
+    def label(self) -> str | None:
+        """The text of the label to show."""
+        return self.labels[0].label if self.labels else None
+
+
+class FeatureAtlas:
+    """What is known about every feature of a model: how often and how strongly it fires, where, beside which others,
+    what it does to the next token, and what it is called.
+
+        atlas = FeatureAtlas.build(model, tokenizer, windows)
+        atlas.label("L6/1234", "animals")
+        atlas.save_pretrained("gpt2-mfn")                    # writes gpt2-mfn/features/
+
+        atlas = FeatureAtlas.from_pretrained("gpt2-mfn")     # or a repository on the Hub; needs no torch
+        atlas["L6/1234"].promoted
+        atlas.to_pandas().sort_values("firing_rate")
+
+    `metadata` is what `atlas.json` holds, `features` and `examples` are pyarrow tables, a row a feature and a row an
+    example, and `labels` are the `Labels`. `docs/atlas.md` describes all of them.
+    """
+
+    def __init__(
+        self, metadata: dict[str, Any], features: pa.Table, examples: pa.Table | Path, labels: Labels | None = None
+    ) -> None:
+        self.metadata = metadata
+        self.features = features
+        self.labels = Labels() if labels is None else labels
+        self._examples = examples  # the folder they are in, until they are asked for
+        names = zip(features["layer"].to_pylist(), features["index"].to_pylist(), strict=True)
+        self._rows = {name: row for row, name in enumerate(names)}
+
+    @classmethod
+    def build(cls, model: Any, tokenizer: Any, dataset: Any, **options: Any) -> FeatureAtlas:
+        """Makes the atlas of a model in one pass over a data set; `modeling_mfn.atlas.build.build_atlas` has the
+        arguments."""
+        from .build import build_atlas
+
+        return build_atlas(model, tokenizer, dataset, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_repo: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+    ) -> FeatureAtlas:
+        """Reads an atlas without its model.
+
+        Args:
+            folder_or_repo: a folder that has `features/`, or that folder itself, or a repository on the Hub, of which
+                only `features/` is downloaded.
+            revision: of a repository: a branch, a tag or a commit.
+            token: of a repository: as in `huggingface_hub`.
+
+        Raises:
+            ValueError: if there is no atlas, it is damaged, or its schema is newer than this package.
+        """
+        folder = storage.find_folder(folder_or_repo, revision, token)
+        metadata = storage.read_metadata(folder)
+        labels = storage.read_labels(folder / storage.LABELS_FILE)
+        return cls(metadata, storage.read_features(folder), folder, labels)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `folder/features/`, beside the model's weights; an atlas that is there is replaced as a whole. Of
+        several processes that built the same atlas, let one save it."""
+        storage.write_atlas(Path(folder), self.metadata, self.features, self.examples, self.labels)
+
+    @cached_property
+    def examples(self) -> pa.Table:
+        """The examples of all features, (layer, index) ascending; read from disk when they are first asked for."""
+        return storage.read_examples(self._examples) if isinstance(self._examples, Path) else self._examples
+
+    @cached_property
+    def _example_keys(self) -> np.ndarray:
+        return _sort_key(self.examples["layer"].to_numpy(), self.examples["index"].to_numpy())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of all features."""
+        return (format_feature(*name) for name in self._rows)
+
+    def __contains__(self, feature: FeatureName) -> bool:
+        return parse_feature(feature) in self._rows
+
+    def __getitem__(self, feature: FeatureName) -> FeatureRecord:
+        """All about one feature, `(layer, index)` or `"L6/1234"`. `ValueError` if the model has no such feature."""
+        row = self._row(feature)
+        (record,) = self.features.slice(row, 1).to_pylist()
+        return FeatureRecord(**record, labels=self.labels[feature], examples=self._examples_of(feature))
+
+    def label(
+        self, feature: FeatureName, label: str, *, source: str = "human", score: float | None = None, **details: Any
+    ) -> None:
+        """Labels a feature, in place of an earlier label of the same source; `save_pretrained` keeps it.
+
+        Args:
+            feature: `(layer, index)` or `"L6/1234"`.
+            label: what it is about.
+            source: `human`, `imported`, `automatic`, or `llm:` and the name of a model.
+            score: how well the label describes the feature, on the scale of its source.
+            details: what else the source says, as JSON has it.
+
+        Raises:
+            ValueError: if there is no such feature, or a part of the label cannot be.
+        """
+        self._row(feature)
+        self.labels.add(Label(format_feature(*parse_feature(feature)), label, source, score, details))
+
+    def to_pandas(self, table: str = "features") -> pd.DataFrame:
+        """The features, or with `"examples"` the examples, as a pandas DataFrame, a row each. Features come with the
+        `label` to show and its `label_source`."""
+        if table == "examples":
+            return self.examples.to_pandas()
+        if table != "features":
+            raise ValueError(f'table is {table!r}; it must be "features" or "examples"')
+        best = [self.labels.best(name) for name in self._rows]
+        frame = self.features.to_pandas()
+        frame["label"] = [label and label.label for label in best]
+        frame["label_source"] = [label and label.source for label in best]
+        return frame
+
+    def __repr__(self) -> str:
+        layers, data = self.metadata["model"]["layers"], self.metadata["data"]
+        return (
+            f"FeatureAtlas({len(self)} features of layers {layers}, {data['tokens']} tokens, {len(self.labels)} labels)"
+        )
+
+    def _row(self, feature: FeatureName) -> int:
+        name = parse_feature(feature)
+        if name not in self._rows:
+            model = self.metadata["model"]
+            raise ValueError(
+                f"{format_feature(*name)} does not exist; layers are {model['layers']}, "
+                f"features 0 to {model['num_features'] - 1}"
+            )
+        return self._rows[name]
+
+    def _examples_of(self, feature: FeatureName) -> list[Example]:
+        layer, index = parse_feature(feature)
+        key = _sort_key(np.array([layer]), np.array([index]))[0]
+        start, end = np.searchsorted(self._example_keys, [key, key + 1])
+        rows = self.examples.slice(start, end - start).drop_columns(["layer", "index"]).to_pylist()
+        return [Example(**row) for row in rows]
+
+
+def _sort_key(layer: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return (layer.astype(np.int64) << 32) | index
+
+
+__all__ = ["Example", "FeatureAtlas", "FeatureRecord"]

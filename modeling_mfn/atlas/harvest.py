@@ -1,0 +1,171 @@
+"""One pass of a model over a data set, from which the atlas is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..configuration_mfn import __version__
+from ..distributed import process_index, world_size
+from ..modeling_mfn import MFNForCausalLM
+from .directions import recording_scales
+from .firings import TOKEN_LIMIT, TokenBatch
+from .harvest_state import HarvestState, merge_processes
+from .statistics import ExampleLimits
+
+Rows = dict[str, list[Any]]
+"""Columns of a batch of windows."""
+
+
+def harvest(
+    model: MFNForCausalLM,
+    dataset: Dataset | Iterable[dict[str, Any]],
+    *,
+    limits: ExampleLimits,
+    tokens: int | None = None,
+    batch_size: int = 8,
+    skip_first: int = 1,
+    state_folder: Path | None = None,
+    resume: bool = False,
+    save_every: int = 2048,
+    progress: bool = True,
+) -> HarvestState:
+    """Gathers the statistics of all features; `build_atlas` has the arguments. Batch b is the share of process b mod P,
+    so that each batch is the same however many processes there are, and the result is the same to the bit."""
+    device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
+    rank, processes = process_index(), world_size()
+    dataset, first_row = _peek(dataset)
+    settings = {
+        "model": _fingerprint(model),
+        "data": hashlib.sha256(json.dumps(first_row).encode()).hexdigest()[:12],
+        "processes": processes,
+        "tokens": tokens,
+        "batch_size": batch_size,
+        "skip_first": skip_first,
+        "examples": list(limits),
+    }
+    window = len(first_row)
+    state = HarvestState(model.config.layers, model.config.num_features, limits, window)
+    file = None
+    if state_folder is not None:
+        file = state_folder / f"harvest-{rank:05d}-of-{processes:05d}.safetensors"
+        if file.exists() and not resume:
+            raise ValueError(f"{state_folder} holds a harvest that was broken off; resume it, or take another folder")
+        if file.exists():
+            state.load(file, settings)
+
+    limit = None if tokens is None else -(-tokens // window)
+    bar = tqdm(
+        total=limit if not isinstance(dataset, Dataset) else min(len(dataset), limit or len(dataset)),
+        initial=state.batches * batch_size,
+        desc="harvesting",
+        unit="window",
+        disable=not progress or rank > 0,
+        leave=False,
+    )
+    saved = state.windows
+    with bar, _evaluating(model), torch.no_grad(), recording_scales(model) as scales:
+        for rows in _batches(dataset, window, batch_size, state.batches, limit):
+            number, state.batches = state.batches, state.batches + 1
+            if number % processes == rank:
+                count_in(state, model, rows, number * batch_size, skip_first, scales)
+            bar.update(len(rows["input_ids"]))
+            if file is not None and state.windows - saved >= save_every:
+                state.save(file, settings)
+                saved = state.windows
+    if file is not None:
+        state.save(file, settings)
+    return merge_processes(state, device)
+
+
+def count_in(
+    state: HarvestState,
+    model: MFNForCausalLM,
+    rows: Rows,
+    first_window: int,
+    skip_first: int,
+    scales: dict[int, torch.Tensor],
+) -> None:
+    """Runs the model on a batch of windows, of which `first_window` is the first, and adds what its features do to the
+    state; `scales` is what `recording_scales` yields."""
+    ids = np.array(rows["input_ids"], np.int64)
+    attended = np.array(rows.get("attention_mask", np.ones_like(ids)), bool)
+    if (first_window + len(ids)) * state.window > TOKEN_LIMIT:
+        raise ValueError(f"the data has more than {TOKEN_LIMIT} tokens; limit them by tokens=")
+    inputs = {"input_ids": torch.from_numpy(ids).to(model.device)}
+    if not attended.all():
+        inputs["attention_mask"] = torch.from_numpy(attended.astype(np.int64)).to(model.device)
+    codes = model.model(**inputs, output_codes=True, use_cache=False).codes
+    counted = attended & (attended.cumsum(1) > skip_first)
+    sources = state.source_places(rows.get("source", [None] * len(ids)))
+    batch = TokenBatch(first_window, ids.astype(np.int32), attended, counted, sources)
+    pairs = {}
+    for layer, code in codes.items():
+        indices, values = code.indices.flatten(0, -2), code.values.flatten(0, -2).float()
+        pairs[layer] = indices.cpu().numpy(), values.cpu().numpy()
+    state.add(batch, pairs, {layer: scale.flatten().cpu().numpy() for layer, scale in scales.items()})
+
+
+def _batches(dataset: Any, window: int, batch_size: int, first: int, limit: int | None) -> Iterator[Rows]:
+    """Batches of windows from number `first` on, of the first `limit` windows."""
+    columns = ("input_ids", "attention_mask", "source")
+    start = first * batch_size
+    if isinstance(dataset, Dataset):
+        dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
+        end = min(len(dataset), limit if limit is not None else len(dataset))
+        batches: Iterable[Rows] = (dataset[at : min(at + batch_size, end)] for at in range(start, end, batch_size))
+    else:
+        rows = islice(dataset, start, limit)
+        batches = (
+            {name: [row[name] for row in chunk] for name in columns if name in chunk[0]}
+            for chunk in iter(lambda: list(islice(rows, batch_size)), [])
+        )
+    for number, batch in enumerate(batches, first):
+        for place, ids in enumerate(batch["input_ids"]):
+            if len(ids) != window:
+                raise ValueError(
+                    f"row {number * batch_size + place} of the data has {len(ids)} tokens, the first has {window}; "
+                    "pack text to windows of one length, or pad rows and give their attention_mask"
+                )
+        yield batch
+
+
+def _peek(dataset: Any) -> tuple[Any, list[int]]:
+    """The data, and the tokens of its first window; a stream is not begun twice for it."""
+    rows = iter(dataset)
+    row = next(rows, None)
+    if not isinstance(dataset, Dataset):
+        dataset = chain([row], rows)
+    if row is None or "input_ids" not in row:
+        raise ValueError("the data has no rows with input_ids; modeling_mfn.data.pack makes windows of text")
+    return dataset, [int(token) for token in row["input_ids"]]
+
+
+@contextmanager
+def _evaluating(model: MFNForCausalLM) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _fingerprint(model: MFNForCausalLM) -> str:
+    """Of the config and of the MFN layers' weights: enough to tell one training's model from another's."""
+    digest = hashlib.sha256(f"{__version__} {model.config.to_json_string()}".encode())
+    for layer in model.mfn_layers.values():
+        for parameter in layer.parameters():
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

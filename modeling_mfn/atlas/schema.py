@@ -1,0 +1,122 @@
+"""What an atlas looks like on disk: version, files, columns. `docs/atlas.md` explains it to readers of the files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+FOLDER = "features"
+METADATA_FILE, FEATURES_FILE = "atlas.json", "features.parquet"
+EXAMPLES_FILE, LABELS_FILE = "examples.parquet", "labels.json"
+
+BINS_PER_OCTAVE, FIRST_OCTAVE, LAST_OCTAVE = 4, -12, 16
+HISTOGRAM_EDGES = np.exp2(
+    np.arange(FIRST_OCTAVE * BINS_PER_OCTAVE, LAST_OCTAVE * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE
+).astype(np.float32)
+"""The edges e_0 ... e_112 between histogram bins: 2^-12 to 2^16, four bins an octave. Bin b counts activations in
+[e_(b-1), e_b); bin 0 those below e_0, bin 113 those from e_112 on. They are the same for every atlas, so that the
+counts of two harvests add up exactly."""
+NUM_BINS = len(HISTOGRAM_EDGES) + 1
+NUM_STRATA = LAST_OCTAVE - FIRST_OCTAVE + 2
+"""Strata of examples: the octaves [2^n, 2^(n+1)) of the histogram, one for what is below and one for what is above."""
+
+
+def bin_of(activations: np.ndarray) -> np.ndarray:
+    """The histogram bin of each activation, 0 to `NUM_BINS` - 1."""
+    return np.searchsorted(HISTOGRAM_EDGES, activations, side="right")
+
+
+def stratum_of(bins: np.ndarray) -> np.ndarray:
+    """The stratum of each histogram bin, 0 to `NUM_STRATA` - 1."""
+    return (bins + BINS_PER_OCTAVE - 1) // BINS_PER_OCTAVE
+
+
+def stratum_edges() -> np.ndarray:
+    """The lower end of each stratum; 0 for the first."""
+    return np.concatenate([[0.0], np.exp2(np.arange(FIRST_OCTAVE, LAST_OCTAVE + 1))])
+
+
+def _field(name: str, kind: Any, description: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"description": description})
+
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_EFFECTS = pa.list_(pa.struct([("token_id", pa.int32()), ("token", pa.string()), ("effect", pa.float32())]))
+_NEIGHBOURS = pa.list_(pa.struct([("index", pa.int32()), ("cosine", pa.float32())]))
+_PARTNERS = pa.list_(pa.struct([("index", pa.int32()), ("jaccard", pa.float32()), ("count", pa.int64())]))
+
+FEATURES = pa.schema(
+    [
+        _field("layer", pa.int32(), "block of the backbone, from 0"),
+        _field("index", pa.int32(), "feature within its MFN layer, from 0"),
+        _field("name", pa.string(), "`L<layer>/<index>`"),
+        _field("status", pa.string(), "alive: active on a counted token; dead: on none; pruned: out of the model"),
+        _field("firing_count", pa.int64(), "counted tokens on which it is active"),
+        _field("source_counts", pa.list_(pa.int64()), "the same by source, in the order of data.sources in atlas.json"),
+        _field("firing_rate", pa.float64(), "firing_count / data.tokens"),
+        _field("mean_activation", pa.float64(), "over the tokens on which it is active; null if there are none"),
+        _field("max_activation", pa.float32(), "null if it is never active"),
+        _field("histogram", pa.list_(pa.int64()), "activations in each bin of histogram_edges in atlas.json"),
+        _field("promoted", _EFFECTS, "next tokens that its direction makes likelier, most first"),
+        _field("suppressed", _EFFECTS, "next tokens that its direction makes less likely, most first"),
+        _field("nearest", _NEIGHBOURS, "features of the same layer by cosine of their directions, nearest first"),
+        _field("co_active", _PARTNERS, "features of the same layer active on the same tokens, by Jaccard index"),
+    ]
+)
+EXAMPLES = pa.schema(
+    [
+        _field("layer", pa.int32(), "as in features.parquet"),
+        _field("index", pa.int32(), "as in features.parquet"),
+        _field("kind", pa.string(), "top: largest activations, one a window; stratum: uniform sample of an octave"),
+        _field("stratum", pa.float32(), "lower end of the octave of activations; null for top"),
+        _field("rank", pa.int32(), "from 0; top: by activation; stratum: in random order"),
+        _field("activation", pa.float32(), "on the token that the example is about"),
+        _field("window", pa.int64(), "number of the window of text, in the order of the data, from 0"),
+        _field("position", pa.int32(), "of the token in its window, from 0"),
+        _field("source", pa.string(), "where the window's text is from; null if the data has no column `source`"),
+        _field("offset", pa.int32(), "of the token in the three lists that follow"),
+        _field("token_ids", pa.list_(pa.int32()), "the token with those around it"),
+        _field("tokens", pa.list_(_TEXT), "the same as text, raw: escape it wherever it is rendered"),
+        _field("activations", pa.list_(pa.float32()), "of this feature on each of these tokens; 0 where not counted"),
+    ]
+)
+
+NEURONPEDIA = {
+    "layer": "layer",
+    "index": "index",
+    "frac_nonzero": "firing_rate",
+    "maxActApprox": "max_activation",
+    "pos_str": "promoted[].token",
+    "pos_values": "promoted[].effect",
+    "neg_str": "suppressed[].token",
+    "neg_values": "suppressed[].effect",
+    "freq_hist_data_bar_heights": "histogram",
+    "freq_hist_data_bar_values": "histogram_edges in atlas.json",
+    "topkCosSimIndices": "nearest[].index",
+    "topkCosSimValues": "nearest[].cosine",
+    "tokens": "tokens in examples.parquet",
+    "values": "activations in examples.parquet",
+    "maxValue": "activation in examples.parquet",
+    "maxValueTokenIndex": "offset in examples.parquet",
+}
+"""Neuronpedia's field -> where the atlas has the same thing."""
+
+
+def check_schema(table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
+    """The table's columns in the schema's order; `ValueError` if one is missing or of another type. Further columns are
+    left out: a later minor addition does not make a file unreadable."""
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{file} has no column {', '.join(missing)}; it is no table of an atlas")
+    table = table.select(schema.names)
+    for field in schema:
+        if table.schema.field(field.name).type != field.type:
+            found = table.schema.field(field.name).type
+            raise ValueError(f"column {field.name} of {file} holds {found}, not {field.type}")
+    return table.cast(schema)
+
+
+__all__ = ["EXAMPLES", "FEATURES", "HISTOGRAM_EDGES", "NEURONPEDIA", "SCHEMA_VERSION"]

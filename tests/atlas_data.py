@@ -1,0 +1,28 @@
+"""Windows of tokens for the tests of the atlas, and a tokenizer that names them."""
+
+import numpy as np
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+WINDOW = 16
+
+
+def word_tokenizer(words=()):
+    """Token i is `w<i>`, but for the last few, which are the given words."""
+    names = [f"w{i}" for i in range(96 - len(words))] + list(words)
+    tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w2", pad_token="w0", unk_token="w0")
+
+
+def windows(rows=13, padded=True, sources=("beta", "alpha"), seed=0):
+    """Random windows, some of them padded on the left and some on the right, from several sources."""
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(3, 96, (rows, WINDOW))
+    mask = np.ones((rows, WINDOW), int)
+    if padded:
+        mask[1::4, :5] = 0
+        mask[2::4, 9:] = 0
+    columns = {"input_ids": ids.tolist(), "attention_mask": mask.tolist()}
+    return Dataset.from_dict(columns | {"source": [sources[row % len(sources)] for row in range(rows)]})
