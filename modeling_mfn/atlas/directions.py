@@ -84,7 +84,7 @@ def logit_effects(
     directions = model.mfn_layers[layer].directions().float()
     if isinstance(norm, nn.LayerNorm):
         directions = directions - directions.mean(-1, keepdim=True)
-    directions = directions * norm.weight.float() * scale
+    directions = directions * norm.get_parameter("weight").float() * scale
     head = model.lm_head.weight[:vocabulary].float()
     up, down = [], []
     for chunk in directions.split(max(1, LOGITS_AT_ONCE // len(head))):
