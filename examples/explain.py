@@ -25,9 +25,5 @@ explanation = explain(model, tokenizer, text, top=8)
 rich.print(explanation.table())
 explanation.save("runs/explain")  # explanation.json, .png and .svg
 
-# Why this rather than " queen"? Gradients averaged over the way from no features: what is left over is smaller.
-rather = explain(model, tokenizer, text, against=" queen", method="integrated", steps=8, top=8, trace=0)
-for name, found in (("gradient", explanation), ("integrated", rather)):
-    layer = found.layers[-1]
-    print(f"{name}: value {found.target.value:.2f} = {layer.baseline:.2f} without features of L{layer.layer}"
-          f" + {layer.attribution:.2f} of them + {layer.remainder:.2f} left over")  # fmt: skip
+# Why this rather than " queen"?
+rich.print(explain(model, tokenizer, text, against=" queen", top=8, trace=0).table())

@@ -73,8 +73,9 @@ def explain(
             for the logit of another token; `None` for 0, so that the value is the logit itself.
         atlas: a `FeatureAtlas`, or what looks like one, for labels and where features fire in the training text.
         method: `"gradient"` takes gradients where the model is, in one backward. `"integrated"` averages them over
-            `steps` points of the straight path from the baseline (Sundararajan et al. 2017, midpoint rule): the
-            remainder then goes to what discontinuities leave, the TopK of later layers, and to 0 in the last MFN layer.
+            `steps` points of the straight path from the baseline (Sundararajan et al. 2017, midpoint rule). With
+            enough of them the remainder goes to 0 in the last MFN layer, and in others to what the TopK of later
+            layers jumps by.
         steps: forward and backward passes for each layer with `"integrated"`.
         top: strongest features listed of each layer.
         trace: strongest features of all layers, of those listed, that are traced to the tokens read: a backward each.
