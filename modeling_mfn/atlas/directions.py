@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def logit_effects(
     Returns:
         The most promoted and the most suppressed tokens, effects in logits.
     """
-    norm: Any = final_norm(model)
+    norm = final_norm(model)
     directions = model.mfn_layers[layer].directions().float()
     if isinstance(norm, nn.LayerNorm):
         directions = directions - directions.mean(-1, keepdim=True)
