@@ -126,24 +126,33 @@ class Study:
     def fit(
         self, stage: str, train: Callable[..., MFNForCausalLM], rates: list[dict[str, Any]], order: Rows, batch: int
     ) -> dict[str, Any]:
-        """Trains with each of some settings on the first rows of `order`, then on all of them with the settings whose
-        features, read in all blocks, left the least next-token loss on the validation windows. Saves the model."""
+        """Trains with each of some settings on the first rows of `order`; then on all of them with the settings whose
+        features, read in all blocks, left the least next-token loss on the validation windows, or with the next best,
+        if that loss became larger on the way. Saves the model."""
         short = order[: max(batch, len(order) // SWEEP // batch * batch)]
         tried = []
         for settings in rates:
             tried.append(settings | {"validation_loss": self.validation_loss(train(short, **settings))})
             print(tried[-1], flush=True)
-        best = min(range(len(rates)), key=lambda place: tried[place]["validation_loss"])
-        begun = time.time()
-        model = train(order, **rates[best])
-        minutes = round((time.time() - begun) / 60, 1)
+        diverged = []
+        for place in sorted(range(len(rates)), key=lambda place: tried[place]["validation_loss"]):
+            begun = time.time()
+            model = train(order, **rates[place])
+            minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
+            if loss <= tried[place]["validation_loss"]:
+                break
+            diverged.append(rates[place] | {"validation_loss": loss})
+            print("diverged", diverged[-1], flush=True)
+        else:
+            raise ValueError(f"{stage} diverged with each of {rates}")
         model.save_pretrained(self.folder / stage)
         return {
             "sweep": {"tokens": len(short) * self.window, "tried": tried},
-            "chosen": rates[best],
+            "chosen": rates[place],
+            "diverged": diverged,
             "tokens": len(order) * self.window,
             "training_minutes": minutes,
-            "validation_loss": self.validation_loss(model),
+            "validation_loss": loss,
         }
 
     def base_losses(self, model: MFNForCausalLM) -> Tensor:

@@ -75,7 +75,9 @@ def test_all_layers_cost_what_the_saved_model_costs_at_alpha_1(study, method):
 @pytest.mark.parametrize("stage", ["features", "joint", "joint-kl"])
 def test_mfn_layers_alone_are_trained_with_the_best_learning_rate_tried(study, stage):
     record = study.result(stage)
-    best = min(record["sweep"]["tried"], key=lambda tried: tried["validation_loss"])
+    given_up = [found["learning_rate"] for found in record["diverged"]]
+    left = [tried for tried in record["sweep"]["tried"] if tried["learning_rate"] not in given_up]
+    best = min(left, key=lambda tried: tried["validation_loss"])
     assert best == record["chosen"] | {"validation_loss": best["validation_loss"]}
     started = study.convert() if stage == "features" else MFNForCausalLM.from_pretrained(study.folder / "features")
     trained = MFNForCausalLM.from_pretrained(study.folder / stage)
@@ -84,6 +86,19 @@ def test_mfn_layers_alone_are_trained_with_the_best_learning_rate_tried(study, s
     trained.set_blend(1.0)
     loss = losses_of(trained, study.windows["validation"])["mean"]
     assert record["validation_loss"] == pytest.approx(loss, abs=1e-3)
+
+
+def test_a_learning_rate_that_diverges_on_the_way_is_given_up(study, monkeypatch, tmp_path):
+    study = dataclasses.replace(study, folder=tmp_path)
+    losses = iter([2.0, 3.0, 9.0, 2.5])
+    monkeypatch.setattr(Study, "validation_loss", lambda self, model: next(losses))
+    model = make_mfn(make_base("llama-tied"))
+    record = study.fit("x", lambda rows, lr: model, [{"lr": 1}, {"lr": 2}], range(24), 4)
+    assert (record["chosen"], record["validation_loss"]) == ({"lr": 2}, 2.5)
+    assert record["diverged"] == [{"lr": 1, "validation_loss": 9.0}]
+    losses = iter([2.0, 9.0])
+    with pytest.raises(ValueError, match="x diverged with each of"):
+        study.fit("x", lambda rows, lr: model, [{"lr": 1}], range(24), 4)
 
 
 def test_ablation_recovers_nothing_of_itself_and_all_else_is_on_the_same_scale(study):
