@@ -45,7 +45,7 @@ def build_atlas(
     """Makes the atlas of a model in one pass over a data set.
 
     The model runs as it is, at its alpha and under the `steer` context that is in force. Memory does not grow with the
-    data: a feature has counters, a histogram, and a limited number of examples with their context (about 25 kB in all,
+    data: a feature has counters, a histogram, and a limited number of examples with their context (some 20 kB in all,
     with the default limits). Under `accelerate launch` each process takes every P-th batch, and all of them return the
     same atlas, the one of a single process to the bit.
 
@@ -54,7 +54,7 @@ def build_atlas(
         tokenizer: the model's tokenizer.
         dataset: a data set, or any iterable, of windows of one length T: `input_ids` (T,), with `attention_mask` (T,)
             where rows are padded, and with `source`, the name of the corpus that a row is from, for counts by source.
-            `modeling_mfn.data.pack` makes such windows. An iterable must start anew each time that it is iterated.
+            `modeling_mfn.data.pack` makes such windows.
         tokens: windows are taken until they have this many tokens; all by default.
         batch_size: windows at once.
         skip_first: tokens at the start of each window that are left out of all statistics. The first token's residual

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def harvest(
     so that each batch is the same however many processes there are, and the result is the same to the bit."""
     device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
     rank, processes = process_index(), world_size()
-    first_row = first_window_of(dataset)
+    dataset, first_row = peek(dataset)
     settings = {
         "model": _fingerprint(model),
         "data": hashlib.sha256(json.dumps(first_row).encode()).hexdigest()[:12],
@@ -137,7 +137,7 @@ def window_batches(dataset: Any, window: int, batch_size: int, first: int, limit
         end = min(len(dataset), limit if limit is not None else len(dataset))
         batches: Iterable[Rows] = (dataset[at : min(at + batch_size, end)] for at in range(start, end, batch_size))
     else:
-        rows = islice(iter(dataset), start, limit)
+        rows = islice(dataset, start, limit)
         batches = (
             {name: [row[name] for row in chunk] for name in columns if name in chunk[0]}
             for chunk in iter(lambda: list(islice(rows, batch_size)), [])
@@ -152,16 +152,20 @@ def window_batches(dataset: Any, window: int, batch_size: int, first: int, limit
         yield batch
 
 
-def first_window_of(dataset: Any) -> list[int]:
-    """The tokens of the first window."""
-    row = next(iter(dataset), None)
+def peek(dataset: Any) -> tuple[Any, list[int]]:
+    """The data, and the tokens of its first window; a stream is not begun twice for it."""
+    rows = iter(dataset)
+    row = next(rows, None)
+    if not isinstance(dataset, Dataset):
+        dataset = chain([row], rows)
     if row is None or "input_ids" not in row:
         raise ValueError("the data has no rows with input_ids; modeling_mfn.data.pack makes windows of text")
-    return [int(token) for token in row["input_ids"]]
+    return dataset, [int(token) for token in row["input_ids"]]
 
 
 @contextmanager
 def evaluating(model: MFNForCausalLM) -> Iterator[None]:
+    """The model in evaluation mode while it is entered."""
     was_training = model.training
     model.eval()
     try:

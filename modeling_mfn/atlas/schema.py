@@ -52,7 +52,7 @@ FEATURES = pa.schema(
     [
         _field("layer", pa.int32(), "block of the backbone, from 0"),
         _field("index", pa.int32(), "feature within its MFN layer, from 0"),
-        _field("name", pa.string(), "L<layer>/<index>"),
+        _field("name", pa.string(), "`L<layer>/<index>`"),
         _field("status", pa.string(), "alive: active on a counted token; dead: on none; pruned: out of the model"),
         _field("firing_count", pa.int64(), "counted tokens on which it is active"),
         _field("source_counts", pa.list_(pa.int64()), "the same by source, in the order of data.sources in atlas.json"),

@@ -1,0 +1,44 @@
+"""What the features of a model are about: an atlas in a page. Runs offline once the demo's files are in the cache.
+
+python examples/inspect_features.py
+"""
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from modeling_mfn import FeatureAtlas, MFNForCausalLM
+from modeling_mfn.atlas.command import feature_table, in_context, interesting_features
+from modeling_mfn.atlas.text_windows import TextWindows
+from modeling_mfn.demo_assets import shakespeare, smollm2
+from modeling_mfn.display import for_terminal
+
+# A model. This one has fresh features, directions at random: train yours first (examples/quickstart.py).
+base = smollm2()
+tokenizer = AutoTokenizer.from_pretrained(base)
+windows = TextWindows(shakespeare()[0][:4], tokenizer, window=128, tokens=4096)
+calibration = {"input_ids": torch.tensor([row["input_ids"] for _, row in zip(range(8), windows, strict=False)])}
+model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, calibration=calibration)
+
+# One pass over the text describes all features. Each text is a source, by which firings are counted.
+atlas = FeatureAtlas.build(model, tokenizer, windows)
+atlas.save_pretrained("runs/inspect_features")
+
+# From here on no model is needed, and no torch.
+atlas = FeatureAtlas.from_pretrained("runs/inspect_features")
+console = Console()
+names = interesting_features(atlas, count=6)
+console.print(feature_table(atlas, names))
+
+record = atlas[names[0]]
+atlas.label(record.name, "my favourite")
+atlas.save_pretrained("runs/inspect_features")
+neighbour = record.nearest[0]
+console.print(f"{record.name} fires on {record.firing_rate:.2%} of tokens; nearest to it is L10/{neighbour['index']}")
+for source, count in zip(atlas.metadata["data"]["sources"], record.source_counts, strict=True):
+    console.print(f"  {count:4} of {source['tokens']} tokens of ", for_terminal(source["name"]), sep="")
+for example in record.examples[:8]:
+    console.print(f"{example.activation:8.2f}  ", in_context(example), sep="")
+
+frame = atlas.to_pandas()  # and all of pandas
+print(frame[frame["status"] == "alive"][["name", "firing_rate", "mean_activation", "max_activation"]].describe())

@@ -1,0 +1,94 @@
+"""`mfn atlas` as a user runs it, on text that means harm; and the document that describes what it writes."""
+
+from pathlib import Path
+
+import pytest
+from conftest import LLAMA, make_mfn
+from test_atlas import HOSTILE
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from modeling_mfn import FeatureAtlas
+from modeling_mfn.atlas import schema
+from modeling_mfn.cli import main
+from modeling_mfn.display import visible
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "atlas.md"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model that reads bytes, and pieces that are whole hostile strings."""
+    folder = tmp_path_factory.mktemp("model")
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({piece: place for place, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = ByteLevel()
+    tokenizer.add_tokens(HOSTILE[:3])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    base = LlamaForCausalLM(LlamaConfig(**(LLAMA | {"vocab_size": 259}), initializer_range=0.2))
+    make_mfn(base, layers=[1], num_features=40).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments):
+    """Exit code; 0 where the command just returns."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as leaving:
+        return leaving.code or 0
+    return 0
+
+
+def test_hostile_text_does_no_harm(model, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("\n".join(HOSTILE[:-1]) * 3, encoding="utf-8", newline="")
+    (tmp_path / "long [red].txt").write_text(HOSTILE[-1])
+    texts = ("--text", tmp_path / "short.txt", "--text", tmp_path / "long [red].txt")
+    out = tmp_path / "out"
+    assert run("atlas", model, out, *texts, "--tokens", 1024, "--window", 32) == 0
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.splitlines())
+    atlas = FeatureAtlas.from_pretrained(out)
+    assert [source["name"] for source in atlas.metadata["data"]["sources"]] == ["long [red].txt", "short.txt"]
+    assert atlas.metadata["data"]["tokens"] == 2 * 16 * 31
+    tokens = {token for example in atlas.to_pandas("examples")["tokens"] for token in example}
+    assert tokens >= {*HOSTILE[:2], "\x1b", "\x00", "|"}  # raw, as they were
+    assert any(visible(text, 24) in printed for text in HOSTILE[:2])
+    assert sorted(file.name for file in out.iterdir()) == ["features"]
+
+
+def test_what_is_there_stays(model, tmp_path, capsys):
+    """An atlas with labels is not replaced without being asked, and bad input leaves nothing behind."""
+    (tmp_path / "text.txt").write_text("some words, and some more of them. " * 20)
+    text, small = ("--text", tmp_path / "text.txt"), ("--window", 16, "--tokens", 160)
+    out = tmp_path / "out"
+    for arguments, message in [
+        ((*text, "--window", 1), "window is 1"),
+        ((*text, "--tokens", 0), "tokens is 0"),
+        (("--text", tmp_path / "none.txt"), "none.txt"),
+    ]:
+        assert run("atlas", model, out, *arguments) == 2
+        assert message in capsys.readouterr().err.replace("\n", "")
+        assert not out.exists()
+    assert run("atlas", "owner/model", *text) == 2
+    assert "is no folder to write an atlas into" in capsys.readouterr().err
+    assert run("atlas", model, out, *text, *small) == 0
+    atlas = FeatureAtlas.from_pretrained(out)
+    atlas.label("L1/3", "mine")
+    atlas.save_pretrained(out)
+    assert run("atlas", model, out, *text, *small) == 2
+    assert "has an atlas" in capsys.readouterr().err
+    assert FeatureAtlas.from_pretrained(out)["L1/3"].label == "mine"
+    assert run("atlas", model, out, *text, *small, "--overwrite") == 0
+    assert FeatureAtlas.from_pretrained(out)["L1/3"].label is None
+
+
+def test_the_document_describes_the_files():
+    lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
+    for field in (*schema.FEATURES, *schema.EXAMPLES):
+        description = field.metadata[b"description"].decode()
+        assert any(line.startswith(f"| `{field.name}` |") and line.endswith(f"| {description} |") for line in lines)
+    assert [f"| `{theirs}` | `{ours}` |" in lines for theirs, ours in schema.NEURONPEDIA.items()].count(False) == 0
+    assert any("| `schema_version` | 1 |" in line for line in lines) == (schema.SCHEMA_VERSION == 1)
