@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from conftest import HIDDEN, VOCABULARY, make_base, make_mfn
 from datasets import Dataset
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
 ANIMALS = ["dog", "cat", "cow", "horse", "lion", "tiger", "wolf", "bear", "fox", "goat", "sheep", "mouse"]
@@ -24,10 +24,12 @@ def token_of(word):
 
 
 def tokenizer():
-    names = [f"w{i}" for i in range(FIRST)] + WORDS
-    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0"))
-    words.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0", unk_token="w0")
+    names = [f"\u2581{word}" for word in [f"w{i}" for i in range(FIRST)] + WORDS]
+    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="\u2581w0"))
+    words.pre_tokenizer, words.decoder = Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="\u2581w2", pad_token="\u2581w0", unk_token="\u2581w0"
+    )
 
 
 def model(remembered=ANIMALS[:4], seed=0):

@@ -51,7 +51,7 @@ def test_planted_features_get_their_labels_and_others_none(built, data):
     }  # fmt: skip
     assert atlas[0, planted.ANY_WORD].labels == []
     (kings,) = atlas[0, planted.KINGS].labels
-    assert set(re.findall("'(.*?)'", kings.label)) == {"king", "queen", "prince"}
+    assert set(re.findall("' (.*?)'", kings.label)) == {"king", "queen", "prince"}
     assert (kings.details["method"], kings.details["precision"], kings.details["recall"]) == ("tokens", 1.0, 1.0)
     (memory,) = atlas[0, planted.MEMORY].labels
     assert memory.details["method"] == "tokens"
@@ -206,7 +206,7 @@ def test_words_are_found_where_a_regular_expression_finds_them():
         "The king and a King saw the kingdom; (king) KING\nking, kings. A mouse, two mice in the ice cream of Paris: "
         "paris ice creamery cream, Ice cream. a hippopotamus, hippopotamuses king"
     )
-    tokenizer = byte_level_tokenizer("the king the king a King mouse kingdom ice cream " * 50)
+    tokenizer = byte_level_tokenizer("the king the king a King mouse ice cream " * 50)
     concepts = {"royal": ["king"], "things": [["mouse", "mice"], "ice cream", "hippopotamus"], "places": ["Paris"]}
     lexicon = Lexicon.of(concepts, seed=0)
     texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]

@@ -56,8 +56,8 @@ def explain_features(
     which none is among its most co-active ones, and hold no token that this feature is known to fire on; an atlas does
     not say for sure that it is silent there.
 
-    Text of the examples is hostile until proven otherwise: each context is one line, in which nothing is a line break, a
-    control character, a mark of ours or a special token of a chat.
+    Text of the examples is hostile until proven otherwise: each context is one line, in which nothing is a line break,
+    a control character, a mark of ours or a special token of a chat.
 
     Args:
         atlas: the atlas, whose examples are shown.
@@ -187,7 +187,7 @@ def _generator(pipeline: Any) -> Generate:
     if tokenizer is None:
         if not callable(pipeline):
             raise ValueError(f"pipeline is a {type(pipeline).__name__}; it must be a pipeline or a function of prompts")
-        return pipeline  # type: ignore[no-any-return]
+        return pipeline
 
     def generate(prompts: list[str]) -> list[str]:
         chat = getattr(tokenizer, "chat_template", None)

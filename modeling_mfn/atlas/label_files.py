@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..display import visible
 from .labels import Label
 
 FORMATS = (".csv", ".json", ".jsonl")
@@ -59,14 +60,15 @@ def read_label_file(file: str | os.PathLike[str]) -> list[Label]:
 
 def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = iter(reader)
     while True:
-        place = f"line {reader.line_num + 1}"
         try:
-            row = next(reader, None)
+            row = next(rows, None)
         except csv.Error as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"line {reader.line_num + 1}: {error}") from error
         if row is None:
             return
+        place = f"line {reader.line_num}"
         if None in row or None in row.values():
             raise ValueError(f"{place}: it has not as many columns as the header, {len(reader.fieldnames or ())}")
         yield place, {name: value for name, value in row.items() if value != ""}
@@ -116,7 +118,7 @@ def _label_of(row: Any) -> Label:
 def _feature_of(row: dict[str, Any]) -> str:
     name = next((row[key] for key in NAMES if isinstance(row.get(key), str)), None)
     if name is not None:
-        return name
+        return visible(name, 60)  # no longer is a feature's name
     if row.get("layer") is None or row.get("index") is None:
         raise ValueError('it names no feature; give feature ("L6/1234"), or layer and index')
     layer, index = (re.fullmatch(pattern, str(row[key])) for key, pattern in

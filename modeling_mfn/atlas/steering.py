@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..display import visible
 from ..feature_names import FeatureName, format_feature, parse_feature
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def group(atlas: FeatureAtlas, label: str) -> list[str]:
     shown = {each.feature: each.label for each in reversed(list(atlas.labels))}  # the one to show comes first of each
     found = [feature for feature, text in shown.items() if text.strip().casefold() == wanted]
     if not found:
-        near = difflib.get_close_matches(label, set(shown.values()), 3, 0.5)
-        hint = f"; there are {', '.join(map(repr, near))}" if near else ""
-        raise ValueError(f'no feature is labelled {label!r}{hint}; name a feature as (layer, index) or "L6/1234"')
+        near = difflib.get_close_matches(label[:80], {text[:80] for text in shown.values()}, 3, 0.5)
+        hint = "; there are " + ", ".join(f"'{visible(text)}'" for text in near) if near else ""
+        raise ValueError(
+            f"no feature is labelled '{visible(label)}'{hint}; a feature's name is (layer, index) or 'L6/1234'"
+        )
     return sorted(found, key=parse_feature)
 
 
