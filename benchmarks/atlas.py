@@ -2,7 +2,8 @@
 
 SmolLM2-135M with MFN layers in four blocks, fresh and calibrated, reads Shakespeare. Bare forward (the model without
 its LM head, and with it) and harvest take the same batches in turn, round after round; figures are medians over rounds,
-by the clock and by the processor's time, which other work on the machine disturbs less. Then the harvest goes on alone, and its resident memory is read after so many tokens.
+by the clock and by the processor's time, which other work on the machine disturbs less. Then the harvest goes on alone,
+and its resident memory is read after so many tokens.
 
     python benchmarks/atlas.py [--layers 6,12,18,24 --num-features 4608 --alpha 1 --rounds 20 --memory 100000,1000000]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LLAMA, make_mfn
+from rich.console import Console
 from test_atlas import HOSTILE
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.decoders import ByteLevel
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.atlas import schema
+from modeling_mfn.atlas.command import feature_table
 from modeling_mfn.cli import main
 from modeling_mfn.display import visible
 
@@ -55,7 +57,11 @@ def test_hostile_text_does_no_harm(model, tmp_path, capsys):
     assert atlas.metadata["data"]["tokens"] == 2 * 16 * 31
     tokens = {token for example in atlas.to_pandas("examples")["tokens"] for token in example}
     assert tokens >= {*HOSTILE[:2], "\x1b", "\x00", "|"}  # raw, as they were
-    assert any(visible(text, 24) in printed for text in HOSTILE[:2])
+    console = Console(width=300)
+    with console.capture() as captured:
+        console.print(feature_table(atlas, list(atlas)))
+    assert all(line.isprintable() for line in captured.get().splitlines())
+    assert all(visible(text, 24) in captured.get() for text in HOSTILE[:2])
     assert sorted(file.name for file in out.iterdir()) == ["features"]
 
 

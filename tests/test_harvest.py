@@ -233,6 +233,14 @@ def test_bad_input_is_named(family_base, options, message):
         build(model, **options)
 
 
+def test_activations_that_are_not_finite_are_named(family_base):
+    model = make_mfn(family_base, layers=[0, 1])
+    with torch.no_grad():
+        model.mfn_layers[1].encoder.bias[3] = torch.inf
+    with pytest.raises(ValueError, match="activation of layer 1 is not finite"):
+        build(model, windows(4))
+
+
 def test_base_models_have_no_atlas(family_base):
     with pytest.raises(ValueError, match="an atlas is made of an MFNForCausalLM"):
         build(family_base, windows(4))

@@ -50,7 +50,7 @@ def build_atlas(
     same atlas, the one of a single process to the bit.
 
     Args:
-        model: an MFN model with an LM head.
+        model: an MFN model with an LM head, on the device that it is to run on.
         tokenizer: the model's tokenizer.
         dataset: a data set, or any iterable, of windows of one length T: `input_ids` (T,), with `attention_mask` (T,)
             where rows are padded, and with `source`, the name of the corpus that a row is from, for counts by source.

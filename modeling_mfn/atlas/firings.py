@@ -42,10 +42,7 @@ class Firings(NamedTuple):
 
     @classmethod
     def of(cls, indices: np.ndarray, values: np.ndarray, counted: np.ndarray) -> Firings:
-        """From a code's pairs, (B T, K) each, and the tokens that count, (B T,). `ValueError` if a value is not
-        finite."""
-        if not np.isfinite(values).all():
-            raise ValueError("an activation is not finite; run the model in a wider precision")
+        """From a code's pairs, (B T, K) each, and the tokens that count, (B T,)."""
         pairs = np.flatnonzero((values > 0) & counted[:, None])
         ordered = np.sort(indices.ravel()[pairs] << 32 | pairs)
         pairs = ordered & 0xFFFFFFFF

@@ -61,7 +61,10 @@ class HarvestState:
         scales: Mapping[int, np.ndarray],
     ) -> None:
         """Counts a batch in, of which `codes` are a layer's indices and values (B T, K), and `scales` (B T,) what
-        `LayerStatistics.add` says."""
+        `LayerStatistics.add` says. `ValueError` if an activation is not finite."""
+        for layer, (_, values) in codes.items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"an activation of layer {layer} is not finite; run the model in a wider precision")
         names = list(self.sources)
         for place, counted in zip(batch.sources, batch.counted.sum(1), strict=True):
             self.sources[names[place]] += int(counted)

@@ -57,7 +57,7 @@ def feature_table(
     columns = {
         "layer": np.full(len(index), layer),
         "index": index,
-        "name": [format_feature(layer, at) for at in index],
+        "name": [format_feature(layer, at) for at in range(len(index))],
         "status": status,
         "firing_count": counts,
         "source_counts": _lists(
