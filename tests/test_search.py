@@ -1,5 +1,6 @@
 """Finding features by a word, by a text, by a label; labels from files; strengths in units of typical activations."""
 
+import contextlib
 import gzip
 import json
 import subprocess
@@ -16,6 +17,7 @@ from test_atlas import HOSTILE, small_atlas
 from modeling_mfn import Ablate, Add, Clamp, FeatureAtlas, Scale
 from modeling_mfn.atlas.label_files import read_label_file
 from modeling_mfn.atlas.labelling import label_features
+from modeling_mfn.cli import main
 
 
 def shown(thing):
@@ -269,3 +271,29 @@ def test_hostile_labels_and_tokens_do_no_harm(tmp_path, text):
         atlas.steering({text + "!": Ablate()})
     assert len(str(error.value)) < 1000
     assert str(error.value).isprintable()
+
+
+def test_the_command_labels_what_it_harvests(tmp_path, capsys):
+    planted.model().save_pretrained(tmp_path / "model")
+    planted.tokenizer().save_pretrained(tmp_path / "model")
+    rows = planted.text(200)["input_ids"]
+    text = " ".join(planted.tokenizer().decode([token]) for row in rows for token in row)
+    files = {"text.txt": text, "concepts.json": json.dumps(planted.CONCEPTS), "bad.json": '{"animals": 3}'}
+    files["labels.csv"] = "feature,label\nL0/9,mine\n"
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    base = ["atlas", tmp_path / "model", "--text", tmp_path / "text.txt", "--window", 16]
+    with pytest.raises(SystemExit):
+        main([str(part) for part in [*base, "--concepts", tmp_path / "bad.json"]])
+    assert not (tmp_path / "model" / "features").exists()
+    assert "concept 'animals' is '3'" in " ".join(capsys.readouterr().err.split())
+    with contextlib.suppress(SystemExit):
+        main(
+            [
+                str(part)
+                for part in [*base, "--concepts", tmp_path / "concepts.json", "--labels", tmp_path / "labels.csv"]
+            ]
+        )
+    atlas = FeatureAtlas.from_pretrained(tmp_path / "model")
+    assert (atlas["L0/0"].label, atlas["L0/9"].label, atlas["L0/2"].label) == ("animals", "mine", None)
+    assert "with shuffled words" in capsys.readouterr().out

@@ -65,8 +65,7 @@ def through_final_norm(model: MFNForCausalLM, directions: Tensor) -> Tensor:
     norm, directions = final_norm(model), directions.float()
     if isinstance(norm, nn.LayerNorm):
         directions = directions - directions.mean(-1, keepdim=True)
-    weight: Tensor = norm.weight  # type: ignore[assignment]
-    return directions * weight.float()
+    return directions * norm.get_parameter("weight").float()
 
 
 @torch.no_grad()
