@@ -130,7 +130,7 @@ def _assemble(state: HarvestState, model: MFNForCausalLM, tokenizer: Any, skip_f
         "schema_version": SCHEMA_VERSION,
         "mfn_version": __version__,
         "model": {
-            "name_or_path": _public_name(config.name_or_path),
+            "name_or_path": public_name(config.name_or_path),
             "layers": list(config.layers),
             "num_features": config.num_features,
             "k": config.k,
@@ -159,10 +159,10 @@ def token_text(tokenizer: Any, token: int) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _public_name(name_or_path: str) -> str | None:
+def public_name(name_or_path: str) -> str | None:
     """The id on the Hub; of a folder its last part, since an atlas is made to be shared."""
     name = str(name_or_path or "")
     return (Path(name).absolute().name if os.path.isdir(name) or Path(name).is_absolute() else name) or None
 
 
-__all__ = ["build_atlas", "token_text"]
+__all__ = ["build_atlas", "public_name", "token_text"]

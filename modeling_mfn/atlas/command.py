@@ -34,6 +34,12 @@ def atlas(
     tokens: Annotated[int | None, typer.Option(help="Tokens to read, in equal shares of the texts.")] = None,
     window: Annotated[int, typer.Option(help="Tokens a row.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Rows at once.")] = 8,
+    concepts: Annotated[
+        Path | None, typer.Option(help="JSON file of concepts, {name: [word, ...]}, to label features by.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels to import: .csv, .json, .jsonl, or an export of Neuronpedia's.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a harvest that was broken off.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an atlas that is there, and its labels.")] = False,
 ) -> None:
@@ -46,6 +52,9 @@ def atlas(
 
     from ..distributed import process_index
     from ..modeling_mfn import MFNForCausalLM
+    from .concepts import read_concepts
+    from .label_files import read_label_file
+    from .labelling import label_features
     from .text_windows import TextWindows
 
     if output is None and not Path(model).is_dir():
@@ -58,10 +67,15 @@ def atlas(
     for name, number in {"tokens": tokens, "batch-size": batch_size}.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 1")
+    # files of concepts and labels are better known to be wrong now than after the harvest
+    words = None if concepts is None else read_concepts(concepts)
+    if labels is not None:
+        read_label_file(labels)
     tokenizer = AutoTokenizer.from_pretrained(model)
     windows = TextWindows(text, tokenizer, window, tokens, text_column, split)
+    mfn = MFNForCausalLM.from_pretrained(model).to(PartialState().device)
     made = FeatureAtlas.build(
-        MFNForCausalLM.from_pretrained(model).to(PartialState().device),
+        mfn,
         tokenizer,
         windows,
         batch_size=batch_size,
@@ -74,6 +88,12 @@ def atlas(
     console = Console()
     data = made.metadata["data"]
     console.print(f"{folder / FOLDER}: {len(made)} features over {data['tokens']} tokens", markup=False)
+    if labels is not None:
+        console.print(f"{made.import_labels(labels)} features labelled by {labels}", markup=False)
+        made.save_pretrained(folder)
+    if words is not None:
+        console.print(label_features(made, mfn, tokenizer, windows, words, batch_size=batch_size))
+        made.save_pretrained(folder)
     console.print(feature_table(made, interesting_features(made)))
 
 

@@ -59,6 +59,15 @@ def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
             hook.remove()
 
 
+def through_final_norm(model: MFNForCausalLM, directions: Tensor) -> Tensor:
+    """Directions (..., d) as the LM head reads them, with the final norm's denominator taken as 1: g * D_f, D_f without
+    its mean where the norm is a LayerNorm; float32."""
+    norm, directions = final_norm(model), directions.float()
+    if isinstance(norm, nn.LayerNorm):
+        directions = directions - directions.mean(-1, keepdim=True)
+    return directions * norm.get_parameter("weight").float()
+
+
 @torch.no_grad()
 def logit_effects(
     model: MFNForCausalLM, layer: int, scale: float, count: int, vocabulary: int
@@ -80,11 +89,7 @@ def logit_effects(
     Returns:
         The most promoted and the most suppressed tokens, effects in logits.
     """
-    norm = final_norm(model)
-    directions = model.mfn_layers[layer].directions().float()
-    if isinstance(norm, nn.LayerNorm):
-        directions = directions - directions.mean(-1, keepdim=True)
-    directions = directions * norm.get_parameter("weight").float() * scale
+    directions = through_final_norm(model, model.mfn_layers[layer].directions()) * scale
     head = model.lm_head.weight[:vocabulary].float()
     up, down = [], []
     for chunk in directions.split(max(1, LOGITS_AT_ONCE // len(head))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,10 @@ from .labels import Label, Labels
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..interventions import Intervention
+    from .search import SearchResult
+    from .text_reading import TextReading
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,7 @@ class FeatureAtlas:
 
     def __getitem__(self, feature: FeatureName) -> FeatureRecord:
         """All about one feature, `(layer, index)` or `"L6/1234"`. `ValueError` if the model has no such feature."""
-        row = self._row(feature)
-        (record,) = self.features.slice(row, 1).to_pylist()
-        return FeatureRecord(**record, labels=self.labels[feature], examples=self._examples_of(feature))
+        return FeatureRecord(**self.row(feature), labels=self.labels[feature], examples=self._examples_of(feature))
 
     def label(
         self, feature: FeatureName, label: str, *, source: str = "human", score: float | None = None, **details: Any
@@ -175,6 +177,96 @@ class FeatureAtlas:
         """
         self._row(feature)
         self.labels.add(Label(format_feature(*parse_feature(feature)), label, source, score, details))
+
+    def import_labels(self, file: str | os.PathLike[str]) -> int:
+        """Takes the labels of a file in, .csv, .json or .jsonl, or Neuronpedia's export, as source `imported`;
+        `modeling_mfn.atlas.label_files.read_label_file` says what may be in it.
+
+        Returns:
+            How many features were labelled.
+
+        Raises:
+            ValueError: if the file cannot be read or one of its features does not exist; no label is taken in then.
+        """
+        from .label_files import read_label_file
+
+        labels = read_label_file(file)
+        for label in labels:
+            self._row(label.feature)
+        for label in labels:
+            self.labels.add(label)
+        return len(labels)
+
+    def search(self, query: str, limit: int = 20) -> SearchResult:
+        """The features that a query is about, whatever its case.
+
+        First come features with a label that is the query, then those whose label has it as words of their own, then
+        those whose label has it within a word, and then those that fire on it or promote it. Among equals, the sum of
+        two figures decides: the share of a feature's top examples in which it fires on a token that begins with the
+        query, and 1 / place of the first such token among those it promotes. Then the one that fires more often.
+
+        Args:
+            query: a word, or some.
+            limit: features at most.
+
+        Returns:
+            A list of `Found`: feature, label, and the figures that it was ranked by. rich prints it as a table.
+        """
+        from .search import search
+
+        return search(self, query, limit)
+
+    def top(self, text: str, model: Any, tokenizer: Any, k: int = 5) -> TextReading:
+        """Which features are active on a text, token by token, and what they do to the next token.
+
+        The model runs once, at its alpha and under the `steer` context that is in force. The first token's features say
+        little: attention rests on it.
+
+        Args:
+            text: the text.
+            model: the atlas' model.
+            tokenizer: its tokenizer.
+            k: features a token, those whose activation is the largest share of their largest one in the atlas.
+
+        Returns:
+            A list of `ReadToken`, each with its `ActiveFeature`s. rich prints it; `to_records()` is for JSON.
+        """
+        from .text_reading import read_text
+
+        return read_text(self, text, model, tokenizer, k)
+
+    def group(self, label: str) -> list[str]:
+        """The names of the features whose label to show is this one, whatever its case, by layer and index.
+        `ValueError` if there are none."""
+        from .steering import group
+
+        return group(self, label)
+
+    def steering(
+        self, interventions: Mapping[FeatureName, Intervention], unit: str = "typical"
+    ) -> dict[tuple[int, int], Intervention]:
+        """Interventions for `model.steer`, on features and on all those of a label:
+
+            with model.steer(atlas.steering({"animals": Clamp(2.0), "L6/7": Ablate()})): ...
+
+        Args:
+            interventions: feature, `(layer, index)` or `"L6/1234"`, or label -> intervention. A feature that is named
+                by itself gets its own, whatever groups it is in.
+            unit: of the values of `Clamp` and `Add`. `"typical"`: each feature's own mean activation over the tokens on
+                which it is active in the atlas; `"activation"`: as they are.
+
+        Raises:
+            ValueError: on a label that no feature has, a feature that does not exist or is meant twice, and on one that
+                the atlas never saw active where its typical activation is needed.
+        """
+        from .steering import steering
+
+        return steering(self, interventions, unit)
+
+    def row(self, feature: FeatureName) -> dict[str, Any]:
+        """A feature's row of `features`, without its examples and labels."""
+        (record,) = self.features.slice(self._row(feature), 1).to_pylist()
+        return dict(record)
 
     def to_pandas(self, table: str = "features") -> pd.DataFrame:
         """The features, or with `"examples"` the examples, as a pandas DataFrame, a row each. Features come with the

@@ -45,7 +45,7 @@ def harvest(
     so that each batch is the same however many processes there are, and the result is the same to the bit."""
     device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
     rank, processes = process_index(), world_size()
-    dataset, first_row = _peek(dataset)
+    dataset, first_row = peek(dataset)
     settings = {
         "model": _fingerprint(model),
         "data": hashlib.sha256(json.dumps(first_row).encode()).hexdigest()[:12],
@@ -75,8 +75,8 @@ def harvest(
         leave=False,
     )
     saved = state.windows
-    with bar, _evaluating(model), torch.no_grad(), recording_scales(model) as scales:
-        for rows in _batches(dataset, window, batch_size, state.batches, limit):
+    with bar, evaluating(model), torch.no_grad(), recording_scales(model) as scales:
+        for rows in window_batches(dataset, window, batch_size, state.batches, limit):
             number, state.batches = state.batches, state.batches + 1
             if number % processes == rank:
                 count_in(state, model, rows, number * batch_size, skip_first, scales)
@@ -99,25 +99,36 @@ def count_in(
 ) -> None:
     """Runs the model on a batch of windows, of which `first_window` is the first, and adds what its features do to the
     state; `scales` is what `recording_scales` yields."""
+    batch, pairs = run_windows(model, rows, first_window, skip_first, state.source_places(sources_of(rows)))
+    state.add(batch, pairs, {layer: scale.flatten().cpu().numpy() for layer, scale in scales.items()})
+
+
+def run_windows(
+    model: MFNForCausalLM, rows: Rows, first_window: int, skip_first: int, sources: np.ndarray
+) -> tuple[TokenBatch, dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Runs the model on a batch of windows: what they are, and each layer's code, indices and values (B T, K)."""
     ids = np.array(rows["input_ids"], np.int64)
     attended = np.array(rows.get("attention_mask", np.ones_like(ids)), bool)
-    if (first_window + len(ids)) * state.window > TOKEN_LIMIT:
+    if (first_window + len(ids)) * ids.shape[1] > TOKEN_LIMIT:
         raise ValueError(f"the data has more than {TOKEN_LIMIT} tokens; limit them by tokens=")
     inputs = {"input_ids": torch.from_numpy(ids).to(model.device)}
     if not attended.all():
         inputs["attention_mask"] = torch.from_numpy(attended.astype(np.int64)).to(model.device)
     codes = model.model(**inputs, output_codes=True, use_cache=False).codes
     counted = attended & (attended.cumsum(1) > skip_first)
-    sources = state.source_places(rows.get("source", [None] * len(ids)))
-    batch = TokenBatch(first_window, ids.astype(np.int32), attended, counted, sources)
     pairs = {}
     for layer, code in codes.items():
         indices, values = code.indices.flatten(0, -2), code.values.flatten(0, -2).float()
         pairs[layer] = indices.cpu().numpy(), values.cpu().numpy()
-    state.add(batch, pairs, {layer: scale.flatten().cpu().numpy() for layer, scale in scales.items()})
+    return TokenBatch(first_window, ids.astype(np.int32), attended, counted, sources), pairs
 
 
-def _batches(dataset: Any, window: int, batch_size: int, first: int, limit: int | None) -> Iterator[Rows]:
+def sources_of(rows: Rows) -> list[str | None]:
+    """The name of each window's source."""
+    return rows.get("source", [None] * len(rows["input_ids"]))
+
+
+def window_batches(dataset: Any, window: int, batch_size: int, first: int, limit: int | None) -> Iterator[Rows]:
     """Batches of windows from number `first` on, of the first `limit` windows."""
     columns = ("input_ids", "attention_mask", "source")
     start = first * batch_size
@@ -141,7 +152,7 @@ def _batches(dataset: Any, window: int, batch_size: int, first: int, limit: int 
         yield batch
 
 
-def _peek(dataset: Any) -> tuple[Any, list[int]]:
+def peek(dataset: Any) -> tuple[Any, list[int]]:
     """The data, and the tokens of its first window; a stream is not begun twice for it."""
     rows = iter(dataset)
     row = next(rows, None)
@@ -153,7 +164,8 @@ def _peek(dataset: Any) -> tuple[Any, list[int]]:
 
 
 @contextmanager
-def _evaluating(model: MFNForCausalLM) -> Iterator[None]:
+def evaluating(model: MFNForCausalLM) -> Iterator[None]:
+    """The model in evaluation mode while it is entered."""
     was_training = model.training
     model.eval()
     try:

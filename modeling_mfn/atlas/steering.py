@@ -1,0 +1,85 @@
+"""Interventions by name, by label, and in units of a feature's own typical activation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..display import visible
+from ..feature_names import FeatureName, format_feature, parse_feature
+
+if TYPE_CHECKING:
+    from ..interventions import Intervention
+    from .feature_atlas import FeatureAtlas
+
+UNITS = ("typical", "activation")
+
+
+def steering(
+    atlas: FeatureAtlas, interventions: Mapping[FeatureName, Intervention], unit: str = "typical"
+) -> dict[tuple[int, int], Intervention]:
+    """What `model.steer` takes; `FeatureAtlas.steering` has the arguments."""
+    if unit not in UNITS:
+        raise ValueError(f"unit is {unit!r}; it must be {' or '.join(map(repr, UNITS))}")
+    chosen: dict[tuple[int, int], Intervention] = {}
+    given_as: dict[tuple[int, int], Any] = {}
+    # a feature that is named by itself gets its own intervention, whatever groups it is in
+    for name, intervention in sorted(interventions.items(), key=lambda item: not _is_feature(item[0])):
+        _check(name, intervention)
+        for feature in [parse_feature(name)] if _is_feature(name) else map(parse_feature, group(atlas, str(name))):
+            if feature not in given_as:
+                atlas[feature]  # there is one
+                chosen[feature], given_as[feature] = intervention, name
+            elif _is_feature(name) or not _is_feature(given_as[feature]):
+                raise ValueError(f"{format_feature(*feature)} is meant by {given_as[feature]!r} and by {name!r}")
+    return chosen if unit == "activation" else {at: _scaled(atlas, at, each) for at, each in chosen.items()}
+
+
+def group(atlas: FeatureAtlas, label: str) -> list[str]:
+    """The features that a label shows; `FeatureAtlas.group` says more."""
+    wanted = label.strip().casefold()
+    shown = {each.feature: each.label for each in reversed(list(atlas.labels))}  # the one to show comes first of each
+    found = [feature for feature, text in shown.items() if text.strip().casefold() == wanted]
+    if not found:
+        near = difflib.get_close_matches(label[:80], {text[:80] for text in shown.values()}, 3, 0.5)
+        hint = "; there are " + ", ".join(f"'{visible(text)}'" for text in near) if near else ""
+        raise ValueError(
+            f"no feature is labelled '{visible(label)}'{hint}; a feature's name is (layer, index) or 'L6/1234'"
+        )
+    return sorted(found, key=parse_feature)
+
+
+def _is_feature(name: Any) -> bool:
+    try:
+        parse_feature(name)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _check(name: Any, intervention: Any) -> None:
+    from ..interventions import Intervention
+
+    if not isinstance(intervention, Intervention):
+        raise ValueError(
+            f"{name} is to get {intervention!r}, which is no intervention; use Clamp, Scale, Add or Ablate"
+        )
+
+
+def _scaled(atlas: FeatureAtlas, feature: tuple[int, int], intervention: Intervention) -> Intervention:
+    from ..interventions import Add, Clamp
+
+    if not isinstance(intervention, Add | Clamp):
+        return intervention
+    typical = atlas[feature].mean_activation
+    if typical is None:
+        raise ValueError(
+            f"{format_feature(*feature)} is never active in the atlas, so that it has no typical activation; "
+            'give its strength with unit="activation"'
+        )
+    return replace(intervention, value=intervention.value * typical)
+
+
+__all__ = ["group", "steering"]
