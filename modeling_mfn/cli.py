@@ -266,20 +266,24 @@ def explain(
     output: Annotated[Path | None, typer.Option(help="Folder for JSON and figure.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Trace a predicted token to the features that moved its logit, and to the tokens that raised those.
+    """Trace a predicted token to the features that moved its logit, to the tokens that raised those, and, where the
+    model's folder has an atlas, to where they fire in the text that it was made from.
 
     Example: mfn explain gpt2-mfn-trained "The king and the" --token " queen" --output why-queen
     """
     from transformers import AutoTokenizer
 
+    from .atlas import FeatureAtlas
     from .attribution import explain as explain_token
     from .modeling_mfn import MFNForCausalLM
 
     if output is not None:
         _check_output(output, overwrite, source=model)
     mfn = MFNForCausalLM.from_pretrained(model)
+    atlas = FeatureAtlas.from_pretrained(model) if (Path(model) / "features").is_dir() else None
+    tokenizer = AutoTokenizer.from_pretrained(model)
     with console.status("tracing"):
-        explanation = explain_token(mfn, AutoTokenizer.from_pretrained(model), text, position, token=token, top=top)
+        explanation = explain_token(mfn, tokenizer, text, position, token=token, top=top, atlas=atlas)
     console.print(explanation.table())
     if output is not None:
         with _new_folder(output, overwrite, source=model) as folder:

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import VOCABULARY, make_base, make_mfn
+from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from modeling_mfn import Add, Clamp, Explanation, Scale, explain
+from modeling_mfn import Add, Clamp, Explanation, FeatureAtlas, Scale, explain
 from modeling_mfn.cli import main
 from modeling_mfn.sparse_code import encode
 
@@ -403,5 +404,13 @@ def test_on_the_command_line(tmp_path, capsys):
     assert explanation.features[0].name in capsys.readouterr().out
     before = (out / "explanation.json").read_bytes()
     assert run() == 2
+    rows = torch.randint(3, 96, (6, 16), generator=torch.Generator().manual_seed(0)).tolist()
+    atlas = FeatureAtlas.build(model, TOKENIZER, Dataset.from_dict({"input_ids": rows, "source": ["tales"] * 6}))
+    atlas.save_pretrained(tmp_path / "mfn")
+    assert run("--overwrite") == 0
+    told = {f.name: f.atlas for f in Explanation.load(out).features}
+    assert {name: entry.firing_rate for name, entry in told.items()} == {n: atlas[n].firing_rate for n in told}
+    assert {source for entry in told.values() for source in entry.sources} == {"tales"}
+    before = (out / "explanation.json").read_bytes()
     assert run("--token", "w5 w6", "--overwrite") == 2
     assert (out / "explanation.json").read_bytes() == before
