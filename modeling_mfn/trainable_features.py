@@ -38,7 +38,8 @@ def _names(given: Any) -> list[tuple[Any, Any]]:
         given = json.loads(given) if given.lstrip().startswith(("{", "[")) else given.split(",")
     if isinstance(given, Mapping):
         return [(layer, index) for layer, indices in given.items() for index in indices]
-    return [parse_feature(name.strip() if isinstance(name, str) else name) for name in given]
+    # a pair that was JSON for a while is a list
+    return [parse_feature(name.strip() if isinstance(name, str) else tuple(name)) for name in given]
 
 
 class TrainableFeatures(TrainerCallback):
