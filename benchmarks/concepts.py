@@ -8,14 +8,12 @@ least 40 words, groups 12.
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from modeling_mfn.demo_assets import cache_folder
+from corpora import debian_package
 
 # fmt: off
 CLASSES = (  # lexnames(5WN), in the order of their numbers
@@ -61,14 +59,7 @@ def concepts(tokenizer: Any) -> dict[str, list[list[str]]]:
 
 @cache
 def _folder() -> Path:
-    folder = cache_folder() / "wordnet-base"
-    if not folder.exists():
-        with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["apt-get", "download", "-qq", "wordnet-base"], cwd=scratch, check=True)
-            (package,) = Path(scratch).glob("*.deb")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-    return folder / "usr/share/wordnet"
+    return debian_package("wordnet-base") / "usr/share/wordnet"
 
 
 def _lines(name: str) -> list[list[str]]:

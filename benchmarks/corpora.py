@@ -72,15 +72,22 @@ def as_data_set(rows: np.ndarray) -> Dataset:
     return Dataset.from_dict({"input_ids": rows, "labels": rows})
 
 
-def _dictionary() -> dict[str, str]:
-    folder = cache_folder() / "dict-gcide"
+def debian_package(name: str) -> Path:
+    """Folder of a package's files, downloaded once."""
+    folder = cache_folder() / name
     if not folder.exists():
         with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["apt-get", "download", "-qq", "dict-gcide"], cwd=scratch, check=True)
+            subprocess.run(["apt-get", "download", "-qq", name], cwd=scratch, check=True)
             (package,) = Path(scratch).glob("*.deb")
             folder.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-    text = gzip.decompress((folder / "usr/share/dictd/gcide.dict.dz").read_bytes()).decode("utf-8", "replace")
+    return folder
+
+
+def _dictionary() -> dict[str, str]:
+    text = gzip.decompress((debian_package("dict-gcide") / "usr/share/dictd/gcide.dict.dz").read_bytes()).decode(
+        "utf-8", "replace"
+    )
     text = text[text.index("\nA \\A") :]
     return {str(start): text[start : start + 32_000] for start in range(0, len(text), 32_000)}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mfn import MFNConfig
-from .feature_names import existing_feature
+from .feature_names import existing_feature, format_feature
 from .feature_rows import FeatureRows
 from .mfn_layer import MFNLayer
 
@@ -200,7 +200,7 @@ class FeatureEditing:
 
     def _forget_norms(self, layer: int, features: list[int]) -> None:
         """What `bake` made of directions that are no longer there."""
-        gone = {f"L{layer}/{index}" for index in features}
+        gone = {format_feature(layer, index) for index in features}
         for config in self._mfn_configs():
             config.direction_norms = {name: norm for name, norm in config.direction_norms.items() if name not in gone}
 

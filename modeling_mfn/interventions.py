@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .feature_names import FeatureName, existing_feature, parse_feature
+from .feature_names import FeatureName, existing_feature, format_feature, parse_feature
 from .sparse_code import SparseCode
 
 
@@ -37,8 +37,7 @@ class Intervention:
                 raise ValueError(f"{self}: {name} is {number!r}, not finite; an intervention needs a finite number")
             object.__setattr__(self, name, float(number))
         if self.when is not None:
-            layer, index = parse_feature(self.when)
-            object.__setattr__(self, "when", f"L{layer}/{index}")
+            object.__setattr__(self, "when", format_feature(*parse_feature(self.when)))
         if self.above < 0 or (self.above and self.when is None):
             raise ValueError(f"above is {self.above}; it must be at least 0, and belongs to a feature given as when")
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from .feature_names import format_feature
 from .interventions import Ablate, Add, Clamp, Intervention, Interventions, Scale, check_interventions
 
 POSITIONS = ("all", "prompt", "generated")
@@ -30,7 +31,7 @@ def make_preset(interventions: Any, positions: Any, layers: Collection[int], num
     if not isinstance(interventions, Mapping):
         raise ValueError(f"{interventions!r} is no mapping of features to interventions, for every row alike")
     checked = check_interventions(interventions, layers, num_features)
-    return Preset({f"L{layer}/{index}": each for (layer, index), each in checked.items()}, positions)
+    return Preset({format_feature(*feature): each for feature, each in checked.items()}, positions)
 
 
 def write_preset(preset: Preset) -> dict[str, Any]:

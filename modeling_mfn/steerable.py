@@ -12,7 +12,7 @@ import torch
 from .baking import bake
 from .configuration_mfn import MFNConfig
 from .feature_editing import check_feature
-from .feature_names import parse_feature
+from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, Interventions, check_interventions
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, write_preset
 from .steering import Context, Positions, steering
@@ -111,7 +111,7 @@ class SteerableModel:
         bake(self.mfn_layers, checked)
         norms = dict(self.config.direction_norms)
         for (layer, index), intervention in checked.items():
-            name, (scale, _) = f"L{layer}/{index}", intervention.coefficients
+            name, (scale, _) = format_feature(layer, index), intervention.coefficients
             norms[name] = abs(scale) * norms.get(name, 1.0)
         for config in self._mfn_configs():
             config.direction_norms = {feature: norm for feature, norm in norms.items() if norm != 1}

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .feature_names import parse_feature
+from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, CodeEdit, Intervention, activations
 from .sparse_code import SparseCode
 
@@ -199,7 +199,7 @@ def _plans(contexts: tuple[Context, ...], like: Tensor) -> dict[int, LayerPlan]:
     given = [item for context in contexts for row in context.rows for item in row.items()]
     acted_on = sorted({feature for feature, _ in given})
     watched = sorted({parse_feature(each.when) for _, each in given if each.when is not None})
-    columns = {f"L{layer}/{index}": place for place, (layer, index) in enumerate(watched, start=1)}
+    columns = {format_feature(layer, index): place for place, (layer, index) in enumerate(watched, start=1)}
     plans = {}
     for layer in sorted({layer for layer, _ in [*acted_on, *watched]}):
         features = [index for at, index in acted_on if at == layer]

@@ -6,6 +6,7 @@ import pytest
 from conftest import LLAMA, make_mfn
 from rich.console import Console
 from test_atlas import HOSTILE
+from test_cli import run
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
@@ -14,7 +15,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.atlas import schema
 from modeling_mfn.atlas.command import feature_table
-from modeling_mfn.cli import main
 from modeling_mfn.display import visible
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "atlas.md"
@@ -33,15 +33,6 @@ def model(tmp_path_factory):
     base = LlamaForCausalLM(LlamaConfig(**(LLAMA | {"vocab_size": 259}), initializer_range=0.2))
     make_mfn(base, layers=[1], num_features=40).save_pretrained(folder)
     return folder
-
-
-def run(*arguments):
-    """Exit code; 0 where the command just returns."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as leaving:
-        return leaving.code or 0
-    return 0
 
 
 def test_hostile_text_does_no_harm(model, tmp_path, capsys):

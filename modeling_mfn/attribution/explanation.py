@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..feature_names import format_feature
+
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
@@ -93,7 +95,7 @@ class FeatureAttribution:
     @property
     def name(self) -> str:
         """Such as `"L6/1234"`."""
-        return f"L{self.layer}/{self.index}"
+        return format_feature(self.layer, self.index)
 
     @property
     def attribution(self) -> float:
