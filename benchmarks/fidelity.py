@@ -81,6 +81,23 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dead-start-again": {"reinit_dead_every": 100},
 }
 """Each on the short budget, a difference from `RECIPE`."""
+GPT2_RECIPES: dict[str, dict[str, Any]] = {
+    name: CACHE_FIRST | {"teacher": "dense"} | changes
+    for name, changes in {
+        "cache-first-distilled": {},
+        "dead-start-again": {"reinit_dead_every": 100},
+        "lower-mfn-learning-rate": {"mfn_learning_rate": 1e-3},
+        "higher-mfn-learning-rate": {"mfn_learning_rate": 4e-3},
+        "k-128": {"k": 128},
+    }.items()
+}
+"""Remedies for features that die in the upper blocks of GPT-2."""
+NOISE: dict[str, dict[str, Any]] = {
+    f"{name}-seed-{seed}": settings | {"seed": seed}
+    for seed in (1, 2)
+    for name, settings in {"recon-util": {}, "five": WEIGHTS}.items()
+}
+"""Equal runs but for the order of the text and the initial MFN weights."""
 MAIN: dict[str, dict[str, Any]] = {
     "recon-util": {},
     "cache-first": CACHE_FIRST,
@@ -211,7 +228,10 @@ def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
 def runs() -> dict[str, Run]:
     """Name -> run. The short ones of Llama come first, since they are what the recipe was chosen by."""
     table: dict[str, Run] = {}
-    groups = {"llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES}, "gpt2": {"losses": LOSSES}}
+    groups = {
+        "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE},
+        "gpt2": {"losses": LOSSES, "recipe": GPT2_RECIPES},
+    }
     for family in small_models.FAMILIES:
         table[f"{family}/short/dense"] = partial(dense, family, SHORT_TOKENS)
         table[f"{family}/short/recon-util"] = partial(mfn, family, SHORT_TOKENS)
