@@ -7,7 +7,8 @@ with MFN layers in all blocks, at the same learning rate. Every run is evaluated
     python benchmarks/fidelity.py --only 'llama/main/*'       # those whose names match
     python benchmarks/fidelity.py --list
 
-Each run writes benchmarks/results/fidelity/<name>.json; a run that has its file is left out.
+Each run writes benchmarks/results/fidelity/<name>.json, and its model into the folder of the demo's files, under
+fidelity/<name>; a run that has its file is left out.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ def dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
 
 
 def mfn(
+    folder: Path,
     family: str,
     tokens: int,
     seed: int = 0,
@@ -150,9 +152,9 @@ def mfn(
 ) -> dict[str, Any]:
     """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else.
 
-    With a teacher, the target is the distribution of the dense model that was trained on the same tokens. With
-    `cached_epochs`, the MFN layers first learn alone, so many times from the first tokens of the same text. With
-    `by_layer`, the model is measured with each MFN layer left out, too.
+    The model goes to `folder`. With a teacher, the target is the distribution of the dense model that was trained on
+    the same tokens. With `cached_epochs`, the MFN layers first learn alone, so many times from the first tokens of the
+    same text. With `by_layer`, the model is measured with each MFN layer left out, too.
     """
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
@@ -171,6 +173,7 @@ def mfn(
     arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **(common | settings))
     trainer = MFNTrainer(model, arguments, base_model=base_model, train_dataset=rows)
     trainer.train()
+    model.save_pretrained(folder)
     record = {
         "settings": chosen,
         "perplexity": perplexities(model),
@@ -228,20 +231,24 @@ def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
 def runs() -> dict[str, Run]:
     """Name -> run. The short ones of Llama come first, since they are what the recipe was chosen by."""
     table: dict[str, Run] = {}
-    groups = {
+    groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE},
         "gpt2": {"losses": LOSSES, "recipe": GPT2_RECIPES},
     }
+
+    def add(family: str, group: str, changes: dict[str, dict[str, Any]], tokens: int, **more: Any) -> None:
+        for name, settings in changes.items():
+            folder = cache_folder() / "fidelity" / family / group / name
+            table[f"{family}/{group}/{name}"] = partial(mfn, folder, family, tokens, **more, **settings)
+
     for family in small_models.FAMILIES:
         table[f"{family}/short/dense"] = partial(dense, family, SHORT_TOKENS)
-        table[f"{family}/short/recon-util"] = partial(mfn, family, SHORT_TOKENS)
+        add(family, "short", {"recon-util": {}}, SHORT_TOKENS)
         for group, changes in groups[family].items():
-            for name, settings in changes.items():
-                table[f"{family}/{group}/{name}"] = partial(mfn, family, SHORT_TOKENS, **settings)
+            add(family, group, changes, SHORT_TOKENS)
     for family in small_models.FAMILIES:
         table[f"{family}/main/dense"] = partial(dense, family, MAIN_TOKENS)
-        for name, settings in MAIN.items():
-            table[f"{family}/main/{name}"] = partial(mfn, family, MAIN_TOKENS, by_layer=True, **settings)
+        add(family, "main", MAIN, MAIN_TOKENS, by_layer=True)
     return table
 
 

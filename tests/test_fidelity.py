@@ -50,12 +50,17 @@ def test_dense_and_mfn_runs_measure_what_they_trained(small):
         assert record[name] == pytest.approx(expected, rel=1e-4), name
     assert record["base_perplexity"] != record["perplexity"]
 
-    plain, first = (fidelity.mfn("llama", TOKENS, k=4, teacher="dense", cached_epochs=epochs) for epochs in (0, 30))
+    plain, first = (
+        fidelity.mfn(small / str(epochs), "llama", TOKENS, k=4, teacher="dense", cached_epochs=epochs)
+        for epochs in (0, 30)
+    )
     assert first["settings"] == plain["settings"] | {"cached_epochs": 30}
     assert (plain["settings"]["k"], plain["settings"]["teacher"], plain["last_log"]["alpha"]) == (4, "dense", 1.0)
     for layer, figures in first["features"].items():
         assert 0 < figures["active_features"] <= 4
         assert figures["explained_variance"] > plain["features"][layer]["explained_variance"]
+    kept = AutoModelForCausalLM.from_pretrained(small / "30")
+    assert fidelity.perplexities(kept) == pytest.approx(first["perplexity"], rel=1e-4)
     assert set(first["perplexity"]) == set(first["perplexity_at_alpha_0"]) == set(corpora.DOMAINS)
 
 
