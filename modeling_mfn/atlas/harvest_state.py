@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ..distributed import world_size
+from ..whole_files import write_whole
 from .firings import TokenBatch
 from .statistics import ExampleLimits, LayerStatistics
 
@@ -118,9 +118,7 @@ class HarvestState:
     def save(self, file: Path, settings: Mapping[str, Any]) -> None:
         """Writes it beside `file`, then in its place: a process that is killed meanwhile leaves the earlier one."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.part")
-        beside.write_bytes(self.to_bytes(settings))
-        os.replace(beside, file)
+        write_whole(file, self.to_bytes(settings))
 
     def load(self, file: Path, settings: Mapping[str, Any]) -> None:
         """Reads what `save` wrote; `ValueError` if that was another harvest."""

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..whole_files import write_whole
 from .labels import Label, Labels
 from .schema import (
     EXAMPLES,
@@ -71,9 +72,7 @@ def write_atlas(folder: Path, metadata: dict[str, Any], features: pa.Table, exam
 def write_labels(file: Path, labels: Labels) -> None:
     """Writes labels as a JSON list of flat objects, one a line; a file that is there stays until then."""
     lines = ",\n".join(json.dumps(label.to_record()) for label in labels)
-    beside = file.with_name(f".{file.name}.part")
-    beside.write_text(f"[\n{lines}\n]\n" if lines else "[]\n", encoding="utf-8")
-    os.replace(beside, file)
+    write_whole(file, f"[\n{lines}\n]\n" if lines else "[]\n")
 
 
 def read_labels(file: Path) -> Labels:

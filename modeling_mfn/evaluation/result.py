@@ -62,6 +62,17 @@ class PredictionResult:
         """Figures become `{"value", "low", "high"}`, and what is not finite null."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> PredictionResult:
+        """The result that `to_json` made the record of; figures in `details` stay mappings."""
+        figures = {
+            subject: {
+                name: Figure(*(math.nan if part is None else part for part in of.values())) for name, of in own.items()
+            }
+            for subject, own in record["figures"].items()
+        }
+        return cls(**{**record, "figures": figures})
+
 
 def bootstrap(
     statistic: Callable[..., np.ndarray], *samples: np.ndarray, resamples: int = 1000, seed: int = 0

@@ -1,0 +1,72 @@
+"""What is written of results."""
+
+import json
+import math
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from markdown_it import MarkdownIt
+
+from modeling_mfn.evaluation.report import load_result, save_result, write_report
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PredictionResult
+
+SETTINGS = {"models": ["a", "b"], "seed": 0, "tokens": 4096}
+
+
+def result(prediction="P1", **changes):
+    fields = {
+        "prediction": prediction,
+        "claim": "Firing rates converge",
+        "criterion": "std <= 0.05",
+        "outcome": "partly",
+        "reason": "std is small, and so is a random SAE's.",
+        "headline": "firing_rate_std",
+        "figures": {
+            MFN: {"dead_share": Figure(0.0), "firing_rate_std": Figure(0.0123, 0.011, 0.014)},
+            POST_HOC_SAE: {"firing_rate_std": Figure(0.0456, 0.04, 0.05), "kl": Figure(math.nan)},
+        },
+        "baseline": POST_HOC_SAE,
+        "details": {"by_layer": {"0": [0.5]}},
+    }
+    return PredictionResult(**(fields | changes))
+
+
+def test_a_result_comes_back_if_the_same_settings_are_asked_for(tmp_path):
+    saved = result()
+    save_result(saved, SETTINGS, tmp_path)
+    found = load_result("P1", SETTINGS, tmp_path)
+    assert found.to_json() == saved.to_json()
+    assert str(found.figures[MFN]) == str(saved.figures[MFN])
+    assert load_result("P1", SETTINGS | {"seed": 1}, tmp_path) is None
+    assert load_result("P2", SETTINGS, tmp_path) is None
+    json.loads((tmp_path / "P1.json").read_text(), parse_constant=pytest.fail)
+    assert ElementTree.parse(tmp_path / "figures/P1.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "figures/P1.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_report_shows_every_verdict_and_figure(tmp_path):
+    missing = result("P5", outcome="not measured", headline="loss", figures={}, reason="No second domain was given.")
+    tokens = MarkdownIt().enable("table").parse(write_report([result(), missing], SETTINGS, tmp_path).read_text())
+    cells = [token.content for before, token in pairwise(tokens) if before.type.startswith("td_open")]
+    rows = [cells[start : start + 4] for start in (0, 4)]
+    assert rows[0] == [
+        "**P1** Firing rates converge", "partly", "firing rate std: 0.0123 [0.011, 0.014]",
+        "post-hoc SAE: 0.0456 [0.04, 0.05]",
+    ]  # fmt: skip
+    assert rows[1][1:] == ["not measured", "", ""]
+    assert cells[8:] == [
+        "dead share",
+        "0",
+        "",
+        "firing rate std",
+        "0.0123 [0.011, 0.014]",
+        "0.0456 [0.04, 0.05]",
+        "kl",
+        "",
+        "-",
+    ]
+    text = "\n".join(token.content for token in tokens if token.type == "inline")
+    assert "No second domain was given." in text
+    assert "figures/P1.png" in text
+    assert "figures/P5.png" not in text
