@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SOURCES = ("human", "imported", "automatic")
-"""Whose label is shown where a feature has several; those of language models come last."""
+from .atlas.labels import Label, display_order
+from .atlas.schema import FEATURES_FILE, LABELS_FILE
+from .atlas.storage import read_labels
+from .feature_names import parse_feature
 
 
 class LabelledFeature(NamedTuple):
@@ -63,39 +65,23 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def _labelled(features: Path) -> list[LabelledFeature]:
-    file = features / "labels.json"
-    if not file.is_file():
-        return []
-    best: dict[tuple[int, int], dict[str, Any]] = {}
-    for record in json.loads(file.read_text(encoding="utf-8")):
-        place = _place(record["feature"])
-        if place not in best or _rank(record) < _rank(best[place]):
-            best[place] = record
-    rows = _rows(features / "features.parquet", set(best))
-    order = sorted(best, key=lambda place: (_rank(best[place]), place))
-    return [_feature(place, best[place], rows.get(place, {})) for place in order]
+    labels = read_labels(features / LABELS_FILE)
+    best = {parse_feature(label.feature): labels[label.feature][0] for label in labels}
+    rows = _rows(features / FEATURES_FILE, set(best))
+    order = sorted(best, key=lambda place: (display_order(best[place]), place))
+    return [_feature(best[place], rows.get(place, {})) for place in order]
 
 
-def _feature(place: tuple[int, int], record: dict[str, Any], row: dict[str, Any]) -> LabelledFeature:
+def _feature(label: Label, row: dict[str, Any]) -> LabelledFeature:
     return LabelledFeature(
-        f"L{place[0]}/{place[1]}",
-        str(record["label"]),
-        str(record["source"]),
-        record.get("score"),
+        label.feature,
+        label.label,
+        label.source,
+        label.score,
         row.get("firing_rate"),
         row.get("max_activation"),
         [str(token["token"]) for token in row.get("promoted") or []],
     )
-
-
-def _rank(record: dict[str, Any]) -> tuple[int, float]:
-    source = record["source"]
-    return (SOURCES.index(source) if source in SOURCES else len(SOURCES), -(record.get("score") or 0.0))
-
-
-def _place(name: str) -> tuple[int, int]:
-    layer, _, index = name.removeprefix("L").partition("/")
-    return int(layer), int(index)
 
 
 def _rows(file: Path, places: set[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:

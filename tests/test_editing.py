@@ -1,16 +1,15 @@
 """Pruned, removed, reset and merged features, against steered models and dense float64 equations."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_base, make_mfn, tokens
+from fresh_process import run_without_the_plugin
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from test_saving import WITHOUT_THE_PLUGIN
+from test_saving import SCRIPT
 from test_training import arguments, rows, train
 from transformers import AutoModelForCausalLM
 
@@ -192,9 +191,7 @@ def test_a_fresh_process_without_the_plugin_loads_a_compacted_model(tmp_path, mo
     model.save_pretrained(folder)
     save_file({"input_ids": batch["input_ids"], "logits": model(**batch).logits.detach()}, tmp_path / "expected")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    command = [sys.executable, "-c", WITHOUT_THE_PLUGIN, str(folder), str(tmp_path / "expected")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.returncode == 0, result.stderr
+    run_without_the_plugin(SCRIPT, tmp_path, folder, tmp_path / "expected")
 
 
 def test_a_fresh_model_of_an_edited_config_starts_as_others_do(model):

@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
 from features_folder import label, write_features
+from fresh_process import run_without_the_plugin
 from huggingface_hub import ModelCard, constants
 from local_hub import TOKEN, LocalHub
 from safetensors.torch import load_file, save_file
@@ -110,19 +109,7 @@ def shards(folder):
     return {path.name for path in folder.glob("model-*.safetensors")}
 
 
-WITHOUT_THE_PLUGIN = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_mfn":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
+SCRIPT = """
 expected = load_file(sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained("me/trained")
 assert tokenizer("w5 w6 w7", return_tensors="pt")["input_ids"].tolist() == [[5, 6, 7]]
@@ -134,7 +121,7 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 """
 
 
-def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hub, folder, tmp_path):
+def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hub, folder, tmp_path, monkeypatch):
     printed = clients.run(mfn, "push", folder, "me/trained", "--message", "first")
     assert f"{hub.endpoint}/me/trained/commit/" in printed
     assert hub.repositories["me/trained"].messages == ["initial commit", "first"]
@@ -150,10 +137,9 @@ def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hu
     ids = tokens(2, 9)["input_ids"]
     logits = AutoModelForCausalLM.from_pretrained(folder)(ids).logits.detach()
     save_file({"input_ids": ids, "logits": logits}, tmp_path / "expected")
-    command = [sys.executable, "-c", WITHOUT_THE_PLUGIN, str(tmp_path / "expected")]
-    environment = os.environ | hub.environment(tmp_path / "home", token=None)
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
+    for name, value in hub.environment(tmp_path / "home", token=None).items():
+        monkeypatch.setenv(name, value)
+    run_without_the_plugin(SCRIPT, tmp_path, tmp_path / "expected")
     assert not any(name.startswith("features/") for name in hub.downloads())
 
 

@@ -1,12 +1,11 @@
 """Presets: they travel with the model, as JSON, and nothing that a model cannot have gets in."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
+from fresh_process import run_without_the_plugin
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 
 from modeling_mfn import Ablate, Add, Clamp, MFNForCausalLM, Scale
@@ -49,19 +48,7 @@ def test_a_preset_steers_as_its_interventions_do(model):
         model.steer("late")
 
 
-WITHOUT_THE_PLUGIN = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_mfn":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-
+SCRIPT = """
 folder, expected = sys.argv[1], load_file(sys.argv[2])
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 with model.steer("calm"):
@@ -94,9 +81,7 @@ def test_presets_travel_with_the_model_with_and_without_the_plugin(model, tmp_pa
         assert torch.equal(model.lm_head(headless(ids).last_hidden_state), calm)
     save_file({"input_ids": ids, "calm": calm, "late": late}, tmp_path / "expected")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    command = [sys.executable, "-c", WITHOUT_THE_PLUGIN, str(folder), str(tmp_path / "expected")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.returncode == 0, result.stderr
+    run_without_the_plugin(SCRIPT, tmp_path, folder, tmp_path / "expected")
     again = MFNForCausalLM.from_pretrained(f"{folder}-again")
     assert again.presets == {**model.presets, "own": (model.presets["calm"].interventions, "prompt")}
     assert again.config.direction_norms == {"L0/5": 0.0}

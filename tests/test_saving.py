@@ -1,12 +1,11 @@
 """Saved models come back the same: by the Auto classes, without the plugin, in shards, on devices; or say why not."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import make_mfn, tokens
+from fresh_process import run_without_the_plugin
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 
 import modeling_mfn
@@ -39,19 +38,7 @@ def test_the_auto_classes_give_the_same_logits(saved):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(again)(**batch).logits, logits)
 
 
-WITHOUT_THE_PLUGIN = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_mfn":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
-import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
+SCRIPT = """
 folder, expected = sys.argv[1], load_file(sys.argv[2])
 try:
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
@@ -80,9 +67,7 @@ def test_a_fresh_process_without_the_plugin_loads_it_as_remote_code(family_base,
     ids = tokens(2, 9)["input_ids"]
     save_file({"input_ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    command = [sys.executable, "-c", WITHOUT_THE_PLUGIN, str(tmp_path / "model"), str(tmp_path / "expected")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.returncode == 0, result.stderr
+    run_without_the_plugin(SCRIPT, tmp_path, tmp_path / "model", tmp_path / "expected")
 
 
 def test_text_generation_pipeline(saved, tmp_path):

@@ -33,7 +33,7 @@ class Label:
         object.__setattr__(self, "feature", format_feature(*parse_feature(self.feature)))
         if not isinstance(self.label, str) or not self.label.strip():
             raise ValueError(f"label of {self.feature} is {self.label!r}; it must be a text that is not empty")
-        if not re.fullmatch(r"human|imported|automatic|llm:.+", self.source):
+        if not re.fullmatch(r"(?s)human|imported|automatic|llm:.+", self.source):
             raise ValueError(
                 f"source of the label of {self.feature} is {self.source!r}; "
                 "it must be human, imported, automatic or llm:MODEL"
@@ -84,7 +84,7 @@ class Labels:
 
     def __getitem__(self, feature: FeatureName) -> list[Label]:
         """A feature's labels, the one to show first: human before imported, automatic and llm; then by score."""
-        return sorted(self._by_feature.get(parse_feature(feature), {}).values(), key=_display_order)
+        return sorted(self._by_feature.get(parse_feature(feature), {}).values(), key=display_order)
 
     def best(self, feature: FeatureName) -> Label | None:
         """The label to show, or `None`."""
@@ -98,9 +98,10 @@ class Labels:
         return sum(map(len, self._by_feature.values()))
 
 
-def _display_order(label: Label) -> tuple[int, float, str]:
+def display_order(label: Label) -> tuple[int, float, str]:
+    """Sorts labels, the one to show first first."""
     score = -math.inf if label.score is None else label.score
     return SOURCES.index(label.source.partition(":")[0]), -score, label.source
 
 
-__all__ = ["Label", "Labels"]
+__all__ = ["Label", "Labels", "display_order"]

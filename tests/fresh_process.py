@@ -1,0 +1,25 @@
+"""A process in which the plugin is not installed, as on the machine of somebody who only loads a checkpoint."""
+
+import subprocess
+import sys
+
+WITHOUT_THE_PLUGIN = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "modeling_mfn":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+"""
+
+
+def run_without_the_plugin(script, folder, *arguments):
+    """Runs a script there, in a folder, with the names above; what it raises fails the test."""
+    command = [sys.executable, "-c", WITHOUT_THE_PLUGIN + script, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert result.returncode == 0, result.stderr
