@@ -36,7 +36,7 @@ def make_base(name, **settings):
     """A random base model whose weights are large enough for logits to differ clearly from token to token."""
     model_class, config_class, arguments = BASES[name]
     torch.manual_seed(7)
-    return model_class(config_class(**arguments, initializer_range=0.2, **settings)).eval()
+    return model_class(config_class(**(arguments | {"initializer_range": 0.2} | settings))).eval()
 
 
 def make_mfn(base, seed=11, **settings):

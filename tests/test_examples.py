@@ -2,16 +2,21 @@
 
 import importlib.util
 import json
+import random
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import make_base
 from test_data import make_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from modeling_mfn import MFNForCausalLM, data
+from modeling_mfn import FeatureAtlas, MFNForCausalLM, data, demo_assets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+VERSE = """Good my lord , the king is dead , and the queen weeps for him in the tower of the old town by night"""
 
 
 @pytest.mark.parametrize(("large", "from_file"), [(100, False), (2**27, True)], ids=["streamed", "in memory"])
@@ -43,3 +48,51 @@ def test_the_training_script(tmp_path, monkeypatch, large, from_file):
     assert record["arguments"]["per_device_train_batch_size"] == 2
     assert "eval_recon_loss" in json.loads((out / "eval_results.json").read_text())
     assert MFNForCausalLM.from_pretrained(out).config.layers == [1]
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    """A tiny model in place of the demo's checkpoint, and verse in place of Shakespeare's."""
+    shuffled = random.Random(0)
+    plays = []
+    for number in range(6):
+        lines = (" ".join(shuffled.sample(VERSE.split(), 12)) for _ in range(300))
+        plays.append(tmp_path / f"play_{number}.txt")
+        plays[-1].write_text("\n".join(lines))
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
+    bpe.train([str(play) for play in plays], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>")
+    base = make_base("llama-tied", vocab_size=len(tokenizer), num_hidden_layers=12, max_position_embeddings=256)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(demo_assets, "smollm2", lambda: tmp_path / "base")
+    monkeypatch.setattr(demo_assets, "shakespeare", lambda: (plays[:4], plays[4:]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("script", "made"),
+    [
+        ("quickstart", "quickstart/model"),
+        ("steer", "quickstart/model"),
+        ("explain", "explain/explanation.svg"),
+        ("inspect_features", "inspect_features/features/atlas.json"),
+        ("train_from_cache", "train_from_cache/training_record.json"),
+        ("train_lora", "lora/merged"),
+        ("share_on_hub", "share_on_hub/config.json"),
+    ],
+)
+def test_the_scripts_run_offline(assets, monkeypatch, script, made):
+    monkeypatch.setattr("sys.argv", [f"{script}.py"])
+    runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+    made = assets / "runs" / made
+    assert made.exists()
+    if script == "inspect_features":
+        assert [label.label for label in FeatureAtlas.from_pretrained(made.parent.parent).labels] == ["my favourite"]
+    elif made.is_dir():
+        assert type(AutoModelForCausalLM.from_pretrained(made)) is MFNForCausalLM
