@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,34 +33,44 @@ class Data(NamedTuple):
     train: dict[str, np.ndarray]
     held_out: dict[str, np.ndarray]
 
-    def sample(self, tokens: int, after: int = 0, seed: int = 0) -> Dataset:
-        """Training windows in an equal share of each domain, once `after` tokens were taken in the same way. A domain
-        starts again from its first window when it is through."""
-        generator = np.random.default_rng(seed)
+    def sample(self, tokens: int, after: int = 0, seed: int = 0, domains: Sequence[str] | None = None) -> Dataset:
+        """Training windows in an equal share of each domain, or of some, once `after` tokens of all domains were taken;
+        with each seed others. A domain starts again from its first window when it is through."""
+        generator = np.random.default_rng(0)
         shares = []
-        for rows in self.train.values():
+        for domain, rows in self.train.items():
             order = generator.permutation(len(rows))
-            first, count = (amount // WINDOW // len(self.train) for amount in (after, tokens))
-            shares.append(rows[order[np.arange(first, first + count) % len(rows)]])
+            if domain in (domains or self.train):
+                count = tokens // rows.shape[1] // len(domains or self.train)
+                first = after // rows.shape[1] // len(self.train) + seed * count
+                shares.append(rows[order[np.arange(first, first + count) % len(rows)]])
         mixed = np.concatenate(shares)
-        return corpora.as_data_set(mixed[generator.permutation(len(mixed))])
+        for _ in range(seed + 1):
+            mixture = generator.permutation(len(mixed))
+        return corpora.as_data_set(mixed[mixture])
 
     def evaluation(self, domain: str, tokens: int = 32_768) -> Dataset:
         """Windows spread evenly over a domain's held-out text."""
         rows = self.held_out[domain]
-        return corpora.as_data_set(rows[np.linspace(0, len(rows) - 1, tokens // WINDOW).astype(int)])
+        return corpora.as_data_set(rows[np.linspace(0, len(rows) - 1, tokens // rows.shape[1]).astype(int)])
 
 
 @cache
 def data() -> Data:
-    """The tokenised corpora, cached in a file."""
-    file = cache_folder() / f"windows-{VOCABULARY}-{WINDOW}.npz"
+    """The corpora in the small models' tokens."""
+    return tokenised(
+        lambda: corpora.tokenizer(VOCABULARY), WINDOW, cache_folder() / f"windows-{VOCABULARY}-{WINDOW}.npz"
+    )
+
+
+def tokenised(tokenizer: Callable[[], Any], window: int, file: Path) -> Data:
+    """The corpora in a tokenizer's tokens, cached in a file."""
     if not file.exists():
-        tokenizer = corpora.tokenizer(VOCABULARY)
-        arrays = {}
+        arrays, made = {}, tokenizer()
         for domain in corpora.DOMAINS:
             for part, documents in zip(("train", "held_out"), corpora.texts(domain), strict=True):
-                arrays[f"{domain}.{part}"] = corpora.windows(documents, tokenizer, WINDOW)
+                arrays[f"{domain}.{part}"] = corpora.windows(documents, made, window)
+        file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, **arrays)
     arrays = np.load(file)
     return Data(*({d: arrays[f"{d}.{part}"] for d in corpora.DOMAINS} for part in ("train", "held_out")))

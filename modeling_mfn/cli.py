@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from .atlas.command import atlas
+from .evaluation.command import evaluate
 
 app = typer.Typer(
     help="Transformers that read through named, sparse features.",
@@ -308,6 +309,7 @@ def demo(
 
 
 app.command()(atlas)
+app.command()(evaluate)
 
 
 def _parse_layers(layers: str) -> str | list[int]:

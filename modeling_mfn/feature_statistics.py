@@ -82,7 +82,11 @@ class FeatureStatistics:
         self._tokens.zero_()
 
     def below(self, rate: float) -> dict[int, Tensor]:
-        """Layer -> features (R,) whose firing rate is below `rate`; layers without any are left out."""
+        """Layer -> features (R,) whose firing rate is below `rate`; layers without any are left out. None at all before
+        rates are of so many tokens that a feature of this rate is active on one of them: of fewer, all rates are 0 that
+        are not far above it."""
+        if float(self._weight) < min(1 / max(rate, 1e-30), self.window / 2):
+            return {}
         low = (self.rates < rate) & self._kept
         found = {layer: low[place].nonzero().flatten() for place, layer in enumerate(self.layers)}
         return {layer: features for layer, features in found.items() if len(features)}

@@ -47,13 +47,14 @@ def test_statistics_are_those_of_a_brute_force_count():
         assert figures[layer]["active_features"] == pytest.approx(float(rates.sum()))
         assert figures[layer]["firing_rate_cv"] == pytest.approx(float(rates.std() / rates.mean()), rel=1e-5)
         assert (silent[place, rates == 0] == 52).all()
-        assert torch.equal(statistics.below(1e-9)[layer], (rates == 0).nonzero()[:, 0])
+        assert torch.equal(statistics.below(1.5 / 52)[layer], (rates < 1.5 / 52).nonzero()[:, 0])
         # 36 tokens, then 16: a token's weight falls by e in 1,000 of them
         ages = torch.tensor([16.0] * 36 + [0.0] * 16).double()
         first, second = 1 - math.exp(-36 / 1000), 1 - math.exp(-16 / 1000)
         shares = torch.where(ages > 0, first * math.exp(-16 / 1000) / 36, second / 16).double()
         expected = (z > 0).T.double() @ (shares / shares.sum())
         torch.testing.assert_close(statistics.rates[place].double(), expected, atol=1e-6, rtol=1e-5)
+    assert statistics.below(1 / 60) == {}  # of 52 tokens, no rate is known to be so low
 
 
 def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():

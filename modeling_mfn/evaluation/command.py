@@ -1,0 +1,201 @@
+"""The verb `mfn evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..modeling_mfn import MFNForCausalLM
+    from .baseline_models import BaselineModels
+    from .result import PredictionResult
+    from .transfer import Transfer
+
+ALL = "P1,P2,P3,P4,P5"
+
+
+def evaluate(
+    model: Annotated[
+        list[str], typer.Argument(help="MFN model: a folder, or an id on the Hub; for P3 those of several seeds.")
+    ],
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            help="Held-out text, as --text of train, or DOMAIN=TEXT; may be given several times. Never text that a "
+            "model was trained on.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for results, report, figures and baselines.")] = Path(
+        "evaluation"
+    ),
+    predictions: Annotated[str, typer.Option(help="Which of the five to measure.")] = ALL,
+    base: Annotated[
+        str | None, typer.Option(help="Base model, to train the baselines on: post-hoc SAEs and a random one.")
+    ] = None,
+    train_text: Annotated[
+        list[str] | None,
+        typer.Option("--train-text", help="Text that baselines learn from, as MODEL did."),
+    ] = None,
+    no_rate: Annotated[
+        list[str] | None, typer.Option("--no-rate", help="For P1: the same model trained without the rate loss.")
+    ] = None,
+    concepts: Annotated[Path | None, typer.Option(help="For P2: JSON file of concepts, {name: [word, ...]}.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="For P5: the one DOMAIN of --train-text that MODEL and SAEs learn from.")
+    ] = None,
+    dense: Annotated[
+        list[str] | None,
+        typer.Option("--dense", help="For P5: BASE trained on as long as each MODEL, without MFN layers."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on, of each text.")] = 16_384,
+    train_tokens: Annotated[int, typer.Option(help="Tokens that baselines learn from, in all.")] = 300_000,
+    epochs: Annotated[int, typer.Option(help="Times that they go through them.")] = 1,
+    window: Annotated[int, typer.Option(help="Tokens a row.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of baselines, samples and intervals.")] = 0,
+) -> None:
+    """Measure the paper's five predictions, with intervals and beside baselines.
+
+    What is in the output folder from an earlier run with the same options is taken as it is.
+
+    Example: mfn evaluate gpt2-mfn gpt2-mfn-seed-1 --text news=held-out.txt --base gpt2 --train-text news=corpus.txt
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..atlas.concepts import read_concepts
+    from ..modeling_mfn import MFNForCausalLM
+    from .evidence import Evidence, check_predictions, measure_predictions
+    from .result import MFN, NO_RATE_LOSS
+
+    chosen = check_predictions(predictions.split(","))
+    groups = {} if concepts is None else {"concepts": read_concepts(concepts)}
+    texts, train_texts = named_texts(text), named_texts(train_text or [])
+    _check(texts, train_texts, base, source, dense, len(model), output)
+    settings = {
+        "models": model, "text": list(texts), "base": base, "train_text": list(train_texts), "no_rate": no_rate or [],
+        "concepts": None if concepts is None else concepts.name, "source": source, "dense": dense or [],
+        "tokens": tokens, "train_tokens": train_tokens, "epochs": epochs, "window": window, "seed": seed,
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(model[0])
+    held_out = {name: read_windows(part, tokenizer, window, tokens) for name, part in texts.items()}
+    training = {
+        name: read_windows(part, tokenizer, window, train_tokens // len(train_texts))
+        for name, part in train_texts.items()
+    }
+    models = [MFNForCausalLM.from_pretrained(each) for each in model]
+    subjects: dict[str, Sequence[MFNForCausalLM]] = {MFN: models}
+    transfers: Mapping[str, Sequence[Transfer]] = {}
+    if no_rate:
+        subjects[NO_RATE_LOSS] = [MFNForCausalLM.from_pretrained(each) for each in no_rate]
+    if base is not None:
+        baselines = _baselines(base, models[0], training, epochs, output / "baselines")
+        subjects |= baselines.subjects(len(models), source)
+        if source is not None:
+            references = [AutoModelForCausalLM.from_pretrained(each) for each in dense or [base] * len(models)]
+            targets = [name for name in held_out if name != source]
+            transfers = baselines.transfers(source, targets, models, references)
+    choosing = joined(training) if training else None
+    evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed)
+    results = measure_predictions(evidence, chosen, settings, output)
+    Console().print(verdict_table(results))
+    Console().print(f"results, report and figures are in {output}", markup=False)
+
+
+def named_texts(texts: Sequence[str]) -> dict[str, str]:
+    """`DOMAIN=TEXT` or `TEXT`, whose domain is the name of its file -> domain -> text."""
+    named = {}
+    for text in texts:
+        name, equals, source = text.partition("=")
+        if not equals:
+            name, source = Path(text).stem, text
+        if not name or not source:
+            raise ValueError(f"{text!r} is no text; write DOMAIN=TEXT, or a text alone")
+        if name in named:
+            raise ValueError(f"two texts are of domain {name!r}; give them other names, as DOMAIN=TEXT")
+        named[name] = source
+    return named
+
+
+def read_windows(text: str, tokenizer: Any, window: int, tokens: int) -> Dataset:
+    """The first so many tokens of a text in windows."""
+    from datasets import Dataset
+
+    from ..data import load_text, pack
+
+    rows = pack(load_text([text]), tokenizer, window)
+    return Dataset.from_list(list(islice(rows, max(1, tokens // window))))
+
+
+def verdict_table(results: Sequence[PredictionResult]) -> Table:
+    """For the terminal: what was found, and by which figure."""
+    table = Table("prediction", "outcome", "because", show_lines=True)
+    for result in results:
+        table.add_row(Text(f"{result.prediction} {result.claim}"), result.outcome, Text(result.reason))
+    return table
+
+
+def _check(
+    texts: Mapping[str, str],
+    train_texts: Mapping[str, str],
+    base: str | None,
+    source: str | None,
+    dense: Sequence[str] | None,
+    models: int,
+    output: Path,
+) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; the output must be a folder")
+    if base is not None and not train_texts:
+        raise ValueError("base is given without train-text; baselines need text to learn from")
+    if source is None:
+        return
+    if base is None:
+        raise ValueError("source is given without base; P5 compares with SAEs of the base model")
+    for name, of in {"text": texts, "train-text": train_texts}.items():
+        if source not in of:
+            raise ValueError(f"source is {source!r}; {name} has {', '.join(of)}")
+    missing = [name for name in texts if name not in train_texts]
+    if missing or len(texts) < 2:
+        raise ValueError(
+            f"text has {', '.join(texts)} and train-text {', '.join(train_texts)}; P5 needs at least two domains, each "
+            "with train-text for the SAEs that are fine-tuned on it"
+        )
+    if dense and len(dense) != models:
+        raise ValueError(f"there are {len(dense)} dense models and {models} MFN models; give one for each, or none")
+
+
+def _baselines(
+    base: str, like: MFNForCausalLM, training: Mapping[str, Dataset], epochs: int, folder: Path
+) -> BaselineModels:
+    """Of the place and size of an MFN model."""
+    from .baseline_models import BaselineModels
+
+    config = like.config
+    size = {
+        "layers": config.layers, "num_features": config.num_features, "k": config.k, "input_norm": config.input_norm,
+        "decoder_bias": config.decoder_bias,
+    }  # fmt: skip
+
+    def rows(domain: str | None, seed: int) -> Dataset:
+        return (joined(training) if domain is None else training[domain]).shuffle(seed=seed)
+
+    return BaselineModels(base, rows, size, epochs, folder)
+
+
+def joined(windows: Mapping[str, Dataset]) -> Dataset:
+    """The windows of all domains."""
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets(list(windows.values()))
+
+
+__all__ = ["evaluate", "verdict_table"]

@@ -1,0 +1,111 @@
+"""All that predictions are measured on, brought together once; and the measuring, one result a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
+
+from ..atlas.concepts import Concepts
+from .alignment import cross_seed_alignment
+from .calibration import firing_rate_calibration
+from .predictability import intervention_predictability
+from .probing import probe_purity
+from .report import load_result, save_result, write_report
+from .result import PredictionResult, Subjects
+from .tasks import formatting_tasks, word_tasks
+from .transfer import Transfer, transfer_gap
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Models and texts. What a prediction lacks, it reports as not measured."""
+
+    subjects: Subjects
+    held_out: Mapping[str, Dataset]
+    """Domain -> windows of text that no model was trained on."""
+    tokenizer: Any
+    choosing: Dataset | None = None
+    """Windows of other text, for what is chosen and not judged: the matching of P3. Without it, that is done on every
+    second held-out window, and judged on the others."""
+    groups: Mapping[str, Concepts] = field(default_factory=dict)
+    """Name of a group -> its concepts, for the probes of P2; those of formatting need none."""
+    transfers: Mapping[str, Sequence[Transfer]] = field(default_factory=dict)
+    """Subject -> its models that learnt from one domain, for P5."""
+    seed: int = 0
+    """Of samples, probes and bootstraps."""
+
+    @property
+    def windows(self) -> Dataset:
+        """The held-out windows of all domains."""
+        return concatenate_datasets(list(self.held_out.values()))
+
+
+def _p1(evidence: Evidence) -> PredictionResult:
+    return firing_rate_calibration(evidence.subjects, evidence.windows)
+
+
+def _p2(evidence: Evidence) -> PredictionResult:
+    windows, seed = evidence.windows, evidence.seed
+    tasks = word_tasks(evidence.groups, windows, evidence.tokenizer, seed=seed)
+    tasks += formatting_tasks(windows, evidence.tokenizer, seed=seed)
+    return probe_purity(evidence.subjects, windows, tasks, seed=seed)
+
+
+def _p3(evidence: Evidence) -> PredictionResult:
+    windows, choosing = evidence.windows, evidence.choosing
+    if choosing is None:
+        numbers = range(len(windows))
+        windows, choosing = windows.select(numbers[::2]), windows.select(numbers[1::2])
+    return cross_seed_alignment(evidence.subjects, windows, choosing, seed=evidence.seed)
+
+
+def _p4(evidence: Evidence) -> PredictionResult:
+    return intervention_predictability(evidence.subjects, evidence.windows, seed=evidence.seed)
+
+
+def _p5(evidence: Evidence) -> PredictionResult:
+    return transfer_gap(evidence.transfers, evidence.held_out, seed=evidence.seed)
+
+
+PREDICTIONS: dict[str, Callable[[Evidence], PredictionResult]] = {
+    "P1": _p1, "P2": _p2, "P3": _p3, "P4": _p4, "P5": _p5,
+}  # fmt: skip
+
+
+def check_predictions(names: Sequence[str]) -> list[str]:
+    """The names in order; `ValueError` if one is none of the five, or there is none."""
+    unknown = [name for name in names if name not in PREDICTIONS]
+    if unknown or not names:
+        raise ValueError(f"predictions are {', '.join(names) or 'none'}; give some of {', '.join(PREDICTIONS)}")
+    return [name for name in PREDICTIONS if name in names]
+
+
+def measure_predictions(
+    evidence: Evidence, names: Sequence[str], settings: Mapping[str, Any], folder: Path
+) -> list[PredictionResult]:
+    """Measures predictions, and writes each as soon as it is there, and the report at last.
+
+    Args:
+        evidence: models and texts.
+        names: some of `PREDICTIONS`.
+        settings: JSON's types alone, what the evidence was made from: a result that is there already is taken if it was
+            measured with the same.
+        folder: gets `<prediction>.json`, `figures/` and `report.md`.
+    """
+    results = []
+    for name in tqdm(check_predictions(names), "predictions", unit="prediction"):
+        result = load_result(name, settings, folder)
+        if result is None:
+            result = PREDICTIONS[name](evidence)
+            save_result(result, settings, folder)
+        results.append(result)
+    write_report(results, settings, folder)
+    return results
+
+
+__all__ = ["PREDICTIONS", "Evidence", "check_predictions", "measure_predictions"]
