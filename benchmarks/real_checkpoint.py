@@ -41,8 +41,8 @@ from modeling_mfn.demo_assets import cache_folder, smollm2
 RESULTS = Path(__file__).parent / "results"
 MFN_RATES = [{"learning_rate": rate} for rate in (4e-3, 6e-3, 1e-2)]
 LIVING = {"rate_window": 20_000, "reinit_dead_every": 10}
-JOINT_RATES = [{"learning_rate": rate} for rate in (3e-4, 1e-3)]
-ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (2e-3, 4e-3, 1e-2)]
+JOINT_RATES = [{"learning_rate": rate} for rate in (1e-4, 3e-4)]
+ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (2e-3, 4e-3)]
 SIGNUM_SHARES = (1 / 4, 1)
 """Of sparsify's default learning rate, for its default optimizer."""
 JOINT_BATCH = 4
@@ -187,6 +187,8 @@ def summary(study: Study) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Study], dict[str, Any]]] = {
     "cache": cache,
     "features": features,
+    "joint": partial(joint, stage="joint", util_target="tokens"),
+    "joint-kl": partial(joint, stage="joint-kl", util_target="kl"),
     "sae-raw": partial(sae, stage="sae-raw", input_norm="none"),
     "sae-standardised": partial(
         # what keeps our features alive, for theirs as well
@@ -196,8 +198,6 @@ STAGES: dict[str, Callable[[Study], dict[str, Any]]] = {
         auxk_alpha=1 / 32,
         dead_feature_threshold=50_000,
     ),
-    "joint": partial(joint, stage="joint", util_target="tokens"),
-    "joint-kl": partial(joint, stage="joint-kl", util_target="kl"),
     **{f"evaluate/{method}": partial(evaluate, method=method) for method in (*ABLATIONS, *TRAINED)},
     "summary": summary,
 }

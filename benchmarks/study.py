@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +24,8 @@ from modeling_mfn.activation_cache import ActivationCache
 Rows = Sequence[int]
 CUT = ("window", "train_tokens", "joint_tokens", "held_out_tokens", "seed")
 """Settings that say which windows of text there are."""
-SWEEP, SWEEP_WINDOWS = 6, 12
-"""A learning rate is tried on one part in so many of the training, and judged by so many windows."""
+VALIDATION_WINDOWS = 12
+"""That settings are chosen by."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ class Study:
 
     def _cut_windows(self) -> dict[str, np.ndarray]:
         tokenizer, generator = AutoTokenizer.from_pretrained(self.base), np.random.default_rng(self.seed)
-        tokens = {"train": self.train_tokens, "joint": self.joint_tokens, "validation": SWEEP_WINDOWS * self.window}
+        tokens = {
+            "train": self.train_tokens,
+            "joint": self.joint_tokens,
+            "validation": VALIDATION_WINDOWS * self.window,
+        }
         counts = {name: amount // self.window // len(corpora.DOMAINS) for name, amount in tokens.items()}
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*counts, "held_out")}
         for domain in corpora.DOMAINS:
@@ -124,35 +129,39 @@ class Study:
         )
 
     def fit(
-        self, stage: str, train: Callable[..., MFNForCausalLM], rates: list[dict[str, Any]], order: Rows, batch: int
+        self, stage: str, train: Callable[..., MFNForCausalLM], tries: list[dict[str, Any]], order: Rows, batch: int
     ) -> dict[str, Any]:
-        """Trains with each of some settings on the first rows of `order`; then on all of them with the settings whose
-        features, read in all blocks, left the least next-token loss on the validation windows, or with the next best,
-        if that loss became larger on the way. Saves the model."""
-        short = order[: max(batch, len(order) // SWEEP // batch * batch)]
-        tried = []
-        for settings in rates:
-            tried.append(settings | {"validation_loss": self.validation_loss(train(short, **settings))})
-            print(tried[-1], flush=True)
-        diverged = []
-        for place in sorted(range(len(rates)), key=lambda place: tried[place]["validation_loss"]):
-            begun = time.time()
-            model = train(order, **rates[place])
-            minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
-            if loss <= tried[place]["validation_loss"]:
-                break
-            diverged.append(rates[place] | {"validation_loss": loss})
-            print("diverged", diverged[-1], flush=True)
-        else:
-            raise ValueError(f"{stage} diverged with each of {rates}")
-        model.save_pretrained(self.folder / stage)
+        """Trains with each of some settings on all rows of `order`, since those that are best on a part of them are
+        not so on all, and keeps the model whose features, read in all blocks, leave the least next-token loss on the
+        validation windows. A setting that has its record already is not tried again."""
+        records = []
+        for number, settings in enumerate(tries):
+            file, folder = (
+                self.results / "tries" / f"{stage}-{number}.json",
+                self.folder / "tries" / f"{stage}-{number}",
+            )
+            known = file.exists() and json.loads(file.read_text(encoding="utf-8"))["settings"] == settings
+            if not (known and folder.exists()):
+                begun = time.time()
+                model = train(order, **settings)
+                minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
+                model.save_pretrained(folder)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                record = {"settings": settings, "validation_loss": loss, "training_minutes": minutes}
+                file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                print(record, flush=True)
+            records.append(json.loads(file.read_text(encoding="utf-8")))
+        best = min(range(len(tries)), key=lambda number: records[number]["validation_loss"])
+        shutil.rmtree(self.folder / stage, ignore_errors=True)
+        (self.folder / "tries" / f"{stage}-{best}").rename(self.folder / stage)
+        shutil.rmtree(self.folder / "tries")
+        chosen = records[best]
         return {
-            "sweep": {"tokens": len(short) * self.window, "tried": tried},
-            "chosen": rates[place],
-            "diverged": diverged,
+            "tried": records,
+            "chosen": chosen["settings"],
             "tokens": len(order) * self.window,
-            "training_minutes": minutes,
-            "validation_loss": loss,
+            "training_minutes": chosen["training_minutes"],
+            "validation_loss": chosen["validation_loss"],
         }
 
     def base_losses(self, model: MFNForCausalLM) -> Tensor:

@@ -75,10 +75,8 @@ def test_all_layers_cost_what_the_saved_model_costs_at_alpha_1(study, method):
 @pytest.mark.parametrize("stage", ["features", "joint", "joint-kl"])
 def test_mfn_layers_alone_are_trained_with_the_best_learning_rate_tried(study, stage):
     record = study.result(stage)
-    given_up = [found["learning_rate"] for found in record["diverged"]]
-    left = [tried for tried in record["sweep"]["tried"] if tried["learning_rate"] not in given_up]
-    best = min(left, key=lambda tried: tried["validation_loss"])
-    assert best == record["chosen"] | {"validation_loss": best["validation_loss"]}
+    best = min(record["tried"], key=lambda tried: tried["validation_loss"])
+    assert (best["settings"], best["validation_loss"]) == (record["chosen"], record["validation_loss"])
     started = study.convert() if stage == "features" else MFNForCausalLM.from_pretrained(study.folder / "features")
     trained = MFNForCausalLM.from_pretrained(study.folder / stage)
     moved = {name for name, value in trained.state_dict().items() if not torch.equal(value, started.state_dict()[name])}
@@ -88,17 +86,30 @@ def test_mfn_layers_alone_are_trained_with_the_best_learning_rate_tried(study, s
     assert record["validation_loss"] == pytest.approx(loss, abs=1e-3)
 
 
-def test_a_learning_rate_that_diverges_on_the_way_is_given_up(study, monkeypatch, tmp_path):
-    study = dataclasses.replace(study, folder=tmp_path)
-    losses = iter([2.0, 3.0, 9.0, 2.5])
-    monkeypatch.setattr(Study, "validation_loss", lambda self, model: next(losses))
-    model = make_mfn(make_base("llama-tied"))
-    record = study.fit("x", lambda rows, lr: model, [{"lr": 1}, {"lr": 2}], range(24), 4)
-    assert (record["chosen"], record["validation_loss"]) == ({"lr": 2}, 2.5)
-    assert record["diverged"] == [{"lr": 1, "validation_loss": 9.0}]
-    losses = iter([2.0, 9.0])
-    with pytest.raises(ValueError, match="x diverged with each of"):
-        study.fit("x", lambda rows, lr: model, [{"lr": 1}], range(24), 4)
+def test_a_setting_that_was_tried_is_not_tried_again(study, monkeypatch, tmp_path):
+    study = dataclasses.replace(study, folder=tmp_path / "models", results=tmp_path / "results")
+    models = [make_mfn(make_base("llama-tied"), seed=seed) for seed in (1, 2, 3)]
+    losses = {id(model): loss for model, loss in zip(models, (3.0, 2.0, 2.5), strict=True)}
+    monkeypatch.setattr(Study, "validation_loss", lambda self, model: losses[id(model)])
+    tried = []
+
+    def train(rows, lr):
+        if lr == 3 and len(tried) == 2:
+            raise KeyboardInterrupt
+        tried.append(lr)
+        return models[lr - 1]
+
+    settings = [{"lr": lr} for lr in (1, 2, 3)]
+    with pytest.raises(KeyboardInterrupt):
+        study.fit("x", train, settings, range(24), 4)
+    tried.append("again")
+    record = study.fit("x", train, settings, range(24), 4)
+    assert tried == [1, 2, "again", 3]
+    assert (record["chosen"], record["validation_loss"]) == ({"lr": 2}, 2.0)
+    assert [of["validation_loss"] for of in record["tried"]] == [3.0, 2.0, 2.5]
+    kept = MFNForCausalLM.from_pretrained(study.folder / "x")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), models[1].parameters(), strict=True))
+    assert [folder.name for folder in study.folder.iterdir()] == ["x"]
 
 
 def test_ablation_recovers_nothing_of_itself_and_all_else_is_on_the_same_scale(study):
