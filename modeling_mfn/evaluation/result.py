@@ -74,9 +74,7 @@ class PredictionResult:
         return cls(**{**record, "figures": figures})
 
 
-def bootstrap(
-    statistic: Callable[..., np.ndarray], *samples: np.ndarray, resamples: int = 1000, seed: int = 0
-) -> Figure:
+def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0) -> Figure:
     """A statistic of samples, with the percentile interval of 95 % from resampling them along their first axis.
 
     Args:
