@@ -51,10 +51,14 @@ def test_changes_are_those_of_whole_forwards(family):
         logits = model(site.tokens[None]).logits
         return logits[0, 9:], seen["heads"][0, 9:].unflatten(-1, (4, 8)), seen["mlp"][0, 9:]
 
-    plain = outputs()
+    def active(place):
+        code = model(site.tokens[None], output_codes=True).codes[place]
+        return set(code.indices[0, 9][code.values[0, 9] > 0].tolist())
+
+    plain, before = outputs(), [active(1), active(2)]
     for place, change in enumerate(CHANGES):
         with model.steer({(0, feature): Add(change * activation)}, positions=mask):
-            steered = outputs()
+            steered, after = outputs(), [active(1), active(2)]
         logits, heads, mlp = (after - before for after, before in zip(steered, plain, strict=True))
         for name, expected in (
             ("logits", logits - logits.mean(-1, keepdim=True)),
@@ -62,6 +66,9 @@ def test_changes_are_those_of_whole_forwards(family):
             (("MLP", 2), mlp),
         ):
             torch.testing.assert_close(response.changes[name][place], expected, atol=1e-10, rtol=0)
+        shares = [1 - len(old & new) / len(old) for old, new in zip(before, after, strict=True)]
+        assert response.replaced[place].item() == pytest.approx(sum(shares) / 2)
+    assert 0 < response.replaced[-1] < 1
     assert model.config.alpha == 1
 
 
@@ -140,7 +147,7 @@ def test_figures_of_one_response():
     slope, baseline = slope - slope.mean(-1, keepdim=True), 3 * baseline
     real = torch.stack([change * slope + 0.5 * noise for change in CHANGES])
     real -= real.mean(-1, keepdim=True)
-    found = response_figures(Response({"logits": slope}, {"logits": real}), CHANGES, baseline, [])
+    found = response_figures(Response({"logits": slope}, {"logits": real}, torch.arange(3)), CHANGES, baseline, [])
     before = torch.softmax(baseline, -1)
     jacobian = torch.diag(before[0]) - torch.outer(before[0], before[0])
     top = set((jacobian @ slope[0]).abs().topk(20).indices.tolist())

@@ -32,6 +32,7 @@ def response_figures(
     - `later KL`: its mean over later tokens, as a share of that at the token itself;
     - `unpredicted tokens`: the share of all real change of next-token probabilities that falls on tokens other than the
       20 whose probabilities were predicted to change most;
+    - `replaced features`: of those active at the token in later MFN layers, the share that no longer is;
     - `dose response`: Spearman's correlation, over the changes with 0 among them, of predicted and real change of the
       logit that has the largest derivative; `linearity`: R2 of the line that fits it best.
 
@@ -55,6 +56,7 @@ def response_figures(
         "KL": divergence[:, 0],
         "later KL": divergence[:, 1:].mean(-1) / divergence[:, 0],
         "unpredicted tokens": _unpredicted(baseline[0], slope[0], real[:, 0]),
+        "replaced features": response.replaced,
     }
     arrays = {name: values.double().cpu().numpy() for name, values in found.items()}
     return arrays | _dose_response(changes, slope[0].cpu().numpy(), real[:, 0].cpu().numpy())

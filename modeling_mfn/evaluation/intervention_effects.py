@@ -57,6 +57,9 @@ class Response(NamedTuple):
     """(L + 1, n), by the change in activations of the feature."""
     changes: dict[Output, Tensor]
     """(S, L + 1, n), at S sizes of the change."""
+    replaced: Tensor
+    """(S,) share of the features active at the token in later MFN layers that no longer are; NaN behind the last one.
+    Where TopK chooses others the derivative, which takes the choice as it is, misses a jump."""
 
 
 def sample_sites(windows: Windows, count: int, later: int, seed: int = 0) -> list[Site]:
@@ -112,15 +115,14 @@ class Bench:
         self.cache, self.codes_before = before.past_key_values, before.codes
         self.ids = ids[:, here:]
         self.here = torch.arange(here + 1)[None] == here
-        self.codes: dict[int, SparseCode] = {}
-        """Layer -> code (L + 1, K)."""
-        self.baseline = self._run([{}], self.codes)
-        """Output -> (1, L + 1, n)."""
+        self.baseline, self.codes = self._run([{}])
+        """Output -> (1, L + 1, n), and layer -> code (1, L + 1, K)."""
 
     def activations(self, layer: int) -> dict[int, float]:
         """Features that are active at the site -> activation."""
         code = self.codes[layer]
-        return {index: value for index, value in _pairs(code, 0) if value > 0}
+        pairs = zip(code.indices[0, 0].tolist(), code.values[0, 0].tolist(), strict=True)
+        return {index: value for index, value in pairs if value > 0}
 
     def seen_before(self, layer: int) -> list[int]:
         """Features that are active on some token before, but not at the site."""
@@ -142,32 +144,36 @@ class Bench:
                     vectors[len(rows)] = length * push.direction.to(vectors)
                     rows.append({})
         with moved(self.model.mfn_layers[layer], vectors):
-            outputs = self._run(rows)
-        return [
-            Response(
-                {name: (rows[0] - rows[1]) / (2 * STEP) for name, rows in of_push.items()},
-                {name: rows[2:] - self.baseline[name] for name, rows in of_push.items()},
+            outputs, codes = self._run(rows)
+        replaced = self._replaced(layer, codes).unflatten(0, (len(pushes), -1))[:, 2:]
+        found = []
+        for place in range(len(pushes)):
+            of_push = {name: values.unflatten(0, (len(pushes), -1))[place] for name, values in outputs.items()}
+            slopes = {name: (values[0] - values[1]) / (2 * STEP) for name, values in of_push.items()}
+            moves = {name: values[2:] - self.baseline[name] for name, values in of_push.items()}
+            found.append(Response(slopes, moves, replaced[place]))
+        return found
+
+    def _replaced(self, layer: int, codes: dict[int, SparseCode]) -> Tensor:
+        """(B,) for rows of codes (B, L + 1, K)."""
+        shares = [codes[layer].values.new_full((len(codes[layer].values),), torch.nan)]
+        for later in (each for each in codes if each > layer):
+            (before, active), (after, positive) = (
+                (code.indices[:, 0], code.values[:, 0] > 0) for code in (self.codes[later], codes[later])
             )
-            for of_push in (
-                {name: values.unflatten(0, (len(pushes), -1))[place] for name, values in outputs.items()}
-                for place in range(len(pushes))
-            )
-        ]
+            kept = ((before.unsqueeze(-1) == after.unsqueeze(1)) & positive.unsqueeze(1)).any(-1) & active
+            shares.append(1 - kept.sum(-1) / active.sum())
+        return torch.stack(shares).nanmean(0)
 
     @torch.no_grad()
-    def _run(self, rows: list[Interventions], codes: dict[int, SparseCode] | None = None) -> dict[Output, Tensor]:
+    def _run(self, rows: list[Interventions]) -> tuple[dict[Output, Tensor], dict[int, SparseCode]]:
         cache = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(len(rows))
         ids = self.ids.expand(len(rows), -1)
         with recorded(self.model) as outputs, self.model.steer(rows, positions=self.here):
             out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, output_codes=True)
-        assert out.codes is not None
-        if codes is not None:
-            codes.update({layer: SparseCode(code.indices[0], code.values[0], code.num_features)
-                          for layer, code in out.codes.items()})  # fmt: skip
-        assert out.logits is not None
         outputs["logits"] = out.logits - out.logits.mean(-1, keepdim=True)
-        return outputs
+        return outputs, out.codes
 
 
 def readers(model: MFNForCausalLM, layer: int) -> list[Output]:
@@ -222,10 +228,6 @@ def moved(layer: MFNLayer, vectors: Tensor) -> Iterator[None]:
 def _norm(layer: MFNLayer, feature: int) -> float:
     weight, row = layer.rows_of(torch.tensor([feature]))[2]
     return weight[row].norm().item()
-
-
-def _pairs(code: SparseCode, token: int) -> Iterator[tuple[int, float]]:
-    return zip(code.indices[token].tolist(), code.values[token].tolist(), strict=True)
 
 
 __all__ = ["Bench", "Push", "Response", "Site", "exact_copy", "readers", "sample_sites"]

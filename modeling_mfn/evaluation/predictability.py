@@ -202,8 +202,8 @@ def _by_effect(values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 def _by_layer(
     values: dict[str, np.ndarray], strengths: Sequence[float], layers: Sequence[int]
 ) -> dict[int, dict[str, float]]:
-    """Correlations, averaged over sites and seeds."""
-    names, at = [name for name in values if name.startswith("correlation")], _at(values, strengths)
+    """Correlations, and how many later features are replaced, averaged over sites and seeds."""
+    names, at = [name for name in values if name.startswith(("correlation", "replaced"))], _at(values, strengths)
     return {layer: {name: _mean(values[name][:, :, row, at]) for name in names} for row, layer in enumerate(layers)}
 
 
