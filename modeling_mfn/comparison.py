@@ -101,17 +101,24 @@ def compare_features(
     rows_a, rows_b = _directions(model_a, layer, kept_a), _directions(model_b, layer, kept_b)
     permuted = [rows_b[:, random.permutation(rows_b.shape[1])] for _ in range(permutations)]
     sizes = (model_a.config.num_features, model_b.config.num_features)
+<<<<<<< HEAD
     directions = _match((rows_a @ each.T for each in (rows_b, *permuted)), (kept_a, kept_b), sizes)
     if windows is None:
         return FeatureComparison(layer, directions, None, 0)
     moments = _Moments(sizes, permutations)
+=======
+    directions = match((rows_a @ each.T for each in (rows_b, *permuted)), (kept_a, kept_b), sizes)
+    if windows is None:
+        return FeatureComparison(layer, directions, None, 0)
+    moments = Moments(sizes, permutations)
+>>>>>>> issue5-causal
     for batch in tqdm(batches(windows, batch_size), "comparing activations", unit="batch", leave=False):
         a, b = (activations_of(model, batch, layers=[layer]).codes[layer] for model in models)
         moments.add(a, b, random)
     if moments.tokens == 0:
         raise ValueError("windows have no token; correlations need some")
     varied = (moments.varied(0, kept_a), moments.varied(1, kept_b))
-    activations = _match(moments.correlations(*varied), varied, sizes)
+    activations = match(moments.correlations(*varied), varied, sizes)
     return FeatureComparison(layer, directions, activations, moments.tokens)
 
 
@@ -138,7 +145,7 @@ def _directions(model: MFNForCausalLM, layer: int, features: np.ndarray) -> np.n
     return F.normalize(weight.detach()[rows].double(), dim=-1).cpu().numpy()
 
 
-def _match(
+def match(
     similarities: Iterable[np.ndarray],
     compared: tuple[np.ndarray, np.ndarray],
     sizes: tuple[int, int],
@@ -156,10 +163,14 @@ def _match(
     return Matching(pairs, values, unmatched, left_out, tuple(each for each, _ in chance))  # type: ignore[arg-type]
 
 
+<<<<<<< HEAD
 class _Moments:
+=======
+class Moments:
+>>>>>>> issue5-causal
     """Sums over tokens of two models' activations."""
 
-    def __init__(self, sizes: tuple[int, int], permutations: int) -> None:
+    def __init__(self, sizes: tuple[int, int], permutations: int = 0) -> None:
         self.tokens = 0
         self.sums = [np.zeros(size) for size in sizes]
         self.squares = [np.zeros(size) for size in sizes]
@@ -193,5 +204,29 @@ class _Moments:
             covariances = products[features_a][:, features_b].toarray() / self.tokens - np.outer(*means)
             yield covariances / np.outer(*deviations)
 
+    def pair_correlations(self, pairs: np.ndarray) -> list[np.ndarray]:
+        """Pearson's of given pairs (P, 2) of features: (P,) as the tokens are, then for each permutation. 0 where one
+        of the two varies and the other never does, NaN where neither does."""
+        varied = np.stack([np.isin(pairs[:, side], self.varied(side, np.unique(pairs[:, side]))) for side in (0, 1)])
+        means = [self.sums[side][pairs[:, side]] / self.tokens for side in (0, 1)]
+        spread = np.sqrt(np.prod([self._variance(side)[pairs[:, side]].clip(0) for side in (0, 1)], axis=0))
+        found = []
+        for products in self.products:
+            covariances = np.asarray(products[pairs[:, 0], pairs[:, 1]]).ravel() / self.tokens - means[0] * means[1]
+            correlations = np.divide(covariances, spread, out=np.zeros(len(pairs)), where=varied.all(0))
+            found.append(np.where(varied.any(0), correlations, np.nan))
+        return found
 
-__all__ = ["FeatureComparison", "Matching", "compare_features"]
+    def covariance_norms(self) -> list[float]:
+        """Squared Frobenius norms of the (m_a, m_b) covariances: as the tokens are, then for each permutation."""
+        mean_a, mean_b = (sums / self.tokens for sums in self.sums)
+        outer = float((mean_a @ mean_a) * (mean_b @ mean_b))
+        return [
+            float(products.power(2).sum()) / self.tokens**2
+            - 2 * float(mean_a @ (products @ mean_b)) / self.tokens
+            + outer
+            for products in self.products
+        ]
+
+
+__all__ = ["FeatureComparison", "Matching", "Moments", "compare_features", "match"]

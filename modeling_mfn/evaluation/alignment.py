@@ -1,0 +1,286 @@
+"""P3: features align across random seeds. Models that differ in their seed alone, compared feature by feature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array, vstack
+from tqdm.auto import tqdm
+
+from ..comparison import LEVELS, Moments, compare_features, match
+from ..modeling_mfn import MFNForCausalLM
+from .activations import Windows, token_activations
+from .result import MFN, POST_HOC_SAE, Figure, Outcome, PredictionResult, Subjects, bootstrap, mean
+
+HEADLINE = "matched correlation"
+CRITERION = (
+    "Confirmed: the mean correlation of one-to-one matched features, on text that did not choose the matching, is "
+    "above 0.8 with its interval, and above the post-hoc SAEs': the interval of the difference is above 0, and every "
+    "pair of seeds is above every pair of SAEs. Partly: it is above the post-hoc SAEs' in the same sense without "
+    "reaching 0.8, or linear CKA alone is above 0.8 with its interval. The paper names CKA or matching, r > 0.8; CKA "
+    "alone is high for any two codes of one residual stream, as that of random SAEs shows."
+)
+CURVE = tuple(round(0.05 * step, 2) for step in range(21))
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One layer of two models."""
+
+    cka: float
+    """Linear CKA of the codes on held-out text."""
+    chance_cka: float
+    """The same with the tokens of one of the two permuted."""
+    correlations: np.ndarray
+    """(P,) Pearson's on held-out text, of the features that were matched on other text; 0 where one of the two does not
+    vary on it, NaN where neither does."""
+    masses: np.ndarray
+    """(P,) the two features' shares of all activation on held-out text, averaged."""
+    chosen_correlations: np.ndarray
+    """(P,) on the text that chose the pairs, which flatter themselves there."""
+    chance: np.ndarray
+    """(P',) as `correlations`, of the matching that is chosen, and measured, with the tokens of one of the two
+    permuted."""
+    cosines: np.ndarray
+    """(Q,) of the decoders' directions, matched by themselves."""
+    cosine_masses: np.ndarray
+    """(Q,)."""
+    chance_cosines: np.ndarray
+    """(Q,) with the entries of the directions of one of the two permuted."""
+    live: float
+    """Features that vary on the text that chose, as a share of all, averaged over the two models."""
+
+
+class Codes(NamedTuple):
+    """A model's activations of one layer, tokens by features (N, m)."""
+
+    choosing: csr_array
+    """On the text that chooses the matching."""
+    held_out: csr_array
+
+
+def linear_cka(a: csr_array | np.ndarray, b: csr_array | np.ndarray) -> float:
+    """Linear CKA of two representations of the same N tokens, (N, m_a) and (N, m_b), sparse or dense:
+    |A'B|^2 / (|A'A| |B'B|) of the centred ones, in Frobenius norms (Kornblith et al. 2019, section 3). Exact, in
+    float64, from sums over the sparse entries. 1 for equal ones up to rotation and scale; NaN if one is constant.
+    """
+    a, b = csr_array(a, dtype=np.float64), csr_array(b, dtype=np.float64)
+    return _cka(_moments(a, b).covariance_norms()[0], _moments(a, a), _moments(b, b))
+
+
+def align(model_a: MFNForCausalLM, model_b: MFNForCausalLM, layer: int, a: Codes, b: Codes, seed: int = 0) -> Alignment:
+    """Matches the features of one layer of two models one to one on one text, by the largest sum of correlations, and
+    compares them on another; and matches their directions by cosine (Paulo & Belrose 2025).
+
+    Args:
+        model_a, model_b: whose directions are compared.
+        layer: block index.
+        a, b: their codes of the same tokens.
+        seed: of the permutations that measure chance.
+    """
+    random = np.random.default_rng(seed)
+    chosen, scored = (_moments(*pair, random=random) for pair in zip(a, b, strict=True))
+    sizes = (a.choosing.shape[1], b.choosing.shape[1])
+    varied = [chosen.varied(side, np.arange(size)) for side, size in enumerate(sizes)]
+    found, by_chance = (match([each], (varied[0], varied[1]), sizes) for each in chosen.correlations(*varied))
+    directions = compare_features(model_a, model_b, layer=layer, permutations=1, seed=seed).directions
+    shares = [sums / max(sums.sum(), np.finfo(float).tiny) for sums in scored.sums]
+    norms = scored.covariance_norms()
+    itself = [_moments(each.held_out, each.held_out) for each in (a, b)]
+    return Alignment(
+        cka=_cka(norms[0], *itself),
+        chance_cka=_cka(norms[1], *itself),
+        correlations=scored.pair_correlations(found.pairs)[0],
+        masses=_masses(shares, found.pairs),
+        chosen_correlations=found.similarities,
+        chance=scored.pair_correlations(by_chance.pairs)[1],
+        cosines=directions.similarities,
+        cosine_masses=_masses(shares, directions.pairs),
+        chance_cosines=directions.chance[0],
+        live=float(np.mean([len(features) / size for features, size in zip(varied, sizes, strict=True)])),
+    )
+
+
+def cross_seed_alignment(
+    subjects: Subjects,
+    windows: Windows,
+    choosing_windows: Windows,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> PredictionResult:
+    """P3 of the paper (section 7): do models of different seeds find the same features?
+
+    For every pair of a subject's models and every layer: linear CKA of codes, and features matched one to one, on codes
+    and on directions. Intervals are by bootstrap over matched pairs of features, those of all layers and pairs of seeds
+    together; of CKA over layers and pairs of seeds. They say how sure a mean is for these models, not for further ones:
+    seeds are few, and `details["by_seeds"]` shows how much one pair of them differs from another.
+
+    Args:
+        subjects: of each the models of two or more seeds, of one base model; those with fewer are left out. Each runs
+            at its own alpha.
+        windows: held-out text, on which codes are compared.
+        choosing_windows: other text, such as training text, on which the matching of codes is chosen.
+        batch_size: windows a forward.
+        seed: of permutations and of the bootstrap.
+    """
+    found = {
+        name: _pairs(models, windows, choosing_windows, batch_size, seed, name)
+        for name, models in subjects.items()
+        if len(models) > 1
+    }
+    pooled = {name: [each for pair in pairs.values() for each in pair.values()] for name, pairs in found.items()}
+    figures = {name: _figures(alignments, seed) for name, alignments in pooled.items()}
+    differences = {
+        name: _difference(pooled[MFN], alignments, seed)
+        for name, alignments in pooled.items()
+        if MFN in pooled and name != MFN
+    }
+    by_seeds = {name: {seeds: _summary([*at.values()]) for seeds, at in pairs.items()} for name, pairs in found.items()}
+    outcome, reason = _verdict(figures, differences, by_seeds)
+    details = {
+        "difference": differences,
+        "by_layer": {name: _by_layer(pairs) for name, pairs in found.items()},
+        "by_seeds": by_seeds,
+        "share_above": {name: _curve(alignments) for name, alignments in pooled.items()},
+    }
+    claim = "Features align across random seeds."
+    return PredictionResult("P3", claim, CRITERION, outcome, reason, HEADLINE, figures, POST_HOC_SAE, details)
+
+
+def _pairs(
+    models: Sequence[MFNForCausalLM], windows: Windows, choosing: Windows, batch_size: int, seed: int, name: str
+) -> dict[str, dict[int, Alignment]]:
+    """Pair of seeds, as `0-1` -> layer -> alignment."""
+    texts = [
+        [_codes(model, text, batch_size) for text in (choosing, windows)]
+        for model in tqdm(models, f"codes of {name}", leave=False)
+    ]
+    found: dict[str, dict[int, Alignment]] = {}
+    places = [(pair, layer) for pair in combinations(range(len(models)), 2) for layer in models[0].config.layers]
+    for (first, second), layer in tqdm(places, f"matching features of {name}", leave=False):
+        codes = [Codes(*(codes[layer] for codes in texts[place])) for place in (first, second)]
+        alignment = align(models[first], models[second], layer, codes[0], codes[1], seed)
+        found.setdefault(f"{first}-{second}", {})[layer] = alignment
+    return found
+
+
+def _codes(model: MFNForCausalLM, windows: Windows, batch_size: int) -> dict[int, csr_array]:
+    batches = [batch.codes for batch in token_activations(model, windows, batch_size=batch_size)]
+    if not any(codes.shape[0] for batch in batches for codes in batch.values()):
+        raise ValueError("windows have no token; alignment is measured on some")
+    return {layer: csr_array(vstack([batch[layer] for batch in batches], format="csr")) for layer in batches[0]}
+
+
+def _moments(a: csr_array, b: csr_array, random: np.random.Generator | None = None) -> Moments:
+    """Of all tokens at once; with `random`, chance beside it."""
+    moments = Moments((a.shape[1], b.shape[1]), int(random is not None))
+    moments.add(a, b, random or np.random.default_rng())
+    return moments
+
+
+def _cka(norm: float, a: Moments, b: Moments) -> float:
+    scale = math.sqrt(a.covariance_norms()[0] * b.covariance_norms()[0])
+    return norm / scale if scale > 0 else math.nan
+
+
+def _masses(shares: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
+    return np.mean([share[pairs[:, side]] for side, share in enumerate(shares)], axis=0)
+
+
+def _pooled(alignments: Sequence[Alignment], name: str) -> np.ndarray:
+    return np.concatenate([getattr(each, name) for each in alignments])
+
+
+def _figures(alignments: Sequence[Alignment], seed: int) -> dict[str, Figure]:
+    correlations, cosines = (_pooled(alignments, name) for name in ("correlations", "cosines"))
+    known = correlations[~np.isnan(correlations)]
+    return {
+        HEADLINE: mean(correlations, seed),
+        f"{HEADLINE}, weighted by activation": _weighted(correlations, _pooled(alignments, "masses"), seed),
+        **{f"share of correlations above {level}": mean(known >= level, seed) for level in LEVELS},
+        f"{HEADLINE}, on the text that chose": mean(_pooled(alignments, "chosen_correlations"), seed),
+        f"{HEADLINE}, chance": mean(_pooled(alignments, "chance"), seed),
+        "matched cosine": mean(cosines, seed),
+        "matched cosine, weighted by activation": _weighted(cosines, _pooled(alignments, "cosine_masses"), seed),
+        **{f"share of cosines above {level}": mean(cosines >= level, seed) for level in LEVELS},
+        "matched cosine, chance": mean(_pooled(alignments, "chance_cosines"), seed),
+        "CKA": mean([each.cka for each in alignments], seed),
+        "CKA, chance": mean([each.chance_cka for each in alignments], seed),
+        "live features": mean([each.live for each in alignments], seed),
+    }
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray, seed: int) -> Figure:
+    known = ~np.isnan(values) & (weights > 0)
+    if not known.any():
+        return Figure(math.nan)
+    return bootstrap(lambda v, w: (v * w).sum() / w.sum(), values[known], weights[known], seed=seed)
+
+
+def _difference(ours: Sequence[Alignment], theirs: Sequence[Alignment], seed: int) -> Figure:
+    """Of the mean matched correlations. The two are resampled as one sample whose members know where they belong."""
+    values = [_pooled(alignments, "correlations") for alignments in (ours, theirs)]
+    of_ours = np.repeat([True, False], [len(each) for each in values])
+    return bootstrap(
+        lambda v, o: np.nanmean(v[o]) - np.nanmean(v[~o]), np.concatenate(values), of_ours, seed=seed
+    )  # fmt: skip
+
+
+def _verdict(
+    figures: dict[str, dict[str, Figure]], differences: dict[str, Figure], by_seeds: dict[str, Any]
+) -> tuple[Outcome, str]:
+    missing = [name for name in (MFN, POST_HOC_SAE) if name not in figures]
+    if missing:
+        return "not measured", f"models of two or more seeds are needed; there are none of: {', '.join(missing)}"
+    ours, theirs, difference = figures[MFN], figures[POST_HOC_SAE], differences[POST_HOC_SAE]
+    lowest, highest = (
+        f(pair[HEADLINE] for pair in by_seeds[of].values()) for f, of in ((min, MFN), (max, POST_HOC_SAE))
+    )
+    better = difference.low > 0 and lowest > highest
+    outcome: Outcome = "not confirmed"
+    if ours[HEADLINE].low > 0.8 and better:
+        outcome = "confirmed"
+    elif better or ours["CKA"].low > 0.8:
+        outcome = "partly"
+    reason = (
+        f"Matched features correlate by {ours[HEADLINE]} on held-out text, post-hoc SAEs' by {theirs[HEADLINE]} "
+        f"(difference {difference}); CKA is {ours['CKA']} against {theirs['CKA']}."
+    )
+    return outcome, reason
+
+
+def _summary(alignments: Sequence[Alignment]) -> dict[str, float]:
+    correlations = _pooled(alignments, "correlations")
+    return {
+        HEADLINE: _mean(correlations),
+        "share of correlations above 0.8": _mean(correlations[~np.isnan(correlations)] >= 0.8),
+        "matched cosine": _mean(_pooled(alignments, "cosines")),
+        "CKA": _mean(np.array([each.cka for each in alignments])),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """NaN ones left out, NaN if there are no others."""
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if len(kept) else math.nan
+
+
+def _by_layer(pairs: dict[str, dict[int, Alignment]]) -> dict[int, Any]:
+    layers = next(iter(pairs.values()))
+    return {layer: _summary([at[layer] for at in pairs.values()]) for layer in layers}
+
+
+def _curve(alignments: Sequence[Alignment]) -> dict[float, float]:
+    """The share of matched correlations from each level on."""
+    correlations = _pooled(alignments, "correlations")
+    known = correlations[~np.isnan(correlations)]
+    return {level: _mean(known >= level) for level in CURVE}
+
+
+__all__ = ["Alignment", "Codes", "align", "cross_seed_alignment", "linear_cka"]

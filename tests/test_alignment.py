@@ -1,0 +1,120 @@
+"""P3: linear CKA and matching of codes between seeds, against dense formulas, copies and chance."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_base, make_mfn
+from datasets import Dataset
+from scipy.sparse import csr_array
+from scipy.stats import ortho_group
+
+from modeling_mfn.evaluation.alignment import Codes, align, cross_seed_alignment, linear_cka
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE
+
+MATCHED, COSINE = "matched correlation", "matched cosine"
+
+
+def windows(seed, count=40, length=12):
+    generator = torch.Generator().manual_seed(seed)
+    return Dataset.from_dict({"input_ids": torch.randint(3, 96, (count, length), generator=generator).tolist()})
+
+
+def sparse_codes(tokens, features, seed):
+    random = np.random.default_rng(seed)
+    return random.exponential(size=(tokens, features)) * (random.random((tokens, features)) < 0.1)
+
+
+def permuted_copy(model, seed, noise=0.0):
+    """The same model with its features in another order, and noise on their encoders."""
+    copy = make_mfn(make_base(f"{model.config.text_config.model_type}-tied"))
+    copy.load_state_dict(model.state_dict())
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for layer in copy.mfn_layers.values():
+            order = torch.randperm(layer.config.num_features)
+            weight = layer.encoder.weight
+            weight += noise * weight.std() * torch.randn_like(weight)
+            for parameter in (weight, layer.encoder.bias, layer.decoder.weight):
+                parameter.copy_(parameter[order].clone())
+    return copy
+
+
+def test_cka_is_that_of_the_dense_formula():
+    a, b = sparse_codes(300, 20, 0), sparse_codes(300, 30, 1)
+    b[:, :20] += 2 * a
+    centred_a, centred_b = a - a.mean(0), b - b.mean(0)
+    gram_a, gram_b = centred_a @ centred_a.T, centred_b @ centred_b.T  # its other form: alignment of Gram matrices
+    expected = (gram_a * gram_b).sum() / np.linalg.norm(gram_a) / np.linalg.norm(gram_b)
+    assert linear_cka(csr_array(a), csr_array(b)) == pytest.approx(expected, rel=1e-10)
+    assert linear_cka(b, a) == pytest.approx(expected, rel=1e-10)
+    assert 0.3 < expected < 0.99
+
+
+def test_cka_does_not_see_rotation_scale_and_shift():
+    a = sparse_codes(300, 20, 0)
+    assert linear_cka(a, -3 * a @ ortho_group.rvs(20, random_state=2) + 5) == pytest.approx(1, rel=1e-9)
+    assert linear_cka(a, a[:, ::-1]) == pytest.approx(1, rel=1e-9)
+    assert linear_cka(a, sparse_codes(300, 20, 1)) < 0.1
+    assert math.isnan(linear_cka(a, np.ones((300, 2))))
+
+
+def test_pairs_are_chosen_on_one_text_and_measured_on_another():
+    """Features 0 to 5 are the same in both models, the rest are noise: it correlates where it was matched, no more."""
+    model = make_mfn(make_base("llama-tied"), num_features=40)
+    a, b = ([sparse_codes(200, 40, seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
+    order = np.random.default_rng(5).permutation(40)
+    for ours, theirs in zip(a, b, strict=True):
+        theirs[:, :6] = 2 * ours[:, :6]
+    a[1][:, 0] = 0  # on the held-out text one partner is silent: no correlation
+    a[1][:, 1] = b[1][:, 1] = 0  # both: nothing to be seen
+    a[0][:, 39] = a[1][:, 39] = 0  # never active: left out
+    b = [each[:, order] for each in b]
+    found = align(model, model, 0, Codes(*map(csr_array, a)), Codes(*map(csr_array, b)))
+    assert len(found.correlations) == 39
+    assert found.chosen_correlations[:6] == pytest.approx(1)
+    assert found.chosen_correlations[6:].max() < 0.9
+    silent, unseen = (found.correlations[:6] == 0).sum(), np.isnan(found.correlations[:6]).sum()
+    assert (silent, unseen) == (1, 1)
+    assert np.sort(found.correlations[:6])[1:5] == pytest.approx(1)
+    assert found.chosen_correlations[6:].mean() > 0.1 > 0.03 > abs(np.nanmean(found.correlations[6:]))
+    assert abs(np.nanmean(found.chance)) < 0.03
+    assert found.live == pytest.approx(79 / 80)
+    assert found.cka == pytest.approx(linear_cka(a[1], b[1]))
+    assert found.chance_cka < 0.5 * found.cka
+    assert found.cosines == pytest.approx(1)
+    assert 0.9 < found.masses.sum() <= 1 + 1e-9  # each of 39 features of a, and 39 of 40 of b
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_whole_prediction(family):
+    """Copies of one model in another order align fully, copies with noise less so, and unlike ones least."""
+    base = make_base(f"{family}-tied")
+    model = make_mfn(base)
+    noisy = [permuted_copy(model, seed, noise=0.3) for seed in (1, 2)]
+    others = [make_mfn(base, seed=seed) for seed in (3, 4)]
+    subjects = {MFN: [model, permuted_copy(model, 0)], POST_HOC_SAE: noisy, RANDOM_SAE: others}
+    result = cross_seed_alignment(subjects, windows(0), windows(1))
+    ours, theirs, random = (result.figures[name] for name in subjects)
+    assert result.outcome == "confirmed"
+    assert ours[MATCHED] == pytest.approx((1, 1, 1), abs=1e-4)
+    assert ours["CKA"].value == pytest.approx(1, abs=1e-4)
+    assert ours[COSINE].value == pytest.approx(1, abs=1e-6)
+    assert ours["share of correlations above 0.9"].value == pytest.approx(1, abs=0.01)
+    assert ours[f"{MATCHED}, chance"].value < 0.1
+    assert ours[MATCHED].value > theirs[MATCHED].high > theirs[MATCHED].low > random[MATCHED].high
+    assert theirs[f"{MATCHED}, on the text that chose"].value > theirs[MATCHED].value
+    assert random["CKA"].value > random["CKA, chance"].value
+    assert result.details["difference"][POST_HOC_SAE].low > 0
+    json.dumps(result.to_json(), allow_nan=False)
+    swapped = cross_seed_alignment({MFN: others, POST_HOC_SAE: noisy}, windows(0), windows(1))
+    assert swapped.outcome == ("partly" if random["CKA"].low > 0.8 else "not confirmed")
+    assert cross_seed_alignment({MFN: noisy}, windows(0), windows(1)).outcome == "not measured"
+
+
+def test_text_without_tokens():
+    models = [make_mfn(make_base("llama-tied"), seed=seed) for seed in (1, 2)]
+    with pytest.raises(ValueError, match="no token"):
+        cross_seed_alignment({MFN: models}, windows(0), [])
