@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
+from .evaluation.activations import Windows, activations_of, batches
 from .feature_editing import check_feature
 from .modeling_mfn import MFNForCausalLM
 
@@ -67,7 +66,7 @@ class FeatureComparison:
 def compare_features(
     model_a: MFNForCausalLM,
     model_b: MFNForCausalLM,
-    windows: Iterable[Mapping[str, Any]] | None = None,
+    windows: Windows | None = None,
     *,
     layer: int,
     batch_size: int = 8,
@@ -99,15 +98,16 @@ def compare_features(
     _check(models, layer)
     random = np.random.default_rng(seed)
     kept_a, kept_b = (_kept(model, layer) for model in models)
-    a, b = _directions(model_a, layer, kept_a), _directions(model_b, layer, kept_b)
-    permuted = [b[:, random.permutation(b.shape[1])] for _ in range(permutations)]
+    rows_a, rows_b = _directions(model_a, layer, kept_a), _directions(model_b, layer, kept_b)
+    permuted = [rows_b[:, random.permutation(rows_b.shape[1])] for _ in range(permutations)]
     sizes = (model_a.config.num_features, model_b.config.num_features)
-    directions = _match((a @ each.T for each in (b, *permuted)), (kept_a, kept_b), sizes)
+    directions = _match((rows_a @ each.T for each in (rows_b, *permuted)), (kept_a, kept_b), sizes)
     if windows is None:
         return FeatureComparison(layer, directions, None, 0)
     moments = _Moments(sizes, permutations)
-    for batch in tqdm(_batches(windows, batch_size), "comparing activations", unit="batch", leave=False):
-        moments.add(_activations(model_a, batch, layer), _activations(model_b, batch, layer), random)
+    for batch in tqdm(batches(windows, batch_size), "comparing activations", unit="batch", leave=False):
+        a, b = (activations_of(model, batch, layers=[layer]).codes[layer] for model in models)
+        moments.add(a, b, random)
     if moments.tokens == 0:
         raise ValueError("windows have no token; correlations need some")
     varied = (moments.varied(0, kept_a), moments.varied(1, kept_b))
@@ -154,28 +154,6 @@ def _match(
     left_out = tuple(np.setdiff1d(np.arange(size), of) for size, of in zip(sizes, compared, strict=True))
     unmatched = tuple(np.setdiff1d(of, pairs[:, side]) for side, of in enumerate(compared))
     return Matching(pairs, values, unmatched, left_out, tuple(each for each, _ in chance))  # type: ignore[arg-type]
-
-
-def _batches(windows: Iterable[Mapping[str, Any]], size: int) -> Iterator[dict[str, torch.Tensor]]:
-    rows = iter(windows)
-    while batch := list(islice(rows, size)):
-        lengths = {len(row["input_ids"]) for row in batch}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"windows of one batch have lengths {sorted(lengths)}; pad them to one, or use batch_size=1"
-            )
-        names = [name for name in ("input_ids", "attention_mask") if name in batch[0]]
-        yield {name: torch.tensor(np.array([row[name] for row in batch]), dtype=torch.long) for name in names}
-
-
-@torch.no_grad()
-def _activations(model: MFNForCausalLM, batch: Mapping[str, torch.Tensor], layer: int) -> csr_array:
-    """(N, m) of the tokens that count."""
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    code = model.model(**inputs, output_codes=True, use_cache=False).codes[layer].tokens(inputs.get("attention_mask"))
-    tokens, k = code.values.shape
-    values, indices = code.values.double().cpu().numpy().ravel(), code.indices.cpu().numpy().ravel()
-    return csr_array((values, indices, np.arange(0, tokens * k + 1, k)), shape=(tokens, code.num_features))
 
 
 class _Moments:

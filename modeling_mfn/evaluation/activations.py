@@ -1,0 +1,108 @@
+"""Activations and residuals of a text's tokens, batch by batch: what every measurement of features is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+from ..atlas.harvest import evaluating
+from ..feature_editing import check_feature
+from ..modeling_mfn import MFNForCausalLM
+from ..sparse_code import SparseCode
+
+Windows = Iterable[Mapping[str, Any]]
+"""Rows with `input_ids` (T,), and `attention_mask` (T,) where they are padded: a `datasets.Dataset`, or any iterable of
+such mappings. Rows of one batch have equal length."""
+
+
+class TokenActivations(NamedTuple):
+    """A batch of B windows of T tokens, N of which count."""
+
+    input_ids: np.ndarray
+    """(B, T) int64."""
+    counted: np.ndarray
+    """(B, T) bool, the tokens that count: all but padding. They are the rows below, window by window."""
+    codes: dict[int, csr_array]
+    """Layer -> (N, m) float64; what is stored are the firings, in the order of features."""
+    residuals: dict[int, np.ndarray]
+    """Layer -> (N, d) float32, h, which the MFN layer reads. Empty unless it was asked for."""
+
+
+def token_activations(
+    model: MFNForCausalLM,
+    windows: Windows,
+    *,
+    layers: Sequence[int] | None = None,
+    residuals: bool = False,
+    batch_size: int = 8,
+) -> Iterator[TokenActivations]:
+    """Runs a model, as it is, at its alpha and k, over windows; it is in evaluation mode meanwhile.
+
+    Args:
+        layers: blocks; by default all that have an MFN layer.
+        residuals: whether to yield h, too.
+        batch_size: windows a batch.
+
+    Raises:
+        ValueError: if the model has no such layer, or windows of one batch differ in length.
+    """
+    for batch in batches(windows, batch_size):
+        yield activations_of(model, batch, layers=layers, residuals=residuals)
+
+
+def batches(windows: Windows, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The windows as batches of `size`, the inputs of a model."""
+    rows = iter(windows)
+    while batch := list(islice(rows, size)):
+        lengths = {len(row["input_ids"]) for row in batch}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"windows of one batch have lengths {sorted(lengths)}; pad them to one, or use batch_size=1"
+            )
+        names = [name for name in ("input_ids", "attention_mask") if name in batch[0]]
+        yield {name: torch.tensor(np.array([row[name] for row in batch]), dtype=torch.long) for name in names}
+
+
+@torch.no_grad()
+def activations_of(
+    model: MFNForCausalLM,
+    batch: Mapping[str, torch.Tensor],
+    *,
+    layers: Sequence[int] | None = None,
+    residuals: bool = False,
+) -> TokenActivations:
+    """One batch of `token_activations`."""
+    chosen = model.config.layers if layers is None else layers
+    for layer in chosen:
+        check_feature(model.config, layer, 0, pruned=True)
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    with evaluating(model):
+        out = model.model(**inputs, output_codes=True, output_reconstructions=residuals, use_cache=False)
+    mask = inputs.get("attention_mask")
+    counted = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+    return TokenActivations(
+        inputs["input_ids"].cpu().numpy(),
+        counted.cpu().numpy(),
+        {layer: as_csr(out.codes[layer].tokens(mask)) for layer in chosen},
+        {layer: out.reconstructions[layer].residual[counted].float().cpu().numpy() for layer in chosen}
+        if residuals
+        else {},
+    )
+
+
+def as_csr(code: SparseCode) -> csr_array:
+    """A code (N, K) as a matrix (N, m) in float64. Only firings are stored."""
+    tokens, k = code.values.shape
+    values, indices = code.values.double().cpu().numpy().ravel(), code.indices.cpu().numpy().ravel()
+    matrix = csr_array((values, indices, np.arange(0, tokens * k + 1, k)), shape=(tokens, code.num_features))
+    matrix.sum_duplicates()  # where features are steered, one may stand there twice
+    matrix.eliminate_zeros()
+    return matrix
+
+
+__all__ = ["TokenActivations", "Windows", "activations_of", "as_csr", "batches", "token_activations"]
