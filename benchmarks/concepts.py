@@ -2,13 +2,14 @@
 
 A word belongs to a class if all of its senses do, or 80 % of its uses in WordNet's tagged corpus. It belongs to a group
 if, besides, its first sense as a noun is below the group's noun. Words are tokens of a tokenizer, with the space before
-them; the forms of a noun are itself, its plural by rule or by WordNet's list, and both with a capital. Classes have at
-least 40 words, groups 12.
+them, or of any number of tokens; the forms of a noun are itself, its plural by rule or by WordNet's list, and both with
+a capital. Classes have at least 40 words, groups 12.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,18 @@ SMALLEST_CLASS, SMALLEST_GROUP = 40, 12
 PLURALS = (("y", "ies"), ("s", "ses"), ("x", "xes"), ("ch", "ches"), ("sh", "shes"), ("", "s"))
 
 
-def concepts(tokenizer: Any) -> dict[str, list[list[str]]]:
-    """Name -> words, each a list of its forms."""
-    tokens = _single_tokens(tokenizer)
+def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
+    """Name -> words, each a list of its forms: those that `admission` takes."""
+    admitted = admission(tokenizer)
     classes: dict[str, list[list[str]]] = defaultdict(list)
     groups: dict[str, list[list[str]]] = defaultdict(list)
     above, first = _hypernyms(), _first_senses()
     roots = {first[name]: name for name in GROUPS if name in first}
     for word, name in sorted(_class_of_words().items()):
-        if name in LEFT_OUT or word not in tokens:
+        if name in LEFT_OUT or not admitted(word):
             continue
-        plurals = [] if name.startswith("verb.") else _plurals(word)
-        forms = [word, *(plural for plural in plurals if plural in tokens)]
+        plurals = [] if name.startswith("verb.") else plurals_of(word)
+        forms = [word, *(plural for plural in plurals if admitted(plural))]
         classes[name].append(forms)
         for root in roots.keys() & _all_above(first.get(word), above):
             groups[f"{name}: {roots[root].replace('_', ' ')}"].append(forms)
@@ -62,7 +63,7 @@ def _folder() -> Path:
     return debian_package("wordnet-base") / "usr/share/wordnet"
 
 
-def _lines(name: str) -> list[list[str]]:
+def lines(name: str) -> list[list[str]]:
     """The fields of a file's lines, without the licence that begins it."""
     text = (_folder() / name).read_text(encoding="utf-8", errors="replace")
     return [line.split() for line in text.splitlines() if line and not line.startswith("  ")]
@@ -72,11 +73,11 @@ def _class_of_words() -> dict[str, str]:
     """Word in lower case -> the class of all its senses, or of most of its tagged uses."""
     senses: dict[str, set[int]] = defaultdict(set)
     for part in ("noun", "verb", "adj", "adv"):
-        for fields in _lines(f"data.{part}"):
+        for fields in lines(f"data.{part}"):
             for place in range(int(fields[3], 16)):
                 senses[fields[4 + 2 * place].lower().partition("(")[0]].add(int(fields[1]))
     uses: dict[str, Counter[int]] = defaultdict(Counter)
-    for key, _, count in _lines("cntlist.rev"):
+    for key, _, count in lines("cntlist.rev"):
         word, _, sense = key.partition("%")
         uses[word][int(sense.split(":")[1])] += int(count)
     found = {}
@@ -90,7 +91,7 @@ def _class_of_words() -> dict[str, str]:
 def _hypernyms() -> dict[str, list[str]]:
     """Noun synset -> those right above it, of which it is a kind or an instance."""
     above = {}
-    for fields in _lines("data.noun"):
+    for fields in lines("data.noun"):
         words = int(fields[3], 16)
         pointers = fields[5 + 2 * words : 5 + 2 * words + 4 * int(fields[4 + 2 * words])]
         above[fields[0]] = [pointers[at + 1] for at in range(0, len(pointers), 4) if pointers[at] in ("@", "@i")]
@@ -99,7 +100,7 @@ def _hypernyms() -> dict[str, list[str]]:
 
 def _first_senses() -> dict[str, str]:
     """Noun -> the synset of its first sense."""
-    return {fields[0]: fields[-int(fields[2])] for fields in _lines("index.noun")}
+    return {fields[0]: fields[-int(fields[2])] for fields in lines("index.noun")}
 
 
 def _all_above(synset: str | None, above: dict[str, list[str]]) -> set[str]:
@@ -116,7 +117,7 @@ def _all_above(synset: str | None, above: dict[str, list[str]]) -> set[str]:
 @cache
 def _irregular() -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
-    for plural, *words in _lines("noun.exc"):
+    for plural, *words in lines("noun.exc"):
         for word in words:
             found[word].append(plural)
     return found
@@ -124,20 +125,21 @@ def _irregular() -> dict[str, list[str]]:
 
 @cache
 def _nouns() -> set[str]:
-    return {fields[0] for fields in _lines("index.noun")}
+    return {fields[0] for fields in lines("index.noun")}
 
 
-def _plurals(word: str) -> list[str]:
+def plurals_of(word: str) -> list[str]:
     """Plurals that are no words of their own, as "glasses" is."""
     end, ending = next(pair for pair in PLURALS if word.endswith(pair[0]))
     regular = word[: len(word) - len(end)] + ending
     return [plural for plural in _irregular().get(word, [regular]) if plural not in _nouns()]
 
 
-def _single_tokens(tokenizer: Any) -> set[str]:
-    """Words in lower case, of three letters or more, that are one token with the space before them."""
+def admission(tokenizer: Any) -> Callable[[str], bool]:
+    """Which words to take: those in small letters, three or more, that are one token with the space before them;
+    without a tokenizer, of any number of tokens."""
+    if tokenizer is None:
+        return lambda word: len(word) > 2 and word.isascii() and word.isalpha() and word.islower()
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return {
-        text[1:] for text in texts if len(text) > 3 and text[0] == " " and text[1:].isascii() and text[1:].isalpha()
-        and text[1:].islower()
-    }  # fmt: skip
+    tokens = {text[1:] for text in texts if text[:1] == " " and admission(None)(text[1:])}
+    return tokens.__contains__

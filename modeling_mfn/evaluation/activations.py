@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from ..atlas.harvest import evaluating
 from ..feature_editing import check_feature
@@ -53,6 +53,46 @@ def token_activations(
     """
     for batch in batches(windows, batch_size):
         yield activations_of(model, batch, layers=layers, residuals=residuals)
+
+
+class ActivationsAt(NamedTuple):
+    """What a model makes of P chosen tokens."""
+
+    codes: dict[int, csr_array]
+    """Layer -> (P, m)."""
+    residuals: dict[int, np.ndarray]
+    """Layer -> (P, d) float32; empty unless asked for."""
+
+
+def activations_at(
+    model: MFNForCausalLM,
+    windows: Windows,
+    places: np.ndarray,
+    *,
+    residuals: bool = False,
+    batch_size: int = 8,
+) -> ActivationsAt:
+    """The activations at some places of a text; windows without any are passed over.
+
+    Args:
+        windows: all of one length T.
+        places: (P,) int64, ascending and distinct: T * window + position, of tokens that are no padding.
+        residuals, batch_size: see `token_activations`.
+    """
+    rows = list(windows)
+    length = len(rows[0]["input_ids"])
+    wanted = np.unique(places // length)
+    found: list[TokenActivations] = []
+    chosen_windows = (rows[window] for window in wanted.tolist())
+    for number, batch in enumerate(token_activations(model, chosen_windows, residuals=residuals, batch_size=batch_size)):
+        own = wanted[number * batch_size :][: len(batch.input_ids)]
+        kept = np.isin(own[:, None] * length + np.arange(length), places)[batch.counted]
+        codes = {layer: code[kept] for layer, code in batch.codes.items()}
+        found.append(batch._replace(codes=codes, residuals={at: h[kept] for at, h in batch.residuals.items()}))
+    return ActivationsAt(
+        {layer: vstack([batch.codes[layer] for batch in found], format="csr") for layer in found[0].codes},
+        {layer: np.concatenate([batch.residuals[layer] for batch in found]) for layer in found[0].residuals},
+    )
 
 
 def batches(windows: Windows, size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -105,4 +145,7 @@ def as_csr(code: SparseCode) -> csr_array:
     return matrix
 
 
-__all__ = ["TokenActivations", "Windows", "activations_of", "as_csr", "batches", "token_activations"]
+__all__ = [
+    "ActivationsAt", "TokenActivations", "Windows", "activations_at", "activations_of", "as_csr", "batches",
+    "token_activations",
+]  # fmt: skip

@@ -1,0 +1,119 @@
+"""Parts of speech and polarity as concepts: words of WordNet 3.0, and of AFINN (F. A. Nielsen, 2011; PyPI, ODbL)."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from concepts import admission, lines, plurals_of
+
+from modeling_mfn.demo_assets import cache_folder, download
+
+AFINN = ("afinn==0.1", "cf2f728ccc6f2974f2f27e2110e4c05a0133a2f14a40387c463a8c9fdd4ab61b")
+SCORES = "AFINN-en-165.txt"
+PARTS = {"nouns": "noun", "verbs": "verb", "adjectives": "adj", "adverbs": "adv"}
+RULES = {  # morphy(7WN)
+    "noun": (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("ies", "y")),
+    "verb": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
+    "adj": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
+    "adv": (),
+}
+
+
+def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
+    """Name -> words all of whose senses are of that part of speech, each with those of its inflections that are no
+    words of their own ("abandoned" is an adjective, too). `concepts.admission` says which words."""
+    admitted = admission(tokenizer)
+    of_word: dict[str, list[str]] = defaultdict(list)
+    for name, part in PARTS.items():
+        for word in filter(admitted, sorted(_entries(part))):
+            of_word[word].append(name)
+    found: dict[str, list[list[str]]] = {name: [] for name in PARTS}
+    every = set().union(*(_entries(part) for part in PARTS.values()))
+    for word, names in of_word.items():
+        if len(names) == 1:
+            inflected = plurals_of(word) if names == ["nouns"] else _inflections(word) if names == ["verbs"] else []
+            found[names[0]].append([word, *(form for form in inflected if form not in every and admitted(form))])
+    return found
+
+
+def polarity(tokenizer: Any = None) -> dict[str, list[list[str]]]:
+    """Positive and negative words by AFINN's scores, each a list of the forms of one lemma. Lemmas whose forms are not
+    of one sign are left out."""
+    admitted = admission(tokenizer)
+    forms: dict[str, list[str]] = defaultdict(list)
+    signs: dict[str, set[bool]] = defaultdict(set)
+    for line in (_afinn() / SCORES).read_text(encoding="utf-8").splitlines():
+        word, score = line.split("\t")
+        if int(score) and admitted(word):
+            forms[lemma(word)].append(word)
+            signs[lemma(word)].add(int(score) > 0)
+    return {
+        name: [words for base, words in forms.items() if signs[base] == {sign}]
+        for name, sign in (("positive", True), ("negative", False))
+    }
+
+
+def lemma(word: str) -> str:
+    """The shortest word of WordNet that this may be an inflection of, or itself."""
+    bases = {base for part in PARTS.values() for base in _bases(word, part)}
+    return min({word, *bases}, key=lambda base: (len(base), base))
+
+
+@cache
+def _entries(part: str) -> frozenset[str]:
+    return frozenset(fields[0] for fields in lines(f"index.{part}"))
+
+
+@cache
+def _exceptions(part: str) -> dict[str, list[str]]:
+    """Inflected form -> bases."""
+    return {form: bases for form, *bases in lines(f"{part}.exc")}
+
+
+@cache
+def _irregular_verbs() -> dict[str, list[str]]:
+    """Base -> inflected forms."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for form, bases in _exceptions("verb").items():
+        for base in bases:
+            found[base].append(form)
+    return found
+
+
+def _bases(word: str, part: str) -> list[str]:
+    by_rule = [word[: -len(end)] + ending for end, ending in RULES[part] if word.endswith(end)]
+    return [base for base in _exceptions(part).get(word, by_rule) if base in _entries(part)]
+
+
+def _inflections(verb: str) -> list[str]:
+    """All that one of the rules leads back from, as far as English spells so, and those of WordNet's list."""
+    if verb.endswith("e"):
+        regular = [f"{verb}s", f"{verb}d", f"{verb[:-1]}ing"]
+    elif verb.endswith("y") and verb[-2] not in "aeiou":
+        regular = [f"{verb[:-1]}ies", f"{verb[:-1]}ied", f"{verb}ing"]
+    else:
+        third = f"{verb}es" if verb.endswith(("s", "x", "z", "ch", "sh", "o")) else f"{verb}s"
+        regular = [third, f"{verb}ed", f"{verb}ing"]
+    return [*regular, *_irregular_verbs().get(verb, [])]
+
+
+def _afinn() -> Path:
+    """Folder of AFINN's word lists, downloaded once."""
+    folder = cache_folder() / "afinn-0.1"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / folder.name
+            made.mkdir()
+            packed = Path(scratch) / "packed"
+            packed.mkdir()
+            with tarfile.open(download(*AFINN, packed)) as archive:
+                scores: Any = archive.extractfile(f"{folder.name}/afinn/data/{SCORES}")
+                (made / SCORES).write_bytes(scores.read())
+            made.rename(folder)
+    return folder

@@ -1,0 +1,208 @@
+"""Tasks for probes: tokens of a text that have something, or have not, and how to split them so that a probe cannot
+pass by heart.
+
+Words are split by lemma, so that a probe is judged on words that it never saw. Kinds of tokens (a number, capitals) are
+split by token, and what depends on the context (within brackets, at the start of a line) by window, taken in equal numbers
+with and without it from each window, so that what a window is about tells nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..atlas.build import token_text
+from ..atlas.concepts import LEFT_OUT, Concepts, Lexicon, WordFinder, check_concepts
+from .activations import Windows
+from .formatting import IN_CONTEXT, OF_TOKENS, marks_of_window
+
+FORMATTING = "formatting"
+
+
+class Limits(NamedTuple):
+    """How much of the text a task takes, and how much it needs."""
+
+    occurrences: int = 8
+    """The most tokens of one unit and label: frequent words shall not decide."""
+    tokens: int = 400
+    """The most tokens of one label and side."""
+    least_units: int = 10
+    """Units of each label on each side, or there is no task."""
+    least_tokens: int = 40
+    """Tokens of each label on each side, or there is no task."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """n tokens, half of them positive on either side."""
+
+    name: str
+    group: str
+    """"concepts", "polarity", "part of speech" or "formatting"."""
+    places: np.ndarray
+    """(n,) int64, ascending: T * window + position."""
+    labels: np.ndarray
+    """(n,) bool."""
+    shuffled: np.ndarray
+    """(n,) bool, the control: labels dealt out anew among the units of each side; among the tokens of each unit where
+    units have both labels."""
+    units: np.ndarray
+    """(n,) int64, what the tokens are split by: lemma, token or window. All tokens of a unit are on one side."""
+    held_out: np.ndarray
+    """(n,) bool, the side that probes are judged on and never fitted or chosen on."""
+
+
+def word_tasks(
+    groups: Mapping[str, Concepts], windows: Windows, tokenizer: Any, *, limits: Limits | None = None, seed: int = 0
+) -> list[Task]:
+    """Each concept against the words of the other concepts of its group, at the token that ends a word. A group of two
+    concepts makes one task. Concepts of which the text has too little make none; the first token of a window, which
+    knows nothing of what was before it, is left out.
+
+    Args:
+        groups: name -> concepts: {"part of speech": {"nouns": ["dog", ["mouse", "mice"]], "verbs": [...]}}. Forms of a
+            word are one unit.
+        windows: the text.
+        tokenizer: the model's.
+        limits: see [`Limits`].
+        seed: of the split and of the tokens chosen.
+    """
+    ids, counted = token_arrays(windows)
+    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
+    known = {word.casefold() for row in ids for word in re.findall(r"\w+", "".join(texts[token] for token in row))}
+    tasks = []
+    for group, concepts in groups.items():
+        lexicon = Lexicon.of(_occurring(concepts, known), seed)
+        words = np.where(counted, WordFinder(lexicon, tokenizer, texts).find(ids), LEFT_OUT).ravel()
+        places = np.flatnonzero(words >= 0)
+        words = words[places]
+        names = lexicon.names if len(lexicon.names) != 2 else lexicon.names[:1]
+        for number, name in enumerate(names):
+            labels = (lexicon.concepts == number).any(1)[words]
+            candidates = _Candidates(places, labels, words, lexicon.half[words].astype(bool))
+            title = name if len(names) == len(lexicon.names) else " or ".join(lexicon.names)
+            tasks += _task(title, group, candidates, limits or Limits(), np.random.default_rng([seed, number]))
+    return tasks
+
+
+def formatting_tasks(
+    windows: Windows, tokenizer: Any, *, limits: Limits | None = None, seed: int = 0
+) -> list[Task]:
+    """Tasks that are computed from the text of tokens alone: those of `formatting.OF_TOKENS`, split by token, and those
+    of `formatting.IN_CONTEXT`, split by window. Arguments are those of `word_tasks`."""
+    ids, counted = token_arrays(windows)
+    limits = limits or Limits()
+    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
+    for special in tokenizer.all_special_ids:
+        texts[special] = "\n"
+    tasks = []
+    for number, (name, mark) in enumerate(OF_TOKENS.items()):
+        generator = np.random.default_rng([seed, number])
+        half = generator.integers(0, 2, len(texts)).astype(bool)
+        marks = np.array([mark(text.strip()) for text in texts])[ids]
+        candidates = _Candidates.of(np.where(counted, marks, -1), ids, half[ids])
+        tasks += _task(name, FORMATTING, candidates, limits, generator)
+    window = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+    half = np.random.default_rng(seed).integers(0, 2, len(ids)).astype(bool)
+    for number, (name, mark_text) in enumerate(IN_CONTEXT.items(), len(OF_TOKENS)):
+        marks = np.stack([marks_of_window([texts[token] for token in row], mark_text) for row in ids])
+        candidates = _Candidates.of(np.where(counted, marks, -1), window, half[window])
+        generator = np.random.default_rng([seed, number])
+        tasks += _task(name, FORMATTING, candidates.balanced(limits.occurrences, generator), limits, generator)
+    return tasks
+
+
+def token_arrays(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """(N, T) token ids, and (N, T) bool, which may be in a task: all but padding and each window's first token.
+    `ValueError` if windows differ in length, or there are none."""
+    rows = list(windows)
+    lengths = {len(row["input_ids"]) for row in rows}
+    if len(lengths) != 1:
+        raise ValueError(f"windows have lengths {sorted(lengths)}; tasks need some, all of one length")
+    ids = np.array([row["input_ids"] for row in rows], np.int64)
+    counted = np.array([row.get("attention_mask", np.ones(ids.shape[1])) for row in rows], bool)
+    return ids, counted & (counted.cumsum(1) > 1)
+
+
+def _occurring(concepts: Concepts, known: set[str]) -> Concepts:
+    """Concepts without the words of which a text has no form."""
+
+    def occurs(forms: tuple[str, ...]) -> bool:
+        return any(known.issuperset(re.findall(r"\w+", form.casefold())) for form in forms)
+
+    return {name: [forms for forms in words if occurs(forms)] for name, words in check_concepts(concepts).items()}
+
+
+class _Candidates(NamedTuple):
+    """Tokens that a task may take."""
+
+    places: np.ndarray
+    labels: np.ndarray
+    units: np.ndarray
+    held_out: np.ndarray
+
+    @classmethod
+    def of(cls, marks: np.ndarray, units: np.ndarray, held_out: np.ndarray) -> _Candidates:
+        """From arrays (N, T); marks are 1, 0, or -1 where a token says nothing."""
+        places = np.flatnonzero(marks >= 0)
+        return cls(places, marks.ravel()[places] == 1, units.ravel()[places], held_out.ravel()[places])
+
+    def chosen(self, rows: np.ndarray) -> _Candidates:
+        return _Candidates(*(column[rows] for column in self))
+
+    def balanced(self, most: int, generator: np.random.Generator) -> _Candidates:
+        """As many of either label in each unit, at most `most`."""
+        counts = [np.bincount(self.units[self.labels == label], minlength=self.units.max(initial=-1) + 1)
+                  for label in (False, True)]  # fmt: skip
+        limit = np.minimum(np.minimum(*counts), most)
+        return self.chosen(_rank(self.units * 2 + self.labels, generator) < limit[self.units])
+
+
+def _task(
+    name: str, group: str, candidates: _Candidates, limits: Limits, generator: np.random.Generator
+) -> list[Task]:
+    """The task, or none if there is too little of it."""
+    unit_and_label = candidates.units * 2 + candidates.labels
+    candidates = candidates.chosen(_rank(unit_and_label, generator) < limits.occurrences)
+    side_and_label = candidates.held_out * 2 + candidates.labels
+    counts = np.bincount(side_and_label, minlength=4)
+    units = [len(np.unique(candidates.units[side_and_label == which])) for which in range(4)]
+    if counts.min() < limits.least_tokens or min(units) < limits.least_units:
+        return []
+    most = np.minimum(counts.reshape(2, 2).min(1), limits.tokens).repeat(2)
+    rows = np.flatnonzero(_rank(side_and_label, generator) < most[side_and_label])
+    places, labels, unit, held_out = candidates.chosen(rows)
+    return [Task(name, group, places, labels, _shuffled(labels, unit, held_out, generator), unit, held_out)]
+
+
+def _rank(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The place of each member within its group, by chance: (n,) int64."""
+    order = np.lexsort((generator.random(len(groups)), groups))
+    ordered = groups[order]
+    starts = np.searchsorted(ordered, ordered)
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups)) - starts
+    return rank
+
+
+def _shuffled(
+    labels: np.ndarray, units: np.ndarray, held_out: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    distinct, first, unit = np.unique(units, return_index=True, return_inverse=True)
+    if (labels != labels[first][unit]).any():
+        by_chance = np.lexsort((generator.random(len(units)), units))
+        shuffled = np.empty_like(labels)
+        shuffled[np.argsort(units, kind="stable")] = labels[by_chance]
+        return shuffled
+    of_unit = labels[first]
+    for side in (False, True):
+        own = np.flatnonzero(held_out[first] == side)
+        of_unit[own] = of_unit[generator.permutation(own)]
+    return of_unit[unit]
+
+
+__all__ = ["Limits", "Task", "formatting_tasks", "token_arrays", "word_tasks"]
