@@ -83,8 +83,8 @@ def activations_at(
     length = len(rows[0]["input_ids"])
     wanted = np.unique(places // length)
     found: list[TokenActivations] = []
-    chosen_windows = (rows[window] for window in wanted.tolist())
-    for number, batch in enumerate(token_activations(model, chosen_windows, residuals=residuals, batch_size=batch_size)):
+    chosen = (rows[window] for window in wanted.tolist())
+    for number, batch in enumerate(token_activations(model, chosen, residuals=residuals, batch_size=batch_size)):
         own = wanted[number * batch_size :][: len(batch.input_ids)]
         kept = np.isin(own[:, None] * length + np.arange(length), places)[batch.counted]
         codes = {layer: code[kept] for layer, code in batch.codes.items()}
@@ -138,8 +138,9 @@ def activations_of(
 def as_csr(code: SparseCode) -> csr_array:
     """A code (N, K) as a matrix (N, m) in float64. Only firings are stored."""
     tokens, k = code.values.shape
-    values, indices = code.values.double().cpu().numpy().ravel(), code.indices.cpu().numpy().ravel()
-    matrix = csr_array((values, indices, np.arange(0, tokens * k + 1, k)), shape=(tokens, code.num_features))
+    values, indices = code.values.double().cpu().numpy().ravel(), code.indices.int().cpu().numpy().ravel()
+    starts = np.arange(0, tokens * k + 1, k, dtype=np.int32)  # scikit-learn wants indices of 32 bits
+    matrix = csr_array((values, indices, starts), shape=(tokens, code.num_features))
     matrix.sum_duplicates()  # where features are steered, one may stand there twice
     matrix.eliminate_zeros()
     return matrix

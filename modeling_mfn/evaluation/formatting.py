@@ -39,9 +39,11 @@ def in_brackets(text: str) -> np.ndarray:
 
 def in_quotes(text: str) -> np.ndarray:
     """Within double quotes of one line; quotes themselves say nothing, nor does what follows one that does not end."""
-    marks = _in(text, r'"[^"\n]*"')
-    marks[_in(text, r'(?m)"[^"\n]*$') == YES] = NEITHER
-    marks[[place for place, character in enumerate(text) if character == '"']] = NEITHER
+    marks = np.full(len(text), NO)
+    for match in re.finditer(r'(?m)"[^"\n]*("|$)', text):
+        marks[match.start() : match.end()] = NEITHER
+        if match[1]:
+            marks[match.start() + 1 : match.end() - 1] = YES
     return _without_first_line(text, marks)
 
 

@@ -63,9 +63,7 @@ class PredictionResult:
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
-def bootstrap(
-    statistic: Callable[..., np.ndarray], *samples: np.ndarray, resamples: int = 1000, seed: int = 0
-) -> Figure:
+def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0) -> Figure:
     """A statistic of samples, with the percentile interval of 95 % from resampling them along their first axis.
 
     Args:

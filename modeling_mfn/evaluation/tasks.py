@@ -2,14 +2,14 @@
 pass by heart.
 
 Words are split by lemma, so that a probe is judged on words that it never saw. Kinds of tokens (a number, capitals) are
-split by token, and what depends on the context (within brackets, at the start of a line) by window, taken in equal numbers
-with and without it from each window, so that what a window is about tells nothing.
+split by token, and what depends on the context (within brackets, at the start of a line) by window, taken in equal
+numbers with and without it from each window, so that what a window is about tells nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,9 +89,7 @@ def word_tasks(
     return tasks
 
 
-def formatting_tasks(
-    windows: Windows, tokenizer: Any, *, limits: Limits | None = None, seed: int = 0
-) -> list[Task]:
+def formatting_tasks(windows: Windows, tokenizer: Any, *, limits: Limits | None = None, seed: int = 0) -> list[Task]:
     """Tasks that are computed from the text of tokens alone: those of `formatting.OF_TOKENS`, split by token, and those
     of `formatting.IN_CONTEXT`, split by window. Arguments are those of `word_tasks`."""
     ids, counted = token_arrays(windows)
@@ -102,9 +100,9 @@ def formatting_tasks(
     tasks = []
     for number, (name, mark) in enumerate(OF_TOKENS.items()):
         generator = np.random.default_rng([seed, number])
-        half = generator.integers(0, 2, len(texts)).astype(bool)
-        marks = np.array([mark(text.strip()) for text in texts])[ids]
-        candidates = _Candidates.of(np.where(counted, marks, -1), ids, half[ids])
+        marks = np.array([mark(text.strip()) for text in texts])
+        half = _rank(marks, generator) % 2 == 1
+        candidates = _Candidates.of(np.where(counted, marks[ids], -1), ids, half[ids])
         tasks += _task(name, FORMATTING, candidates, limits, generator)
     window = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
     half = np.random.default_rng(seed).integers(0, 2, len(ids)).astype(bool)
@@ -114,6 +112,18 @@ def formatting_tasks(
         generator = np.random.default_rng([seed, number])
         tasks += _task(name, FORMATTING, candidates.balanced(limits.occurrences, generator), limits, generator)
     return tasks
+
+
+def task_places(tasks: Sequence[Task]) -> np.ndarray:
+    """(P,) all places of some tasks, ascending and distinct. `ValueError` if there is no task."""
+    if not tasks:
+        raise ValueError("there are no tasks; give more text, or concepts whose words it has")
+    return np.unique(np.concatenate([task.places for task in tasks]))
+
+
+def rows_of(task: Task, places: np.ndarray) -> np.ndarray:
+    """(n,) where a task's tokens are among the places of `task_places`."""
+    return np.searchsorted(places, task.places)
 
 
 def token_arrays(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
@@ -162,9 +172,7 @@ class _Candidates(NamedTuple):
         return self.chosen(_rank(self.units * 2 + self.labels, generator) < limit[self.units])
 
 
-def _task(
-    name: str, group: str, candidates: _Candidates, limits: Limits, generator: np.random.Generator
-) -> list[Task]:
+def _task(name: str, group: str, candidates: _Candidates, limits: Limits, generator: np.random.Generator) -> list[Task]:
     """The task, or none if there is too little of it."""
     unit_and_label = candidates.units * 2 + candidates.labels
     candidates = candidates.chosen(_rank(unit_and_label, generator) < limits.occurrences)
@@ -192,7 +200,7 @@ def _rank(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def _shuffled(
     labels: np.ndarray, units: np.ndarray, held_out: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    distinct, first, unit = np.unique(units, return_index=True, return_inverse=True)
+    _, first, unit = np.unique(units, return_index=True, return_inverse=True)
     if (labels != labels[first][unit]).any():
         by_chance = np.lexsort((generator.random(len(units)), units))
         shuffled = np.empty_like(labels)
@@ -205,4 +213,4 @@ def _shuffled(
     return of_unit[unit]
 
 
-__all__ = ["Limits", "Task", "formatting_tasks", "token_arrays", "word_tasks"]
+__all__ = ["Limits", "Task", "formatting_tasks", "rows_of", "task_places", "token_arrays", "word_tasks"]

@@ -1,0 +1,124 @@
+"""Linear and k-sparse probes of a task on a matrix of activations: the area under the ROC curve on the held-out side.
+
+Nothing is fitted, scaled or chosen on the held-out side.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+from sklearn import config_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from ..atlas.separation import auroc
+from .tasks import Task
+
+Matrix: TypeAlias = np.ndarray | csr_array
+"""(n, p): a row for each token of a task."""
+
+STRENGTHS = (0.003, 0.03, 0.3, 3.0)
+"""Among which the linear probe's C, the inverse of its L2 regularisation, is chosen."""
+FOLDS = 3
+SPARSE_STRENGTH = 1.0
+"""C of sparse probes, which have too few weights to need a choice."""
+
+
+class Score(NamedTuple):
+    """A task's figure, an area under the ROC curve unless something else is said."""
+
+    training: float
+    """On the units that the probe was fitted to."""
+    held_out: float
+    shuffled: float
+    """On the held-out side, of a probe that was fitted to shuffled labels, for these: what chance makes of the text."""
+
+
+def scaled(features: Matrix, task: Task) -> Matrix:
+    """Activations in units that make one range of C serve all models, by the training side alone. A code is divided by
+    the root mean square of its firings, one number: what is large stays large, and zeros stay zeros. Dense columns are
+    standardised each by itself."""
+    training = features[~task.held_out]
+    if issparse(features):
+        size = np.sqrt(np.mean(training.data**2)) if training.nnz else 1.0
+        return features / size
+    deviation = training.std(0)
+    return (features - training.mean(0)) / np.where(deviation > 0, deviation, 1.0)
+
+
+def linear_probe(features: Matrix, task: Task, seed: int = 0) -> Score:
+    """Logistic regression on all p columns of scaled activations. C is chosen by the mean area on folds of the training
+    side that share no unit, and serves the shuffled labels, too."""
+    fold = _folds(task, seed)
+
+    def area_without(out: int, c: float) -> float:
+        weights = _fit(features, task.labels, (fold >= 0) & (fold != out), c)
+        return area(features[fold == out] @ weights, task.labels[fold == out])
+
+    areas = [np.mean([area_without(out, c) for out in range(FOLDS)]) for c in STRENGTHS]
+    best = STRENGTHS[int(np.argmax(areas))]
+    probes = [_fit(features, labels, ~task.held_out, best) for labels in (task.labels, task.shuffled)]
+    return _score([features @ weights for weights in probes], task)
+
+
+def sparse_probes(features: Matrix, task: Task, sizes: Sequence[int] = (1, 2, 5)) -> dict[int, Score]:
+    """Logistic regression on few columns of scaled activations: those whose means over positive and over negative
+    tokens differ most on the training side (Gurnee et al. 2023, "Finding neurons in a haystack", section 3; so does
+    SAEBench's sparse probing). Columns and weights for the shuffled labels are chosen by these."""
+    values: dict[int, list[np.ndarray]] = {size: [] for size in sizes}
+    for labels in (task.labels, task.shuffled):
+        differences = mean_differences(features, labels, ~task.held_out)
+        chosen = np.argsort(-np.abs(differences), kind="stable")[: max(sizes)]
+        columns = features[:, chosen]
+        columns = columns if isinstance(columns, np.ndarray) else columns.toarray()
+        for size in sizes:
+            # one weight is known but for its size, which has no part in the area
+            single = np.sign(differences[chosen[:1]])
+            weights = single if size == 1 else _fit(columns[:, :size], labels, ~task.held_out, SPARSE_STRENGTH)
+            values[size].append(columns[:, :size] @ weights)
+    return {size: _score(of, task) for size, of in values.items()}
+
+
+def mean_differences(features: Matrix, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(p,) the mean over positive tokens less that over negative ones, among some rows (n,) bool."""
+    weights = np.where(labels, 1 / (labels & rows).sum(), -1 / (~labels & rows).sum()) * rows
+    return np.asarray(features.T @ weights)
+
+
+def area(values: np.ndarray, labels: np.ndarray) -> float:
+    """The area under the ROC curve of (n,) values, for telling positive tokens from negative ones; ties count half."""
+    distinct, level = np.unique(values, return_inverse=True)
+    return float(auroc(*(np.bincount(level[labels == label], minlength=len(distinct)) for label in (True, False))))
+
+
+def _fit(features: Matrix, labels: np.ndarray, rows: np.ndarray, c: float) -> np.ndarray:
+    """(p,) weights of a probe that is fitted on some rows (n,) bool."""
+    with config_context(assume_finite=True, skip_parameter_validation=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=c, solver="liblinear", tol=1e-3).fit(features[rows], labels[rows]).coef_[0]
+
+
+def _score(values: Sequence[np.ndarray], task: Task) -> Score:
+    """Of what a probe, and one that was fitted to shuffled labels, make of each token (n,)."""
+    held_out = task.held_out
+    return Score(
+        area(values[0][~held_out], task.labels[~held_out]),
+        area(values[0][held_out], task.labels[held_out]),
+        area(values[1][held_out], task.shuffled[held_out]),
+    )
+
+
+def _folds(task: Task, seed: int) -> np.ndarray:
+    """(n,) fold of each token, -1 on the held-out side; units of either label are dealt out evenly."""
+    units, first, unit = np.unique(task.units, return_index=True, return_inverse=True)
+    chance = np.random.default_rng(seed).random(len(units))
+    fold = np.empty(len(units), np.int64)
+    fold[np.lexsort((chance, task.labels[first], task.held_out[first]))] = np.arange(len(units)) % FOLDS
+    return np.where(task.held_out, -1, fold[unit])
+
+
+__all__ = ["Score", "area", "linear_probe", "mean_differences", "scaled", "sparse_probes"]
