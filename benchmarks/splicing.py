@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from modeling_mfn import MFNForCausalLM
+from modeling_mfn.evaluation import perplexity
 from modeling_mfn.mfn_layer import MFNLayer
 
 Replacement = Callable[[Tensor], Tensor]
@@ -58,14 +58,10 @@ def spliced(model: MFNForCausalLM, replacements: Mapping[int, Replacement], keep
             handle.remove()
 
 
-@torch.no_grad()
 def next_token_losses(model: MFNForCausalLM, tokens: Tensor, batch_size: int = 4, description: str = "loss") -> Tensor:
     """Cross entropy in nats, (rows, T - 1), of windows of tokens (rows, T)."""
-    found = []
-    for rows in tqdm(tokens.split(batch_size), description, leave=False):
-        logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
-        found.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none"))
-    return torch.cat(found)
+    windows = [{"input_ids": row} for row in tokens.numpy()]
+    return torch.from_numpy(perplexity.next_token_losses(model, windows, batch_size, description))
 
 
 def recovered(loss: float, base: float, ablated: float) -> float:

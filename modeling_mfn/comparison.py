@@ -101,17 +101,10 @@ def compare_features(
     rows_a, rows_b = _directions(model_a, layer, kept_a), _directions(model_b, layer, kept_b)
     permuted = [rows_b[:, random.permutation(rows_b.shape[1])] for _ in range(permutations)]
     sizes = (model_a.config.num_features, model_b.config.num_features)
-<<<<<<< HEAD
-    directions = _match((rows_a @ each.T for each in (rows_b, *permuted)), (kept_a, kept_b), sizes)
-    if windows is None:
-        return FeatureComparison(layer, directions, None, 0)
-    moments = _Moments(sizes, permutations)
-=======
     directions = match((rows_a @ each.T for each in (rows_b, *permuted)), (kept_a, kept_b), sizes)
     if windows is None:
         return FeatureComparison(layer, directions, None, 0)
     moments = Moments(sizes, permutations)
->>>>>>> issue5-causal
     for batch in tqdm(batches(windows, batch_size), "comparing activations", unit="batch", leave=False):
         a, b = (activations_of(model, batch, layers=[layer]).codes[layer] for model in models)
         moments.add(a, b, random)
@@ -163,11 +156,7 @@ def match(
     return Matching(pairs, values, unmatched, left_out, tuple(each for each, _ in chance))  # type: ignore[arg-type]
 
 
-<<<<<<< HEAD
-class _Moments:
-=======
 class Moments:
->>>>>>> issue5-causal
     """Sums over tokens of two models' activations."""
 
     def __init__(self, sizes: tuple[int, int], permutations: int = 0) -> None:

@@ -1,30 +1,58 @@
-"""Perplexity of a causal LM on windows of tokens."""
+"""Next-token losses and perplexity of a causal LM on windows of tokens."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
 from tqdm.auto import tqdm
+
+from ..atlas.harvest import evaluating
+from .activations import Windows, batches
 
 
 @torch.no_grad()
-def perplexity(model: Any, windows: Dataset, batch_size: int = 4, description: str = "perplexity") -> float:
-    """exp of the mean next-token cross entropy (natural log) over all windows, T - 1 predictions each.
+def next_token_losses(model: Any, windows: Windows, batch_size: int = 4, description: str = "loss") -> np.ndarray:
+    """Cross entropy of each next token in nats, (rows, T - 1) float32; NaN where it or the token before is padding.
 
     Args:
-        model: any causal LM of transformers.
-        windows: a data set with `input_ids`, (T,) a row.
+        model: any causal LM of transformers. It is in evaluation mode meanwhile.
+        windows: rows of equal length T with `input_ids`, and `attention_mask` where they are padded.
         batch_size: windows a forward.
         description: shown beside the progress bar.
     """
-    model.eval()
-    total, count = 0.0, 0
-    for start in tqdm(range(0, len(windows), batch_size), description, leave=False):
-        tokens = torch.tensor(windows[start : start + batch_size]["input_ids"], device=model.device)
-        logits = model(input_ids=tokens).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
-        total, count = total + loss.item(), count + tokens[:, 1:].numel()
-    return math.exp(total / count)
+    found = []
+    rows = len(windows) if isinstance(windows, Sized) else None
+    with evaluating(model), tqdm(total=rows, desc=description, unit="window", leave=False) as progress:
+        for batch in batches(windows, batch_size):
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
+            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+            if mask is not None:
+                losses = losses.masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), torch.nan)
+            found.append(losses.cpu().numpy())
+            progress.update(len(tokens))
+    if not found:
+        raise ValueError("windows have no row; a loss needs some")
+    return np.concatenate(found)
+
+
+def window_losses(model: Any, windows: Windows, batch_size: int = 4, description: str = "loss") -> np.ndarray:
+    """The mean of `next_token_losses` in each window, (rows,) float64: what a bootstrap over windows resamples.
+    `ValueError` for a window with nothing to predict."""
+    losses = next_token_losses(model, windows, batch_size, description)
+    if empty := np.flatnonzero(np.isnan(losses).all(1)).tolist():
+        raise ValueError(f"window {empty[0]} has no token to predict; leave out windows of fewer than two tokens")
+    return np.asarray(np.nanmean(losses, axis=1, dtype=np.float64))
+
+
+def perplexity(model: Any, windows: Windows, batch_size: int = 4, description: str = "perplexity") -> float:
+    """exp of the mean of `next_token_losses` over all windows, T - 1 predictions each where nothing is padding."""
+    return math.exp(np.nanmean(next_token_losses(model, windows, batch_size, description), dtype=np.float64))
+
+
+__all__ = ["next_token_losses", "perplexity", "window_losses"]

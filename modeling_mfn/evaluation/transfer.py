@@ -1,0 +1,254 @@
+"""P5: what features that were learnt on one domain are worth on others.
+
+Everything is measured through features alone (alpha = 1), against a dense model of the same training, so that what a
+backbone forgets of other domains is not charged to its features. A post-hoc SAE's dense model is its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ..modeling_mfn import MFNForCausalLM
+from .activations import Windows
+from .perplexity import window_losses
+from .reconstruction import at_alpha, reconstruction_errors
+from .result import CONFIDENCE, MFN, POST_HOC_SAE, Figure, Outcome, PredictionResult, mean
+
+FINE_TUNED_SAE = "fine-tuned SAE"
+LIMIT = 0.05
+CLAIM = "Features transfer better across domains than those of post-hoc SAEs"
+CRITERION = (
+    "Perplexity through features learnt on one domain is, on the others, at most 5 % above that of the dense model of "
+    "the same training, with its whole interval; and this loss is below that of a post-hoc SAE spliced into the base "
+    "and of the same SAE fine-tuned on each of the others, with the whole intervals of the differences. Partly: it is "
+    "within 5 %, or below that of the SAE that was not fine-tuned. Intervals are from resampling windows of text."
+)
+HEADLINE = "perplexity_loss_targets"
+
+Probes = Callable[[MFNForCausalLM, str], Mapping[str, Sequence[float]]]
+"""(model, source) -> domain -> AUROC of each concept: of probes on the model's codes that were fitted on text of the
+source, on held-out text of the domain. Concepts are the same in all calls, NaN where there is too little text."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Features of one training, which has a seed and a source."""
+
+    source: str
+    """The one domain that they were learnt from."""
+    model: MFNForCausalLM
+    reference: PreTrainedModel | None = None
+    """What the perplexity through features is held against: for an MFN model its base model after a dense training on
+    the same tokens. By default the model at alpha = 0, which is right where the backbone was frozen."""
+    tuned: Mapping[str, MFNForCausalLM] = field(default_factory=dict)
+    """Domain -> the model that was fine-tuned on it and takes the place of `model` there."""
+
+    def on(self, domain: str) -> MFNForCausalLM:
+        """The model that is measured on a domain."""
+        return self.tuned.get(domain, self.model)
+
+
+class Measured(NamedTuple):
+    """A training on N windows of one domain."""
+
+    losses: np.ndarray
+    """(N,) nats a token, through features alone."""
+    reference: np.ndarray
+    """(N,) nats a token, of the dense model."""
+    errors: np.ndarray
+    """(N, L), see `reconstruction_errors`."""
+    distances: np.ndarray
+    """(N, L), see there."""
+
+
+def transfer_gap(
+    subjects: Mapping[str, Sequence[Transfer]],
+    windows: Mapping[str, Windows],
+    *,
+    probes: Probes | None = None,
+    batch_size: int = 8,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> PredictionResult:
+    """P5, from held-out text of several domains.
+
+    Figures are means over a subject's trainings, and over targets, which are all domains but a training's source.
+
+    - `perplexity_loss_source`, `perplexity_loss_targets`: perplexity through features / that of the reference - 1;
+    - `transfer_gap`: the second less the first;
+    - `perplexity_targets`, `reference_perplexity_targets`: what a loss is relative to, as geometric means;
+    - `explained_variance_source`, `explained_variance_targets`: of what the encoders read at the model's own alpha, a
+      mean over layers;
+    - `probe_auroc_source`, `probe_auroc_targets`, `probe_auroc_gap`: with probes, means over the concepts that were
+      measured everywhere; the gap is the first less the second.
+
+    Intervals are from resampling the windows of each domain, the same ones for all models, so that differences are
+    paired; those of probes from resampling concepts. What differs from seed to seed is in `details["by_domain"]`.
+
+    Args:
+        subjects: name -> trainings, one for each seed and source. The verdict needs `MFN`, `POST_HOC_SAE` and
+            `FINE_TUNED_SAE`; others are measured beside.
+        windows: domain -> held-out windows.
+        probes: how to tell that probes carry over.
+        batch_size: windows a forward.
+        resamples: number of them.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: if there are fewer than two domains, or a training names one that is not there.
+    """
+    texts = {domain: list(rows) for domain, rows in windows.items()}
+    _check(subjects, texts)
+    weights = _resampled({domain: len(rows) for domain, rows in texts.items()}, resamples, seed)
+    measure = _Measure(texts, batch_size)
+    draws: dict[str, dict[str, np.ndarray]] = {}
+    figures: dict[str, dict[str, Figure]] = {}
+    by_domain: dict[str, list[dict[str, Any]]] = {}
+    for name, transfers in subjects.items():
+        found = [{domain: _draws(measure(each, domain), weights[domain]) for domain in texts} for each in transfers]
+        of_trainings = [_of_training(each.source, of) for each, of in zip(transfers, found, strict=True)]
+        draws[name] = {figure: np.mean([of[figure] for of in of_trainings], 0) for figure in of_trainings[0]}
+        figures[name] = {figure: _figure(values) for figure, values in draws[name].items()}
+        by_domain[name] = [
+            {"source": each.source} | {domain: {n: _figure(v) for n, v in of[domain].items()} for domain in texts}
+            for each, of in zip(transfers, found, strict=True)
+        ]
+    if probes is not None:
+        probes = cache(probes)  # a model and a source are asked for once a target
+        for name, transfers in subjects.items():
+            figures[name] |= _probe_figures(transfers, list(texts), probes)
+    less = {
+        name: _figure(draws[MFN][HEADLINE] - draws[name][HEADLINE])
+        for name in (POST_HOC_SAE, FINE_TUNED_SAE)
+        if MFN in draws and name in draws
+    }
+    outcome, reason = _verdict(figures, less)
+    details = {"by_domain": by_domain, "mfn_less_baseline": less}
+    return PredictionResult("P5", CLAIM, CRITERION, outcome, reason, HEADLINE, figures, FINE_TUNED_SAE, details)
+
+
+class _Measure:
+    """Runs each model on each domain once, however many trainings share it."""
+
+    def __init__(self, windows: Mapping[str, Windows], batch_size: int) -> None:
+        self._windows, self._batch_size = windows, batch_size
+        self._losses, self._errors = cache(self._run), cache(self._reconstruct)
+
+    def __call__(self, transfer: Transfer, domain: str) -> Measured:
+        model, reference = transfer.on(domain), transfer.reference
+        dense = self._losses(model, 0.0, domain) if reference is None else self._losses(reference, None, domain)
+        return Measured(self._losses(model, 1.0, domain), dense, *self._errors(model, domain))
+
+    def _run(self, model: Any, alpha: float | None, domain: str) -> np.ndarray:
+        with nullcontext() if alpha is None else at_alpha(model, alpha):
+            return window_losses(model, self._windows[domain], self._batch_size, f"loss on {domain}")
+
+    def _reconstruct(self, model: MFNForCausalLM, domain: str) -> tuple[np.ndarray, np.ndarray]:
+        return reconstruction_errors(model, self._windows[domain], self._batch_size)
+
+
+def _resampled(counts: Mapping[str, int], resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Domain -> (1 + R, N) weights of its windows, each row of sum 1: equal ones, then those of R samples with
+    replacement, NaN where there is one window alone. Their product with figures of windows is a mean, and its
+    bootstrap."""
+    generator = np.random.default_rng(seed)
+    weights = {}
+    for domain, n in counts.items():
+        samples = generator.multinomial(n, np.full(n, 1 / n), resamples) if n > 1 else np.full((resamples, n), np.nan)
+        weights[domain] = np.concatenate([np.ones((1, n)), samples]) / n
+    return weights
+
+
+def _draws(measured: Measured, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Figure -> (1 + R,): its value, and that of each resample."""
+    losses, reference, errors, distances = (weights @ part for part in measured)
+    return {
+        "perplexity": np.exp(losses),
+        "reference_perplexity": np.exp(reference),
+        "perplexity_loss": np.expm1(losses - reference),
+        "explained_variance": (1 - errors / distances).mean(1),
+    }
+
+
+def _of_training(source: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The same for source and targets."""
+    own = found[source]
+    targets = {name: np.stack([of[name] for domain, of in found.items() if domain != source]) for name in own}
+    loss = targets["perplexity_loss"].mean(0)
+    return {
+        "perplexity_loss_source": own["perplexity_loss"],
+        "perplexity_loss_targets": loss,
+        "transfer_gap": loss - own["perplexity_loss"],
+        "perplexity_targets": np.exp(np.log(targets["perplexity"]).mean(0)),
+        "reference_perplexity_targets": np.exp(np.log(targets["reference_perplexity"]).mean(0)),
+        "explained_variance_source": own["explained_variance"],
+        "explained_variance_targets": targets["explained_variance"].mean(0),
+    }
+
+
+def _figure(draws: np.ndarray) -> Figure:
+    """The value, the first of (1 + R,), with the percentile interval of the resamples."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(draws[1:], [tail, 100 - tail])
+    return Figure(float(draws[0]), float(low), float(high))
+
+
+def _probe_figures(transfers: Sequence[Transfer], domains: Sequence[str], probes: Probes) -> dict[str, Figure]:
+    pairs = []
+    for transfer in transfers:
+        for domain in domains:
+            if domain != transfer.source:
+                of = probes(transfer.on(domain), transfer.source)
+                pairs.append([of[transfer.source], of[domain]])
+    aurocs = np.array(pairs, np.float64)  # (pairs, 2, concepts)
+    source, target = aurocs[..., ~np.isnan(aurocs).any((0, 1))].mean(0)
+    return {
+        "probe_auroc_source": mean(source),
+        "probe_auroc_targets": mean(target),
+        "probe_auroc_gap": mean(source - target),
+    }
+
+
+def _verdict(figures: Mapping[str, Mapping[str, Figure]], less: Mapping[str, Figure]) -> tuple[Outcome, str]:
+    if missing := [name for name in (MFN, POST_HOC_SAE, FINE_TUNED_SAE) if name not in figures]:
+        return "not measured", f"There is no {' and no '.join(missing)}."
+    own = figures[MFN][HEADLINE]
+    within, below = own.high <= LIMIT, {name: less[name].high < 0 for name in less}
+    outcome: Outcome = "partly" if within or below[POST_HOC_SAE] else "not confirmed"
+    if within and all(below.values()):
+        outcome = "confirmed"
+    compared = "; ".join(
+        f"{_percent(figures[name][HEADLINE])} with the {name}, which is {'' if below[name] else 'not surely '}more"
+        for name in less
+    )
+    reason = (
+        f"On other domains perplexity through features is {_percent(own)} above the dense model's, "
+        f"{'within' if within else 'not surely within'} 5 %; {compared}."
+    )
+    return outcome, reason
+
+
+def _percent(figure: Figure) -> str:
+    interval = "" if np.isnan(figure.low) else f" [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+    return f"{100 * figure.value:.1f}{interval} %"
+
+
+def _check(subjects: Mapping[str, Sequence[Transfer]], windows: Mapping[str, Windows]) -> None:
+    if len(windows) < 2:
+        raise ValueError(f"windows are of the domains {list(windows)}; transfer needs two or more")
+    for name, transfers in subjects.items():
+        if not transfers:
+            raise ValueError(f"{name} has no training; leave it out, or give at least one")
+        for transfer in transfers:
+            if unknown := {transfer.source, *transfer.tuned} - set(windows):
+                raise ValueError(f"{name} has the domain {min(unknown)!r}; windows are of {', '.join(windows)}")
+
+
+__all__ = ["FINE_TUNED_SAE", "Transfer", "transfer_gap"]
