@@ -25,6 +25,7 @@ import corpora
 import small_models
 import torch
 import typer
+import word_lists
 from datasets import Dataset
 from fidelity import BASE_TOKENS, BATCH, CACHE_FIRST, CONTINUE, RECIPE, SHORT_TOKENS, WEIGHTS, K, learn_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -137,9 +138,9 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
         choosing=study.data.sample(study.held_out_tokens, after=study.skip + study.tokens),
         tokenizer=tokenizer,
         groups={
-            "concepts": concepts.concepts(tokenizer),
-            "polarity": concepts.polarity(tokenizer),
-            "part of speech": concepts.parts_of_speech(tokenizer),
+            "concepts": concepts.concepts(),
+            "polarity": word_lists.polarity(),
+            "part of speech": word_lists.parts_of_speech(),
         },
         transfers=transfers,
     )

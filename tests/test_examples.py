@@ -50,6 +50,17 @@ def test_the_training_script(tmp_path, monkeypatch, large, from_file):
     assert MFNForCausalLM.from_pretrained(out).config.layers == [1]
 
 
+def train_tokenizer(texts):
+    """A byte-level BPE tokenizer of some files."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
+    bpe.train([str(text) for text in texts], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>")
+
+
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
     """A tiny model in place of the demo's checkpoint, and verse in place of Shakespeare's."""
@@ -59,13 +70,7 @@ def assets(tmp_path, monkeypatch):
         lines = (" ".join(shuffled.sample(VERSE.split(), 12)) for _ in range(300))
         plays.append(tmp_path / f"play_{number}.txt")
         plays[-1].write_text("\n".join(lines))
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
-    bpe.train([str(play) for play in plays], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>")
+    tokenizer = train_tokenizer(plays)
     base = make_base("llama-tied", vocab_size=len(tokenizer), num_hidden_layers=12, max_position_embeddings=256)
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")

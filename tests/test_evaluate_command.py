@@ -1,0 +1,95 @@
+"""`mfn evaluate` as a user runs it, on tiny models; and what it refuses."""
+
+import json
+import random
+
+import pytest
+from conftest import make_base, make_mfn
+from test_cli import run
+from test_examples import VERSE, train_tokenizer
+
+from modeling_mfn.evaluation.evidence import PREDICTIONS
+
+WORDS = {"people": ["king", "queen", "lord", "him"], "places": ["tower", "town"], "times": ["night", "old"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny base model, two MFN models made from it, and verse of two domains: whole, and without the queen."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    shuffled = random.Random(0)
+    for name in ("court", "court-train", "town", "town-train"):
+        words = [word for word in VERSE.split() if "town" not in name or word != "queen"]
+        (folder / f"{name}.txt").write_text("\n".join(" ".join(shuffled.sample(words, 12)) for _ in range(150)))
+    tokenizer = train_tokenizer(folder.glob("*.txt"))
+    base = make_base("llama-tied", vocab_size=len(tokenizer))
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    for seed in (0, 1):
+        make_mfn(base, seed=seed, layers=[1], num_features=64, k=4).save_pretrained(folder / f"mfn-{seed}")
+        tokenizer.save_pretrained(folder / f"mfn-{seed}")
+    (folder / "concepts.json").write_text(json.dumps(WORDS))
+    return folder
+
+
+def command(folder, *more, texts=("court", "town")):
+    given = [word for name in texts for word in ("--text", f"{name}={folder / name}.txt")]
+    return ["evaluate", folder / "mfn-0", folder / "mfn-1", *given, "--window", 16, "--tokens", 1024, *more]
+
+
+def baselines(folder, *names):
+    texts = [word for name in names for word in ("--train-text", f"{name}={folder / name}-train.txt")]
+    return ["--base", folder / "base", *texts, "--train-tokens", 1024]
+
+
+def test_all_five_are_measured_beside_baselines_and_what_is_there_stays(folder, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    options = [*baselines(folder, "court", "town"), "--source", "court", "--output", out]
+    options += ["--no-rate", folder / "mfn-1", "--concepts", folder / "concepts.json"]
+    assert run(*command(folder, *options)) == 0
+    printed = capsys.readouterr().out
+    report = (out / "report.md").read_text()
+    for name in PREDICTIONS:
+        result = json.loads((out / f"{name}.json").read_text(), parse_constant=pytest.fail)
+        assert name in printed
+        assert f"## {name}: " in report
+        assert result["outcome"] != "not measured" or "task" in result["reason"], result["reason"]
+        assert result["settings"]["source"] == "court"
+        assert (out / "figures" / f"{name}.svg").exists()
+    kept = {folder.name for folder in (out / "baselines").iterdir()}
+    assert {"sae-court-seed-0", "sae-court-seed-1", "sae-court-to-town-seed-0", "random-seed-0"} <= kept
+
+    before = {file: file.stat().st_mtime_ns for file in out.glob("P*.json")}
+    (out / "P3.json").unlink()
+    monkeypatch.setitem(PREDICTIONS, "P1", lambda evidence: pytest.fail("P1 was there"))
+    assert run(*command(folder, *options)) == 0
+    after = {file: file.stat().st_mtime_ns for file in out.glob("P*.json")}
+    assert {file.name for file in before if before[file] != after[file]} == {"P3.json"}
+
+
+def test_what_is_not_given_is_not_measured(folder, tmp_path):
+    out = tmp_path / "out"
+    assert run(*command(folder, "--output", out, texts=["court"])) == 0
+    outcomes = {name: json.loads((out / f"{name}.json").read_text())["outcome"] for name in PREDICTIONS}
+    assert outcomes == dict.fromkeys(PREDICTIONS, "not measured")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--predictions", "P1,P6"], "predictions are P1, P6; give some of P1, P2, P3, P4, P5"),
+        (["--base", "{0}/base"], "base is given without train-text"),
+        (["--source", "court"], "source is given without base"),
+        (["--base", "{0}/base", "--train-text", "town={0}/town.txt", "--source", "court"], "source is 'court'"),
+        (["--text", "court={0}/town.txt"], "two texts are of domain 'court'"),
+        (["--text", "=x"], "'=x' is no text"),
+        (["--text", "other={0}/other.txt"], "other.txt"),
+        (["--concepts", "{0}/court.txt"], "court.txt"),
+        (["--output", "{0}/court.txt"], "court.txt is a file"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing(folder, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*command(folder, *(option.format(folder) for option in options))) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
