@@ -16,6 +16,8 @@ from typing import Any
 
 from corpora import debian_package
 
+from modeling_mfn.atlas.build import token_text
+
 # fmt: off
 CLASSES = (  # lexnames(5WN), in the order of their numbers
     "adj.all", "adj.pert", "adv.all", "tops", "act", "animal", "artifact", "attribute", "body", "cognition",
@@ -140,6 +142,6 @@ def admission(tokenizer: Any) -> Callable[[str], bool]:
     without a tokenizer, of any number of tokens."""
     if tokenizer is None:
         return lambda word: len(word) > 2 and word.isascii() and word.isalpha() and word.islower()
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
     tokens = {text[1:] for text in texts if text[:1] == " " and admission(None)(text[1:])}
     return tokens.__contains__

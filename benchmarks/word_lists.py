@@ -61,7 +61,7 @@ def polarity(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 def lemma(word: str) -> str:
     """The shortest word of WordNet that this may be an inflection of, or itself."""
     bases = {base for part in PARTS.values() for base in _bases(word, part)}
-    return min({word, *bases}, key=lambda base: (len(base), base))
+    return min(bases or {word}, key=lambda base: (len(base), base))
 
 
 @cache
@@ -91,7 +91,7 @@ def _bases(word: str, part: str) -> list[str]:
 
 
 def _inflections(verb: str) -> list[str]:
-    """All that one of the rules leads back from, as far as English spells so, and those of WordNet's list."""
+    """Regular forms, without doubled letters, and those of WordNet's list, which has the doubled ones."""
     if verb.endswith("e"):
         regular = [f"{verb}s", f"{verb}d", f"{verb[:-1]}ing"]
     elif verb.endswith("y") and verb[-2] not in "aeiou":
@@ -99,7 +99,7 @@ def _inflections(verb: str) -> list[str]:
     else:
         third = f"{verb}es" if verb.endswith(("s", "x", "z", "ch", "sh", "o")) else f"{verb}s"
         regular = [third, f"{verb}ed", f"{verb}ing"]
-    return [*regular, *_irregular_verbs().get(verb, [])]
+    return list(dict.fromkeys([*regular, *_irregular_verbs().get(verb, [])]))
 
 
 def _afinn() -> Path:
