@@ -58,10 +58,12 @@ def probe_purity(
     Args:
         subjects: name -> models. Without the MFN model or the post-hoc SAE the outcome is "not measured".
         windows: text that no model was trained on, the one that the tasks are of.
-        tasks: see [`tasks.word_tasks`] and [`tasks.formatting_tasks`].
+        tasks: see [`tasks.word_tasks`] and [`tasks.formatting_tasks`]. Without any the outcome is "not measured".
         batch_size: windows a batch.
         seed: of the folds for regularisation, and of the bootstrap.
     """
+    if not tasks:
+        return _result("not measured", "the text has too few tokens of any concept or format", {}, {})
     tables = []
     for name, models in subjects.items():
         for number, model in enumerate(models):
@@ -77,9 +79,11 @@ def probe_purity(
     if not reason:
         figures[MFN] |= _gains(table, seed)
         outcome, reason = _judge(figures)
-    return PredictionResult(
-        "P2", CLAIM, CRITERION, outcome, reason, PURITY, figures, POST_HOC_SAE, details=_details(table, tasks)
-    )
+    return _result(outcome, reason, figures, _details(table, tasks))
+
+
+def _result(outcome: Outcome, reason: str, figures: dict[str, dict[str, Figure]], details: Any) -> PredictionResult:
+    return PredictionResult("P2", CLAIM, CRITERION, outcome, reason, PURITY, figures, POST_HOC_SAE, details)
 
 
 def probe_model(
