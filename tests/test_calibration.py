@@ -211,6 +211,7 @@ def test_prediction(family_base):
     assert result.details["tokens"][MFN] == 320
     assert f"coefficient of variation {ours}" in result.reason.split("Not met")[0]
     assert result.outcome in ("partly", "confirmed")
+    assert f"random SAE has a standard deviation of {result.figures[RANDOM_SAE][STD]}" in result.reason
 
 
 GOOD = {STD: Figure(0.02, 0.01, 0.03), CV: Figure(0.5, 0.4, 0.6), DEAD: Figure(0.0, 0.0, 0.01), OVERLAP: Figure(0.1)}

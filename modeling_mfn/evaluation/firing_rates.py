@@ -48,7 +48,8 @@ class LayerFiring(NamedTuple):
 def measure_firing(
     model: MFNForCausalLM, windows: Sequence[Mapping[str, Any]], rho: float | None = None, *, batch_size: int = 8
 ) -> dict[int, LayerFiring]:
-    """One model's firing by layer. Of one layer at a time, matrices of m x m are held in float32.
+    """One model's firing by layer. Of one layer at a time, a few matrices of m x m are held in float32, and each group's
+    counts of pairs, sparse.
 
     Raises:
         ValueError: if windows are fewer than two or have no token, or `rho` is out of range.
