@@ -48,8 +48,8 @@ class LayerFiring(NamedTuple):
 def measure_firing(
     model: MFNForCausalLM, windows: Sequence[Mapping[str, Any]], rho: float | None = None, *, batch_size: int = 8
 ) -> dict[int, LayerFiring]:
-    """One model's firing by layer. Of one layer at a time, a few matrices of m x m are held in float32, and each group's
-    counts of pairs, sparse.
+    """One model's firing by layer. Of one layer at a time, a few matrices of m x m are held in float32,
+    and each group's counts of pairs as a sparse one.
 
     Raises:
         ValueError: if windows are fewer than two or have no token, or `rho` is out of range.
@@ -196,4 +196,12 @@ def with_interval(replicates: np.ndarray) -> Figure:
     return Figure(float(whole), *(float(whole) + end - around.value for end in (around.low, around.high)))
 
 
-__all__ = ["LayerFiring", "firing_replicates", "measure_firing", "overlap_figures", "rate_figures", "with_interval"]
+__all__ = [
+    "LayerFiring",
+    "firing_replicates",
+    "measure_firing",
+    "overlap_figures",
+    "rate_figures",
+    "target_rate",
+    "with_interval",
+]
