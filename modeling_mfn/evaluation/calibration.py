@@ -128,7 +128,8 @@ def judge(
         if names
     ]
     if RANDOM_SAE in figures:
-        parts.append(f"A random SAE's standard deviation is {figures[RANDOM_SAE][STD]}.")
+        random = figures[RANDOM_SAE]
+        parts.append(f"A random SAE has a standard deviation of {random[STD]}, a coefficient of {random[CV]}.")
     met = list(conditions.values())
     outcome: Outcome = "confirmed" if all(met) else "partly" if any(met) else "not confirmed"
     return outcome, " ".join(parts)

@@ -48,7 +48,8 @@ class LayerFiring(NamedTuple):
 def measure_firing(
     model: MFNForCausalLM, windows: Sequence[Mapping[str, Any]], rho: float | None = None, *, batch_size: int = 8
 ) -> dict[int, LayerFiring]:
-    """One model's firing by layer. Of one layer at a time, matrices of m x m are held in float32.
+    """One model's firing by layer. Of one layer at a time, a few matrices of m x m are held in float32,
+    and each group's counts of pairs as a sparse one.
 
     Raises:
         ValueError: if windows are fewer than two or have no token, or `rho` is out of range.
@@ -88,7 +89,9 @@ def firing_replicates(groups: Sequence[csr_array], rho: float) -> Replicates:
     found = [_of_pairs(together, tokens, rho)]
     for of_group, active in zip(pairs, groups, strict=True):
         found.append(_of_pairs(together - of_group.toarray(), tokens - active.shape[0], rho))
-    return {name: np.array([figures[name] for figures in found]) for name in found[0]}
+    replicates = {name: np.array([figures[name] for figures in found]) for name in found[0]}
+    replicates[f"{OVERLAP} at chance"][1:] = np.nan  # it is a matter of how many tokens there are, not of which
+    return replicates
 
 
 def rate_figures(rates: np.ndarray, rho: float) -> dict[str, float]:
@@ -145,28 +148,31 @@ def overlap_figures(together: np.ndarray, tokens: int) -> dict[str, float]:
 
 
 def _rms_correlation(together: np.ndarray, tokens: int) -> float:
-    counts = together.diagonal()
-    varied = np.flatnonzero((counts > 0) & (counts < tokens))
-    if len(varied) < 2:
+    rates = together.diagonal().astype(np.float64) / tokens
+    variances = rates * (1 - rates)
+    varied = variances > 0
+    number = int(varied.sum())
+    if number < 2:
         return np.nan
-    rates = counts[varied].astype(np.float64) / tokens
-    deviations = np.sqrt(rates * (1 - rates)).astype(np.float32)
-    phi = together[np.ix_(varied, varied)] / np.float32(tokens)
-    phi -= np.outer(rates.astype(np.float32), rates.astype(np.float32))
-    phi /= deviations[:, None]
-    phi /= deviations
-    np.fill_diagonal(phi, 0)
-    square = np.square(phi, out=phi).sum(axis=1).sum(dtype=np.float64)
-    return float(np.sqrt(square / (len(varied) * (len(varied) - 1))))
+    covariances = together / np.float32(tokens)
+    covariances -= np.outer(rates.astype(np.float32), rates.astype(np.float32))
+    np.fill_diagonal(covariances, 0)
+    weights = np.divide(1, variances, where=varied, out=np.zeros_like(rates)).astype(np.float32)
+    square = (np.square(covariances, out=covariances) @ weights).astype(np.float64) @ weights
+    return float(np.sqrt(square / (number * (number - 1))))
 
 
 def _near_duplicates(together: np.ndarray) -> float:
     counts = together.diagonal()
-    # |A and B| / |A or B| > J is |A and B| (1 + J) > J (|A| + |B|)
-    near = together * np.float32((1 + DUPLICATE) / DUPLICATE) > counts[:, None] + counts
-    np.fill_diagonal(near, False)
     alive = counts > 0
-    return float(near[alive].any(axis=1).mean()) if alive.any() else np.nan
+    if not alive.any():
+        return np.nan
+    # |A and B| / |A or B| > J is |A and B| (1 + J) / J - |A| - |B| > 0
+    excess = together * np.float32((1 + DUPLICATE) / DUPLICATE)
+    excess -= counts
+    excess -= counts[:, None]
+    np.fill_diagonal(excess, 0)
+    return float((excess.max(axis=1) > 0)[alive].mean())
 
 
 def _of_pairs(together: np.ndarray, tokens: int, rho: float) -> dict[str, float]:
@@ -190,4 +196,12 @@ def with_interval(replicates: np.ndarray) -> Figure:
     return Figure(float(whole), *(float(whole) + end - around.value for end in (around.low, around.high)))
 
 
-__all__ = ["LayerFiring", "firing_replicates", "measure_firing", "overlap_figures", "rate_figures", "with_interval"]
+__all__ = [
+    "LayerFiring",
+    "firing_replicates",
+    "measure_firing",
+    "overlap_figures",
+    "rate_figures",
+    "target_rate",
+    "with_interval",
+]
