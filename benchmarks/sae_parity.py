@@ -95,7 +95,7 @@ def fit(
     order: list[int],
 ) -> dict[str, Any]:
     """With each learning rate for a part of the training; then the whole of it with the best."""
-    short = order[: len(order) // SWEEP // BATCH * BATCH]
+    short = order[: max(BATCH, len(order) // SWEEP // BATCH * BATCH)]
     tried = {}
     for rate in rates:
         sae = start()

@@ -1,0 +1,73 @@
+"""Probes of one domain on others, against a plain transcription."""
+
+import math
+
+import numpy as np
+import planted
+import pytest
+from datasets import Dataset
+from sklearn.metrics import roc_auc_score
+
+from modeling_mfn.evaluation.activations import activations_at
+from modeling_mfn.evaluation.probe_transfer import joined, probes_across
+from modeling_mfn.evaluation.result import POST_HOC_SAE
+from modeling_mfn.evaluation.tasks import Limits, Task, word_tasks
+from modeling_mfn.evaluation.transfer import Transfer, transfer_gap
+
+WIDE = Limits(occurrences=1000, tokens=10_000, least_units=4, least_tokens=12)
+
+
+def without(words, rows, seed):
+    """Random text in which some words do not occur."""
+    ids = np.array(planted.text(rows, seed=seed)["input_ids"])
+    return Dataset.from_dict({"input_ids": np.where(np.isin(ids, [planted.token_of(w) for w in words]), 5, ids)})
+
+
+WINDOWS = {
+    "all": planted.text(120, seed=1),
+    "no foods": without(planted.FOODS, 160, seed=2),
+    "tame": without(["lion", "tiger", "wolf", "bear"], 100, seed=3),
+}
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    concepts = planted.CONCEPTS | {"royals": ["king", "queen", "prince"]}
+    return word_tasks({"concepts": concepts}, joined(WINDOWS), planted.tokenizer(), limits=WIDE)
+
+
+def transcription(model, task: Task, source, target):
+    """The best single feature on training tokens of the source, on held-out ones of the target."""
+    found = activations_at(model, joined(WINDOWS), task.places).codes[0].toarray()
+    ends = np.cumsum([len(rows) for rows in WINDOWS.values()])
+    domain = np.array([list(WINDOWS)[int((window >= ends).sum())] for window in task.places // 16])
+    train, test = ~task.held_out & (domain == source), task.held_out & (domain == target)
+    differences = found[train & task.labels].mean(0) - found[train & ~task.labels].mean(0)
+    best = np.abs(differences).argmax()
+    return roc_auc_score(task.labels[test], np.sign(differences[best]) * found[test, best])
+
+
+def test_one_feature_against_a_transcription(tasks):
+    model = planted.model()
+    found = probes_across(WINDOWS, tasks, num_features=1)(model, "all")
+    assert [task.name for task in tasks] == ["animals", "foods"]
+    for number, task in enumerate(tasks):
+        for domain in WINDOWS:
+            if (task.name, domain) == ("foods", "no foods"):
+                assert math.isnan(found[domain][number])
+            else:
+                assert found[domain][number] == pytest.approx(transcription(model, task, "all", domain))
+    assert found["tame"][0] == 1.0
+
+
+def test_in_the_transfer_of_features(tasks):
+    """Concepts that a domain lacks are left out of all."""
+    model = planted.model()
+    model.set_blend(0.0)
+    probes = probes_across(WINDOWS, tasks)
+    figures = transfer_gap({POST_HOC_SAE: [Transfer("all", model)]}, WINDOWS, probes=probes, resamples=5).figures
+    found = probes(model, "all")
+    assert figures[POST_HOC_SAE]["probe_auroc_source"].value == pytest.approx(found["all"][0])
+    assert figures[POST_HOC_SAE]["probe_auroc_targets"].value == pytest.approx(
+        (found["no foods"][0] + found["tame"][0]) / 2
+    )
