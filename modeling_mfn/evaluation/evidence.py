@@ -11,14 +11,19 @@ from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
 from ..atlas.concepts import Concepts
+from .activations import Windows
 from .alignment import cross_seed_alignment
 from .calibration import firing_rate_calibration
 from .predictability import intervention_predictability
+from .probe_transfer import joined, probes_across
 from .probing import probe_purity
 from .report import load_result, save_result, write_report
 from .result import PredictionResult, Subjects
-from .tasks import formatting_tasks, word_tasks
+from .tasks import Limits, Task, formatting_tasks, word_tasks
 from .transfer import Transfer, transfer_gap
+
+WIDE = Limits(tokens=1600, least_tokens=80)
+"""Of tasks that several domains share."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,8 @@ def _p1(evidence: Evidence) -> PredictionResult:
 
 
 def _p2(evidence: Evidence) -> PredictionResult:
-    windows, seed = evidence.windows, evidence.seed
-    tasks = word_tasks(evidence.groups, windows, evidence.tokenizer, seed=seed)
-    tasks += formatting_tasks(windows, evidence.tokenizer, seed=seed)
-    return probe_purity(evidence.subjects, windows, tasks, seed=seed)
+    windows = evidence.windows
+    return probe_purity(evidence.subjects, windows, _tasks(evidence, windows), seed=evidence.seed)
 
 
 def _p3(evidence: Evidence) -> PredictionResult:
@@ -69,7 +72,17 @@ def _p4(evidence: Evidence) -> PredictionResult:
 
 
 def _p5(evidence: Evidence) -> PredictionResult:
-    return transfer_gap(evidence.transfers, evidence.held_out, seed=evidence.seed)
+    probes, held_out = None, evidence.held_out
+    if evidence.transfers:
+        tasks = _tasks(evidence, joined(held_out), WIDE)
+        probes = probes_across(held_out, tasks) if tasks else None
+    return transfer_gap(evidence.transfers, held_out, probes=probes, seed=evidence.seed)
+
+
+def _tasks(evidence: Evidence, windows: Windows, limits: Limits | None = None) -> list[Task]:
+    tokenizer, seed = evidence.tokenizer, evidence.seed
+    tasks = word_tasks(evidence.groups, windows, tokenizer, limits=limits, seed=seed)
+    return tasks + formatting_tasks(windows, tokenizer, limits=limits, seed=seed)
 
 
 PREDICTIONS: dict[str, Callable[[Evidence], PredictionResult]] = {
