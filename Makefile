@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-transformers test-checkpoint lint format benchmark fidelity real-checkpoint
+.PHONY: demo test test-transformers test-checkpoint lint format benchmark fidelity real-checkpoint predictions
 
 demo: $(VENV)/installed
 	$(BIN)/mfn demo --overwrite
@@ -42,6 +42,10 @@ fidelity: $(VENV)/installed
 real-checkpoint: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/real_checkpoint.py
+
+# the paper's five predictions on small models: about two hours on two cores
+predictions: $(VENV)/installed
+	$(BIN)/python benchmarks/predictions.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

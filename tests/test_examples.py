@@ -90,6 +90,7 @@ def assets(tmp_path, monkeypatch):
         ("train_from_cache", "train_from_cache/training_record.json"),
         ("train_lora", "lora/merged"),
         ("share_on_hub", "share_on_hub/config.json"),
+        ("evaluate_predictions", "evaluate_predictions/report.md"),
     ],
 )
 def test_the_scripts_run_offline(assets, monkeypatch, script, made):

@@ -1,0 +1,58 @@
+"""Two of the paper's predictions on a small scale: do models of two seeds find the same features, and are these more
+alike than those of post-hoc SAEs? Runs offline once the demo's files are in the cache. `mfn evaluate` does all five.
+
+python examples/evaluate_predictions.py
+"""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.data import load_text, pack
+from modeling_mfn.demo_assets import shakespeare, smollm2
+from modeling_mfn.evaluation.alignment import cross_seed_alignment
+from modeling_mfn.evaluation.baselines import post_hoc_sae
+from modeling_mfn.evaluation.calibration import firing_rate_calibration
+from modeling_mfn.evaluation.command import verdict_table
+from modeling_mfn.evaluation.report import save_result, write_report
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE
+
+SIZE = {"layers": [10], "num_features": 1152, "k": 32}
+OUTPUT = Path("runs/evaluate_predictions")
+
+base = smollm2()
+tokenizer = AutoTokenizer.from_pretrained(base)
+training, held_out = (pack(load_text(texts[:2]), tokenizer, window=128) for texts in shakespeare())
+training, held_out = training.select(range(64)), held_out.select(range(32))
+calibration = {"input_ids": torch.tensor(training[:8]["input_ids"])}
+
+
+def train_mfn(seed):
+    """An MFN model whose layer learns in place, with the model's own loss. Far too short to mean anything."""
+    torch.manual_seed(seed)
+    model = MFNForCausalLM.from_base(base, calibration=calibration, **SIZE)
+    arguments = MFNTrainingArguments(
+        str(OUTPUT / "training"), num_train_epochs=1, per_device_train_batch_size=4, learning_rate=4e-3,
+        trainable="mfn", lambda_rate=2.5e-3, logging_steps=4, save_strategy="no", report_to=[],
+        dataloader_pin_memory=False, seed=seed,
+    )  # fmt: skip
+    MFNTrainer(model, arguments, train_dataset=training).train()
+    return model
+
+
+# Every subject is an MFN model: a post-hoc SAE is one on the frozen base, at alpha = 0, on the same tokens.
+subjects = {
+    MFN: [train_mfn(seed) for seed in (0, 1)],
+    POST_HOC_SAE: [post_hoc_sae(base, training, seed=seed, **SIZE) for seed in (0, 1)],
+}
+results = [firing_rate_calibration(subjects, held_out), cross_seed_alignment(subjects, held_out, training)]
+settings = {"base": "SmolLM2-135M", "training_tokens": 64 * 128, "held_out_tokens": 32 * 128}
+for result in results:
+    save_result(result, settings, OUTPUT)
+write_report(results, settings, OUTPUT)
+Console().print(verdict_table(results))
+for subject, figures in results[1].figures.items():
+    print(subject, {name: str(figure) for name, figure in figures.items()})
