@@ -82,26 +82,33 @@ def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: in
         samples: arrays (n, ...) of the same n independent units: windows of text, concepts, features. Several are
             resampled together.
     """
-    value, number = float(statistic(*samples)), len(samples[0])
-    if number < 2:
-        return Figure(value)
-    found = stats.bootstrap(
-        (np.arange(number),),
-        lambda rows: statistic(*(sample[rows] for sample in samples)),
-        vectorized=False,
-        n_resamples=resamples,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=seed,
-    )
-    return Figure(value, *map(float, found.confidence_interval))
+    value, numbers = float(statistic(*samples)), np.arange(len(samples[0]))
+    return _with_interval(value, numbers, lambda rows: statistic(*(of[rows] for of in samples)), False, resamples, seed)
 
 
 def mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Figure:
     """The mean of independent values, NaN ones left out, with its bootstrap interval."""
     kept = np.asarray(values, np.float64)
     kept = kept[~np.isnan(kept)]
-    return bootstrap(np.mean, kept, seed=seed) if len(kept) else Figure(math.nan)
+    return _with_interval(float(kept.mean()), kept, np.mean, True, 1000, seed) if len(kept) else Figure(math.nan)
+
+
+def _with_interval(
+    value: float, units: np.ndarray, statistic: Callable[..., Any], vectorized: bool, resamples: int, seed: int
+) -> Figure:
+    if len(units) < 2:
+        return Figure(value)
+    found = stats.bootstrap(
+        (units,),
+        statistic,
+        vectorized=vectorized,
+        n_resamples=resamples,
+        batch=100 if vectorized else None,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=seed,
+    )
+    return Figure(value, *map(float, found.confidence_interval))
 
 
 def _plain(value: Any) -> Any:
