@@ -114,7 +114,7 @@ def recovered(found: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"fidelity": main_table, "real-checkpoint": real_table} | {
     f"{family}-{group}": partial(group_table, family, group)
     for family in TITLES
-    for group in ("losses", "sweep", "recipe")
+    for group in ("losses", "noise", "sweep", "recipe")
 }
 
 
