@@ -39,7 +39,8 @@ from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS
 RESULTS = Path(__file__).parent / "results" / "predictions"
 SOURCE = "dictionary"
 """The domain that features shall be carried over from."""
-EPOCHS = CACHE_FIRST["cached_epochs"]
+EPOCHS = 2
+"""That MFN layers learn alone from cached activations, before the one in which the model learns as a whole."""
 JOINT = CONTINUE | RECIPE | WEIGHTS | {name: value for name, value in CACHE_FIRST.items() if name != "cached_epochs"}
 
 
