@@ -13,6 +13,7 @@ Results go to benchmarks/results/predictions/<name>/; models to the folder of th
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,12 +28,12 @@ import torch
 import typer
 import word_lists
 from datasets import Dataset
-from fidelity import BASE_TOKENS, BATCH, CACHE_FIRST, CONTINUE, RECIPE, SHORT_TOKENS, WEIGHTS, K, learn_from_cache
+from fidelity import BASE_TOKENS, BATCH, CONTINUE, RECIPE, SHORT_TOKENS, WEIGHTS, K, learn_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.demo_assets import cache_folder
-from modeling_mfn.evaluation.baseline_models import BaselineModels
+from modeling_mfn.evaluation.baseline_models import BaselineModels, digest_of, digest_of_rows
 from modeling_mfn.evaluation.evidence import PREDICTIONS, Evidence, check_predictions, measure_predictions
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS
 
@@ -41,7 +42,8 @@ SOURCE = "dictionary"
 """The domain that features shall be carried over from."""
 EPOCHS = 2
 """That MFN layers learn alone from cached activations, before the one in which the model learns as a whole."""
-JOINT = CONTINUE | RECIPE | WEIGHTS | {name: value for name, value in CACHE_FIRST.items() if name != "cached_epochs"}
+JOINT = CONTINUE | RECIPE | WEIGHTS | {"alpha_anneal": 0.25, "mfn_learning_rate": 2e-3, "warmup_steps": 1 / 6}
+"""`CACHE_FIRST` of `fidelity.py` in shares of the training."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,25 @@ class Study:
 
     @cached_property
     def data(self) -> small_models.Data:
-        file = cache_folder() / "predictions" / self.name / "windows.npz"
-        return small_models.tokenised(lambda: self.tokenizer, self.window, file)
+        tokenizer = self.tokenizer
+        digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+        return small_models.tokenised(tokenizer, self.window, cache_folder() / f"windows-{digest}-{self.window}.npz")
 
     @property
     def tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(self.base)
 
     def rows(self, domain: str | None, seed: int) -> Dataset:
-        """Training windows of a domain, or of all."""
-        return self.data.sample(self.tokens, after=self.skip, seed=seed, domains=[domain] if domain else None)
+        """Training windows of all domains, others with each seed; or of one, the same in another order, since not every
+        domain has enough that the base model was not trained on."""
+        if domain is None:
+            return self.data.sample(self.tokens, after=self.skip, seed=seed)
+        return self.data.sample(self.tokens, after=self.skip, domains=[domain]).shuffle(seed=seed)
 
     def settings(self) -> dict[str, Any]:
         """What tells this study from another, without this machine's folders."""
-        settings = {
-            name: value for name, value in vars(self).items() if not isinstance(value, Path | small_models.Data)
-        }
+        settings = {name: value for name, value in vars(self).items() if name not in ("base", "data")}
+        settings["base_weights"] = digest_of(AutoModelForCausalLM.from_pretrained(self.base))
         return settings | {"k": K, "cached_epochs": EPOCHS, "training": JOINT, "source": SOURCE}
 
 
@@ -95,11 +100,14 @@ class Models(BaselineModels):
         self.study = study
 
     def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", **changes: Any) -> MFNForCausalLM:
+        rows = self.rows(domain, seed)
+
         def train() -> MFNForCausalLM:
-            rows = self.rows(domain, seed)
             torch.manual_seed(seed)
             calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
-            model = MFNForCausalLM.from_base(self.base, calibration=calibration, **self.size)
+            model = MFNForCausalLM.from_base(
+                self.base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **self.size
+            )
             learn_from_cache(model, rows, EPOCHS, seed)
             settings = small_models.training_settings(rows, BATCH, seed) | JOINT
             settings |= {"learning_rate": self.study.learning_rate} | changes
@@ -107,18 +115,20 @@ class Models(BaselineModels):
             MFNTrainer(model, arguments, train_dataset=rows).train()
             return model
 
-        return self.kept(f"{kind}-{domain or 'all'}-seed-{seed}", train)
+        made_from = JOINT | changes | {"epochs": EPOCHS, "rate": self.study.learning_rate, "text": digest_of_rows(rows)}
+        return self.kept(f"{kind}-{domain or 'all'}-seed-{seed}", made_from, train)
 
     def dense(self, seed: int, domain: str) -> PreTrainedModel:
-        """The base model, trained on for as long at the same learning rate."""
+        """The base model, trained on for as long with the same learning rate and warm-up."""
+        rows = self.rows(domain, seed)
+        settings = CONTINUE | {"learning_rate": self.study.learning_rate, "warmup_steps": JOINT["warmup_steps"]}
 
         def train() -> PreTrainedModel:
-            model, rows = AutoModelForCausalLM.from_pretrained(self.base), self.rows(domain, seed)
-            settings = CONTINUE | {"learning_rate": self.study.learning_rate}
+            model = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
             small_models.train_dense(model, rows, self.folder / "training", BATCH, seed, **settings)
             return model
 
-        return self.kept(f"dense-{domain}-seed-{seed}", train)
+        return self.kept(f"dense-{domain}-seed-{seed}", settings | {"text": digest_of_rows(rows)}, train)
 
 
 def run(study: Study, predictions: list[str], threads: int) -> None:
@@ -135,8 +145,8 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
             NO_RATE_LOSS: [models.mfn(0, kind="no-rate", lambda_rate=0.0)],
             **models.subjects(study.seeds),
         },
-        held_out={domain: study.data.evaluation(domain, study.held_out_tokens) for domain in corpora.DOMAINS},
-        choosing=study.data.sample(study.held_out_tokens, after=study.skip + study.tokens),
+        held_out={domain: study.data.fresh(domain, study.held_out_tokens) for domain in corpora.DOMAINS},
+        choosing=study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens),
         tokenizer=tokenizer,
         groups={
             "concepts": concepts.concepts(),
@@ -144,6 +154,7 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
             "part of speech": word_lists.parts_of_speech(),
         },
         transfers=transfers,
+        base=AutoModelForCausalLM.from_pretrained(study.base),
     )
     measure_predictions(evidence, predictions, study.settings(), RESULTS / study.name)
 
@@ -198,6 +209,8 @@ def main(
         run(study, chosen, threads)
         return
     families = family or list(small_models.FAMILIES)
+    # what both processes would otherwise make at once
+    small_models.data(), concepts.concepts(), word_lists.polarity()
     with ProcessPoolExecutor(len(families), multiprocessing.get_context("spawn")) as processes:
         for done in [processes.submit(run_family, each, seeds, chosen, threads) for each in families]:
             done.result()

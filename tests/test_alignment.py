@@ -110,7 +110,9 @@ def test_the_whole_prediction(family):
     assert result.details["difference"][POST_HOC_SAE].low > 0
     json.dumps(result.to_json(), allow_nan=False)
     swapped = cross_seed_alignment({MFN: others, POST_HOC_SAE: noisy}, windows(0), windows(1))
-    assert swapped.outcome == ("partly" if random["CKA"].low > 0.8 else "not confirmed")
+    assert swapped.outcome == "not confirmed"
+    above_random = cross_seed_alignment({MFN: noisy, POST_HOC_SAE: noisy, RANDOM_SAE: others}, windows(0), windows(1))
+    assert above_random.outcome == ("partly" if theirs["CKA"].low > max(0.8, random["CKA"].high) else "not confirmed")
     assert cross_seed_alignment({MFN: noisy}, windows(0), windows(1)).outcome == "not measured"
 
 

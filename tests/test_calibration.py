@@ -225,9 +225,10 @@ UNSURE = {CV: Figure(-0.3, -0.7, 0.1), OVERLAP: Figure(0.0, -0.02, 0.02)}
         (GOOD, LESS, LESS, "confirmed"),
         (GOOD, LESS, UNSURE, "partly"),
         (GOOD | {DEAD: Figure(0.005, 0.0, 0.011)}, LESS, LESS, "partly"),
-        (GOOD | {STD: Figure(0.049, 0.04, 0.06)}, LESS, LESS, "partly"),
-        (GOOD | {DEAD: Figure(0.5, 0.4, 0.6)}, UNSURE, UNSURE, "partly"),
-        (GOOD | {DEAD: Figure(0.5, 0.4, 0.6), STD: Figure(0.06, 0.05, 0.07)}, UNSURE, UNSURE, "not confirmed"),
+        (GOOD | {DEAD: Figure(0.5, 0.4, 0.6)}, UNSURE, UNSURE | {OVERLAP: Figure(-0.1, -0.2, -0.05)}, "not confirmed"),
+        (GOOD | {DEAD: Figure(0.5, 0.4, 0.6)}, UNSURE | {OVERLAP: LESS[OVERLAP]}, UNSURE, "partly"),
+        (GOOD | {STD: Figure(0.049, 0.04, 0.06)}, LESS, LESS, "not confirmed"),
+        (GOOD, UNSURE, UNSURE, "not confirmed"),
     ],
 )
 def test_the_criterion_asks_for_whole_intervals(ours, of_sae, of_ablation, outcome):

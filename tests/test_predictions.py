@@ -1,7 +1,5 @@
 """The study of benchmarks/predictions.py on a tiny base and a few random windows."""
 
-import dataclasses
-
 import corpora
 import numpy as np
 import predictions
@@ -43,7 +41,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, tmp_path, 
     monkeypatch.setattr(predictions.word_lists, "parts_of_speech", dict)
     monkeypatch.setattr(predictions, "K", 4)
     monkeypatch.setattr(predictions, "EPOCHS", 1)
-    monkeypatch.setattr(predictions, "JOINT", predictions.JOINT | {"warmup_steps": 2})
+    monkeypatch.setattr(small_models, "EVALUATION_TOKENS", 4 * WINDOW)
     found = []
     monkeypatch.setattr(predictions, "measure_predictions", lambda *given: found.append(given))
     predictions.run(study, ["P1", "P5"], torch.get_num_threads())
@@ -68,8 +66,13 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, tmp_path, 
 
     taken = [{tuple(row) for row in study.rows(None, seed)["input_ids"]} for seed in (0, 1)]
     assert not taken[0] & taken[1]
-    assert {tuple(row) for row in study.rows("code", 0)["input_ids"]} <= set(map(tuple, data.train["code"].tolist()))
-    assert not {tuple(row) for row in evidence.choosing["input_ids"]} & taken[0]
+    assert not {tuple(row) for row in evidence.choosing["input_ids"]} & (taken[0] | taken[1])
+    of_domain = [study.rows("code", seed)["input_ids"] for seed in (0, 1)]
+    assert of_domain[0] != of_domain[1]
+    assert sorted(of_domain[0]) == sorted(of_domain[1])
+    assert {tuple(row) for row in of_domain[0]} <= set(map(tuple, data.train["code"].tolist()))
+    usual = {tuple(row) for row in data.evaluation("code", 4 * WINDOW)["input_ids"]}
+    assert not {tuple(row) for row in evidence.held_out["code"]["input_ids"]} & usual
 
     assert {name: len(of) for name, of in evidence.transfers.items()} == {MFN: 2, POST_HOC_SAE: 2, FINE_TUNED_SAE: 2}
     for tuned, plain in zip(evidence.transfers[FINE_TUNED_SAE], evidence.transfers[POST_HOC_SAE], strict=True):
@@ -77,8 +80,17 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, tmp_path, 
         weights = [each.mfn_layers[1].encoder.weight for each in (plain.model, *tuned.tuned.values())]
         assert not torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[1], weights[2])
-    assert not torch.equal(evidence.transfers[MFN][0].reference(rows).logits, base(rows).logits)
+    for of_mfn, of_sae in zip(evidence.transfers[MFN], evidence.transfers[POST_HOC_SAE], strict=True):
+        dense = of_mfn.reference(rows).logits
+        assert not torch.equal(dense, base(rows).logits)
+        assert torch.equal(of_sae.model(rows).logits, dense)  # both lose against the same model
 
-    monkeypatch.setattr(predictions, "MFNTrainer", None)  # whatever is there is not trained again
-    predictions.run(dataclasses.replace(study), ["P1"], torch.get_num_threads())
+    def fail(*args, **kwargs):
+        raise AssertionError("this was there")
+
+    monkeypatch.setattr(predictions, "MFNTrainer", fail)
+    predictions.run(study, ["P1"], torch.get_num_threads())
     assert found[1][0].transfers == {}
+    monkeypatch.setattr(predictions, "JOINT", predictions.JOINT | {"mfn_learning_rate": 1e-3})
+    with pytest.raises(AssertionError, match="this was there"):  # made with other settings, so made again
+        predictions.run(study, ["P1"], torch.get_num_threads())

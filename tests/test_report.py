@@ -8,10 +8,13 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from modeling_mfn.evaluation.report import load_result, save_result, write_report
+from modeling_mfn.evaluation.report import load_further, load_result, save_further, save_result, write_report
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PredictionResult
 
 SETTINGS = {"models": ["a", "b"], "seed": 0, "tokens": 4096}
+
+
+FURTHER = {"Compute": {"base": {"parameters": Figure(10.0)}, "ratio": {"parameters": Figure(1.5, 1.25, 1.75)}}}
 
 
 def result(prediction="P1", **changes):
@@ -40,6 +43,9 @@ def test_a_result_comes_back_if_the_same_settings_are_asked_for(tmp_path):
     assert str(found.figures[MFN]) == str(saved.figures[MFN])
     assert load_result("P1", SETTINGS | {"seed": 1}, tmp_path) is None
     assert load_result("P2", SETTINGS, tmp_path) is None
+    save_further(FURTHER, SETTINGS, tmp_path)
+    assert str(load_further(SETTINGS, tmp_path)) == str(FURTHER)
+    assert load_further(SETTINGS | {"seed": 1}, tmp_path) is None
     json.loads((tmp_path / "P1.json").read_text(), parse_constant=pytest.fail)
     assert ElementTree.parse(tmp_path / "figures/P1.svg").getroot().tag.endswith("svg")
     assert (tmp_path / "figures/P1.png").read_bytes()[:4] == b"\x89PNG"
@@ -47,7 +53,9 @@ def test_a_result_comes_back_if_the_same_settings_are_asked_for(tmp_path):
 
 def test_the_report_shows_every_verdict_and_figure(tmp_path):
     missing = result("P5", outcome="not measured", headline="loss", figures={}, reason="No second domain was given.")
-    tokens = MarkdownIt().enable("table").parse(write_report([result(), missing], SETTINGS, tmp_path).read_text())
+    tokens = (
+        MarkdownIt().enable("table").parse(write_report([result(), missing], FURTHER, SETTINGS, tmp_path).read_text())
+    )
     cells = [token.content for before, token in pairwise(tokens) if before.type.startswith("td_open")]
     rows = [cells[start : start + 4] for start in (0, 4)]
     assert rows[0] == [
@@ -65,6 +73,7 @@ def test_the_report_shows_every_verdict_and_figure(tmp_path):
         "kl",
         "",
         "-",
+        *("parameters", "10", "1.5 [1.25, 1.75]"),
     ]
     text = "\n".join(token.content for token in tokens if token.type == "inline")
     assert "No second domain was given." in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -17,6 +20,8 @@ from ..modeling_mfn import MFNForCausalLM
 from .baselines import fine_tune_sae, post_hoc_sae, random_sae
 from .result import MFN, POST_HOC_SAE, RANDOM_SAE, Subjects
 from .transfer import FINE_TUNED_SAE, Transfer
+
+MADE_FROM = "made_from.json"
 
 
 @dataclass
@@ -32,40 +37,46 @@ class BaselineModels:
     """Times that training goes through the windows."""
     folder: Path
 
-    def kept(self, name: str, train: Callable[[], PreTrainedModel]) -> Any:
-        """The model of this name in the folder, trained if there is none."""
+    def kept(self, name: str, made_from: Mapping[str, Any], train: Callable[[], PreTrainedModel]) -> Any:
+        """The model of this name in the folder, trained if there is none that was made from the same."""
         folder = self.folder / name
-        if not folder.exists():
+        record = json.dumps({"base": str(self.base), "size": dict(self.size)} | dict(made_from), default=list)
+        if not (folder / MADE_FROM).exists() or (folder / MADE_FROM).read_text(encoding="utf-8") != record:
             Console().print(f"training {name}", markup=False, highlight=False)
             beside = folder.with_name(f".{name}.part")
             shutil.rmtree(beside, ignore_errors=True)
             train().save_pretrained(beside)
+            (beside / MADE_FROM).write_text(record, encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)
         return AutoModelForCausalLM.from_pretrained(folder)
 
-    def sae(self, seed: int, domain: str | None = None) -> MFNForCausalLM:
-        """Trained on a domain, or on all."""
+    def sae(self, seed: int, domain: str | None = None, base: PreTrainedModel | None = None) -> MFNForCausalLM:
+        """Trained on a domain, or on all; of the base model, or of another of its size."""
+        rows = self.rows(domain, seed)
+        return self.kept(
+            f"sae-{domain or 'all'}-seed-{seed}",
+            {"epochs": self.epochs, "text": digest_of_rows(rows), "of": None if base is None else digest_of(base)},
+            lambda: post_hoc_sae(base or self.base, rows, epochs=self.epochs, seed=seed, **self.size),
+        )
 
-        def train() -> MFNForCausalLM:
-            return post_hoc_sae(self.base, self.rows(domain, seed), epochs=self.epochs, seed=seed, **self.size)
-
-        return self.kept(f"sae-{domain or 'all'}-seed-{seed}", train)
-
-    def tuned_sae(self, seed: int, source: str, domain: str) -> MFNForCausalLM:
-        """Trained on a source, then once through the windows of another domain."""
-
-        def train() -> MFNForCausalLM:
-            return fine_tune_sae(self.sae(seed, source), self.rows(domain, seed), seed=seed)
-
-        return self.kept(f"sae-{source}-to-{domain}-seed-{seed}", train)
+    def tuned_sae(self, seed: int, sae: MFNForCausalLM, domain: str) -> MFNForCausalLM:
+        """An SAE after it went once through the windows of another domain."""
+        rows = self.rows(domain, seed)
+        return self.kept(
+            f"sae-tuned-on-{domain}-seed-{seed}",
+            {"text": digest_of_rows(rows), "of": digest_of(sae)},
+            lambda: fine_tune_sae(sae, rows, seed=seed),
+        )
 
     def random(self, seed: int) -> MFNForCausalLM:
         """Not trained."""
-
-        def make() -> MFNForCausalLM:
-            return random_sae(self.base, self.rows(None, seed), seed=seed, **self.size)
-
-        return self.kept(f"random-seed-{seed}", make)
+        rows = self.rows(None, seed)
+        return self.kept(
+            f"random-seed-{seed}",
+            {"text": digest_of_rows(rows)},
+            lambda: random_sae(self.base, rows, seed=seed, **self.size),
+        )
 
     def subjects(self, seeds: int, domain: str | None = None) -> Subjects:
         """Of so many seeds."""
@@ -81,10 +92,11 @@ class BaselineModels:
         models: Sequence[MFNForCausalLM],
         dense: Sequence[PreTrainedModel | None],
     ) -> dict[str, list[Transfer]]:
-        """MFN models that learnt from a source, each with its dense counterpart, and SAEs of as many seeds; those that
-        are fine-tuned, on each target."""
-        saes = [self.sae(seed, source) for seed in range(len(models))]
-        tuned = [{domain: self.tuned_sae(seed, source, domain) for domain in targets} for seed in range(len(models))]
+        """MFN models that learnt from a source, each with its dense counterpart, and for each of these an SAE that
+        learnt from the same source, so that both lose against the same dense model; then these SAEs fine-tuned on each
+        target. Where the dense counterpart is `None`, it is the base model."""
+        saes = [self.sae(seed, source, of) for seed, of in enumerate(dense)]
+        tuned = [{domain: self.tuned_sae(seed, sae, domain) for domain in targets} for seed, sae in enumerate(saes)]
         return {
             MFN: [Transfer(source, *pair) for pair in zip(models, dense, strict=True)],
             POST_HOC_SAE: [Transfer(source, sae) for sae in saes],
@@ -92,4 +104,15 @@ class BaselineModels:
         }
 
 
-__all__ = ["BaselineModels"]
+def digest_of(model: PreTrainedModel) -> str:
+    """Tells weights from others, by the sums of each tensor and of its squares."""
+    sums = [[float(t.double().sum()), float(t.double().square().sum())] for t in model.state_dict().values()]
+    return hashlib.sha256(np.array(sums).tobytes()).hexdigest()[:16]
+
+
+def digest_of_rows(rows: Dataset) -> str:
+    """Tells windows from others."""
+    return hashlib.sha256(np.array(rows["input_ids"], np.int64).tobytes()).hexdigest()[:16]
+
+
+__all__ = ["BaselineModels", "digest_of", "digest_of_rows"]

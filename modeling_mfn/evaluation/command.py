@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -61,7 +63,7 @@ def evaluate(
     train_tokens: Annotated[int, typer.Option(help="Tokens that baselines learn from, in all.")] = 300_000,
     epochs: Annotated[int, typer.Option(help="Times that they go through them.")] = 1,
     window: Annotated[int, typer.Option(help="Tokens a row.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of baselines, samples and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of samples and intervals.")] = 0,
 ) -> None:
     """Measure the paper's five predictions, with intervals and beside baselines.
 
@@ -73,6 +75,7 @@ def evaluate(
 
     from ..atlas.concepts import read_concepts
     from ..modeling_mfn import MFNForCausalLM
+    from .baseline_models import digest_of, digest_of_rows
     from .evidence import Evidence, check_predictions, measure_predictions
     from .result import MFN, NO_RATE_LOSS
 
@@ -80,31 +83,37 @@ def evaluate(
     groups = {} if concepts is None else {"concepts": read_concepts(concepts)}
     texts, train_texts = named_texts(text), named_texts(train_text or [])
     _check(texts, train_texts, base, source, dense, len(model), output)
-    settings = {
-        "models": model, "text": list(texts), "base": base, "train_text": list(train_texts), "no_rate": no_rate or [],
-        "concepts": None if concepts is None else concepts.name, "source": source, "dense": dense or [],
-        "tokens": tokens, "train_tokens": train_tokens, "epochs": epochs, "window": window, "seed": seed,
-    }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model[0])
     held_out = {name: read_windows(part, tokenizer, window, tokens) for name, part in texts.items()}
-    training = {
-        name: read_windows(part, tokenizer, window, train_tokens // len(train_texts))
-        for name, part in train_texts.items()
-    }
+    share = train_tokens if source else train_tokens // max(1, len(train_texts))  # what one training has of a domain
+    training = {name: read_windows(part, tokenizer, window, share) for name, part in train_texts.items()}
     models = [MFNForCausalLM.from_pretrained(each) for each in model]
     subjects: dict[str, Sequence[MFNForCausalLM]] = {MFN: models}
-    transfers: Mapping[str, Sequence[Transfer]] = {}
     if no_rate:
         subjects[NO_RATE_LOSS] = [MFNForCausalLM.from_pretrained(each) for each in no_rate]
+    references = [AutoModelForCausalLM.from_pretrained(each) for each in dense or []]
+    settings = {
+        "models": model, "base": base, "no_rate": no_rate or [], "dense": dense or [], "source": source,
+        "text": texts, "train_text": train_texts, "concepts": None if concepts is None else concepts.name,
+        "tokens": tokens, "train_tokens": train_tokens, "epochs": epochs, "window": window, "seed": seed,
+        # files may be other ones than they were
+        "digests": [
+            *(digest_of(each) for of in (*subjects.values(), references) for each in of),
+            *(digest_of_rows(rows) for rows in (*held_out.values(), *training.values())),
+            hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:16],
+        ],
+    }  # fmt: skip
+    transfers: Mapping[str, Sequence[Transfer]] = {}
     if base is not None:
         baselines = _baselines(base, models[0], training, epochs, output / "baselines")
         subjects |= baselines.subjects(len(models), source)
         if source is not None:
-            references = [AutoModelForCausalLM.from_pretrained(each) for each in dense or [base] * len(models)]
             targets = [name for name in held_out if name != source]
-            transfers = baselines.transfers(source, targets, models, references)
-    choosing = joined(training) if training else None
-    evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed)
+            transfers = baselines.transfers(source, targets, models, references or _frozen(base, models))
+    other = {name: rows.select(range(min(len(rows), tokens // window))) for name, rows in training.items()}
+    choosing = joined(other) if other else None
+    plain = None if base is None else AutoModelForCausalLM.from_pretrained(base)
+    evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed, plain)
     results = measure_predictions(evidence, chosen, settings, output)
     Console().print(verdict_table(results))
     Console().print(f"results, report and figures are in {output}", markup=False)
@@ -182,11 +191,12 @@ def _baselines(
     config = like.config
     size = {
         "layers": config.layers, "num_features": config.num_features, "k": config.k, "input_norm": config.input_norm,
-        "decoder_bias": config.decoder_bias,
+        "decoder_bias": config.decoder_bias, "blend_into": config.blend_into,
     }  # fmt: skip
 
     def rows(domain: str | None, seed: int) -> Dataset:
-        return (joined(training) if domain is None else training[domain]).shuffle(seed=seed)
+        windows = training if domain is None else {domain: training[domain]}
+        return joined(windows).shuffle(seed=seed)
 
     return BaselineModels(base, rows, size, epochs, folder)
 
@@ -196,6 +206,22 @@ def joined(windows: Mapping[str, Dataset]) -> Dataset:
     from datasets import concatenate_datasets
 
     return concatenate_datasets(list(windows.values()))
+
+
+def _frozen(base: str, models: Sequence[MFNForCausalLM]) -> list[None]:
+    """What stands for dense models if backbones were not trained: the models themselves, at alpha = 0."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weights = AutoModelForCausalLM.from_pretrained(base).base_model.state_dict()
+    for number, model in enumerate(models):
+        own = model.model.backbone.state_dict()
+        if any(not torch.equal(own[name], weight.to(own[name])) for name, weight in weights.items()):
+            raise ValueError(
+                f"the backbone of model {number + 1} is not that of {base}: it learnt, too; give --dense, a model "
+                "without MFN layers that was trained on as long"
+            )
+    return [None] * len(models)
 
 
 __all__ = ["evaluate", "verdict_table"]

@@ -7,21 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..atlas.concepts import Concepts
 from .activations import Windows
 from .alignment import cross_seed_alignment
 from .calibration import firing_rate_calibration
+from .code_stability import code_stability
+from .compute import compute_cost
 from .predictability import intervention_predictability
 from .probe_transfer import joined, probes_across
 from .probing import probe_purity
-from .report import load_result, save_result, write_report
-from .result import PredictionResult, Subjects
+from .report import Measures, load_further, load_result, save_further, save_result, write_report
+from .result import MFN, Figure, PredictionResult, Subjects
 from .tasks import Limits, Task, formatting_tasks, word_tasks
 from .transfer import Transfer, transfer_gap
 
+STABILITY_WINDOWS, COMPUTE_WINDOWS = 48, 8
 WIDE = Limits(tokens=1600, least_tokens=80)
 """Of tasks that several domains share."""
 
@@ -43,6 +48,8 @@ class Evidence:
     """Subject -> its models that learnt from one domain, for P5."""
     seed: int = 0
     """Of samples, probes and bootstraps."""
+    base: PreTrainedModel | None = None
+    """Whose time and memory are compared with those of the first MFN model."""
 
     @property
     def windows(self) -> Dataset:
@@ -108,17 +115,42 @@ def measure_predictions(
         names: some of `PREDICTIONS`.
         settings: JSON's types alone, what the evidence was made from: a result that is there already is taken if it was
             measured with the same.
-        folder: gets `<prediction>.json`, `figures/` and `report.md`.
+        folder: gets `<prediction>.json`, `further.json`, `figures/` and `report.md`, which has all that was measured
+            with these settings.
     """
-    results = []
+    results = {}
     for name in tqdm(check_predictions(names), "predictions", unit="prediction"):
         result = load_result(name, settings, folder)
         if result is None:
             result = PREDICTIONS[name](evidence)
             save_result(result, settings, folder)
-        results.append(result)
-    write_report(results, settings, folder)
-    return results
+        results[name] = result
+    further = load_further(settings, folder)
+    if further is None:
+        further = further_measures(evidence)
+        save_further(further, settings, folder)
+    known = (results.get(name) or load_result(name, settings, folder) for name in PREDICTIONS)
+    write_report([result for result in known if result is not None], further, settings, folder)
+    return list(results.values())
 
 
-__all__ = ["PREDICTIONS", "Evidence", "check_predictions", "measure_predictions"]
+def further_measures(evidence: Evidence) -> Measures:
+    """What section 7 names beside the five predictions: how stable codes are, and what MFN layers cost."""
+    windows = list(evidence.windows)
+    stability = code_stability(evidence.subjects, windows[:: max(1, len(windows) // STABILITY_WINDOWS)]).figures
+    measures: Measures = {
+        "Stability of codes": {
+            subject: {f"{figure}, {what}": value for what, of in found.items() for figure, value in of.items()}
+            for subject, found in stability.items()
+        }
+    }
+    if evidence.base is not None and evidence.subjects.get(MFN):
+        rows = torch.tensor([row["input_ids"] for row in windows[:COMPUTE_WINDOWS]])
+        cost = compute_cost(evidence.subjects[MFN][0], evidence.base, rows)
+        measures["Compute"] = {
+            column: {figure: Figure(of[column]) for figure, of in cost.items()} for column in ("base", "MFN", "ratio")
+        }
+    return measures
+
+
+__all__ = ["PREDICTIONS", "Evidence", "check_predictions", "further_measures", "measure_predictions"]

@@ -93,6 +93,7 @@ def exact_copy(model: MFNForCausalLM) -> MFNForCausalLM:
     """The model in float64 and evaluation mode, at alpha = 1; the model itself stays as it is."""
     twin: MFNForCausalLM = copy.deepcopy(model).double().eval().requires_grad_(False)
     twin.set_blend(1.0)
+    twin.set_attn_implementation("sdpa")  # the eager one rounds its softmax to float32
     for parent in list(twin.modules()):
         for name, norm in list(parent.named_children()):
             if hasattr(norm, "variance_epsilon"):  # transformers' RMSNorms round what they read to float32

@@ -11,10 +11,13 @@ from typing import Any
 from ..display import markdown_table
 from ..whole_files import write_whole
 from .figures import draw
-from .result import Figure, PredictionResult
+from .result import Figure, PredictionResult, figures_of, plain
 
-REPORT, FIGURES = "report.md", "figures"
+REPORT, FIGURES, FURTHER = "report.md", "figures", "further.json"
 FORMATS = ("png", "svg")
+
+Measures = dict[str, dict[str, dict[str, Figure]]]
+"""Title -> subject -> name -> figure: what is measured beside the predictions."""
 
 
 def save_result(result: PredictionResult, settings: Mapping[str, Any], folder: Path) -> None:
@@ -29,23 +32,42 @@ def save_result(result: PredictionResult, settings: Mapping[str, Any], folder: P
 
 def load_result(prediction: str, settings: Mapping[str, Any], folder: Path) -> PredictionResult | None:
     """The result that `save_result` wrote; `None` if there is none, or if other settings made it."""
-    file = folder / f"{prediction}.json"
+    record = _read(folder / f"{prediction}.json", settings)
+    return None if record is None else PredictionResult.from_json(record)
+
+
+def _read(file: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     if not file.exists():
         return None
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if record.pop("settings") != json.loads(json.dumps(dict(settings))):
-        return None
-    return PredictionResult.from_json(record)
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return record if record.pop("settings") == json.loads(json.dumps(dict(settings))) else None
 
 
-def write_report(results: Sequence[PredictionResult], settings: Mapping[str, Any], folder: Path) -> Path:
-    """Writes `report.md`: the verdicts, then each prediction's figures by subject. Returns the file."""
+def save_further(measures: Measures, settings: Mapping[str, Any], folder: Path) -> None:
+    """Writes `further.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": dict(settings), "measures": plain(measures)}
+    write_whole(folder / FURTHER, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def load_further(settings: Mapping[str, Any], folder: Path) -> Measures | None:
+    """What `save_further` wrote with the same settings, if it did."""
+    record = _read(folder / FURTHER, settings)
+    return None if record is None else {title: figures_of(of) for title, of in record["measures"].items()}
+
+
+def write_report(
+    results: Sequence[PredictionResult], further: Measures, settings: Mapping[str, Any], folder: Path
+) -> Path:
+    """Writes `report.md`, which this returns: the verdicts, each prediction's figures by subject, further measures."""
     parts = ["# The paper's five predictions", _settings(settings), verdicts(results)]
     for result in results:
         parts += [f"## {result.prediction}: {result.claim}", f"**{result.outcome}.** {result.reason}"]
         parts += [f"Criterion: {result.criterion}"]
         if result.figures:
-            parts += [_figures(result), f"![{result.prediction}]({FIGURES}/{result.prediction}.png)"]
+            parts += [_table(result.figures), f"![{result.prediction}]({FIGURES}/{result.prediction}.png)"]
+    for title, figures in further.items():
+        parts += [f"## {title}", _table(figures)]
     file = folder / REPORT
     write_whole(file, "\n\n".join(parts) + "\n")
     return file
@@ -63,12 +85,10 @@ def verdicts(results: Sequence[PredictionResult], subject: str = "MFN") -> str:
     return markdown_table(["prediction", "outcome", "figure that decided [95 %]", "baseline"], rows)
 
 
-def _figures(result: PredictionResult) -> str:
-    names = list(dict.fromkeys(name for figures in result.figures.values() for name in figures))
-    rows = [
-        [name.replace("_", " "), *(_cell(figures.get(name)) for figures in result.figures.values())] for name in names
-    ]
-    return markdown_table(["", *result.figures], rows)
+def _table(figures: Mapping[str, Mapping[str, Figure]]) -> str:
+    names = list(dict.fromkeys(name for of in figures.values() for name in of))
+    rows = [[name.replace("_", " "), *(_cell(of.get(name)) for of in figures.values())] for name in names]
+    return markdown_table(["", *figures], rows)
 
 
 def _cell(figure: Figure | None) -> str:
@@ -83,4 +103,4 @@ def _text(value: Any) -> str:
     return f"`{json.dumps(value)}`" if isinstance(value, dict | list) else f"`{value}`"
 
 
-__all__ = ["load_result", "save_result", "verdicts", "write_report"]
+__all__ = ["Measures", "load_further", "load_result", "save_further", "save_result", "verdicts", "write_report"]

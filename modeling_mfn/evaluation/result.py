@@ -60,18 +60,12 @@ class PredictionResult:
 
     def to_json(self) -> dict[str, Any]:
         """Figures become `{"value", "low", "high"}`, and what is not finite null."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PredictionResult:
         """The result that `to_json` made the record of; figures in `details` stay mappings."""
-        figures = {
-            subject: {
-                name: Figure(*(math.nan if part is None else part for part in of.values())) for name, of in own.items()
-            }
-            for subject, own in record["figures"].items()
-        }
-        return cls(**{**record, "figures": figures})
+        return cls(**{**record, "figures": figures_of(record["figures"])})
 
 
 def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0) -> Figure:
@@ -103,7 +97,7 @@ def _with_interval(
         statistic,
         vectorized=vectorized,
         n_resamples=resamples,
-        batch=100 if vectorized else None,
+        batch=100,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=seed,
@@ -111,16 +105,27 @@ def _with_interval(
     return Figure(value, *map(float, found.confidence_interval))
 
 
-def _plain(value: Any) -> Any:
+def figures_of(record: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Figure]]:
+    """Subject -> name -> figure, of what `plain` made of it."""
+    return {
+        subject: {
+            name: Figure(*(math.nan if part is None else part for part in of.values())) for name, of in own.items()
+        }
+        for subject, own in record.items()
+    }
+
+
+def plain(value: Any) -> Any:
+    """Figures and numpy's numbers as what JSON has."""
     if isinstance(value, Figure):
-        return {name: _plain(part) for name, part in value._asdict().items()}
+        return {name: plain(part) for name, part in value._asdict().items()}
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-__all__ = ["Figure", "PredictionResult", "Subjects", "bootstrap", "mean"]
+__all__ = ["Figure", "PredictionResult", "Subjects", "bootstrap", "figures_of", "mean", "plain"]
