@@ -87,7 +87,7 @@ def post_hoc_sae(
     k: int,
     layers: str | list[int] = "all",
     epochs: int = 1,
-    learning_rate: float = 8e-3,
+    learning_rate: float = 1e-2,
     seed: int = 0,
     cache: ActivationCache | None = None,
     folder: str | Path | None = None,
