@@ -26,7 +26,7 @@ OUTPUT = Path("runs/evaluate_predictions")
 base = smollm2()
 tokenizer = AutoTokenizer.from_pretrained(base)
 training, held_out = (pack(load_text(texts[:2]), tokenizer, window=128) for texts in shakespeare())
-training, held_out = training.select(range(64)), held_out.select(range(32))
+training, held_out = training.select(range(40)), held_out.select(range(20))
 calibration = {"input_ids": torch.tensor(training[:8]["input_ids"])}
 
 
@@ -49,10 +49,10 @@ subjects = {
     POST_HOC_SAE: [post_hoc_sae(base, training, seed=seed, **SIZE) for seed in (0, 1)],
 }
 results = [firing_rate_calibration(subjects, held_out), cross_seed_alignment(subjects, held_out, training)]
-settings = {"base": "SmolLM2-135M", "training_tokens": 64 * 128, "held_out_tokens": 32 * 128}
+settings = {"base": "SmolLM2-135M", "training_tokens": 40 * 128, "held_out_tokens": 20 * 128}
 for result in results:
     save_result(result, settings, OUTPUT)
-write_report(results, settings, OUTPUT)
+write_report(results, {}, settings, OUTPUT)
 Console().print(verdict_table(results))
 for subject, figures in results[1].figures.items():
     print(subject, {name: str(figure) for name, figure in figures.items()})

@@ -57,7 +57,7 @@ def test_all_five_are_measured_beside_baselines_and_what_is_there_stays(folder, 
         assert result["settings"]["source"] == "court"
         assert (out / "figures" / f"{name}.svg").exists()
     kept = {folder.name for folder in (out / "baselines").iterdir()}
-    assert {"sae-court-seed-0", "sae-court-seed-1", "sae-court-to-town-seed-0", "random-seed-0"} <= kept
+    assert {"sae-court-seed-0", "sae-court-seed-1", "sae-tuned-on-town-seed-0", "random-seed-0"} <= kept
 
     before = {file: file.stat().st_mtime_ns for file in out.glob("P*.json")}
     (out / "P3.json").unlink()
