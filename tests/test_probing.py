@@ -195,7 +195,7 @@ def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alp
     monkeypatch.setattr(probing, "probe_model", probe_model)
     monkeypatch.setattr(probing, "probe_tokens", lambda *_, seed: probe_model(tokens, [], [], residuals=False))
     place = np.zeros(1, int)
-    return probe_purity(subjects, [], [Task(f"t{i}", of, *[place] * 5, place > 0) for i, of in enumerate(groups)])
+    return probe_purity(subjects, [], [Task(f"t{i}", of, *[place] * 4, place > 0) for i, of in enumerate(groups)])
 
 
 @pytest.mark.parametrize(

@@ -141,18 +141,19 @@ def test_formatting_tasks_are_what_a_scan_of_each_window_says():
 
 def test_shuffled_labels_of_windows_say_nothing_of_the_true_ones():
     """Although far more tokens were there than the limit."""
-    tokenizer, correlations, limits = characters(), [], FEW._replace(tokens=30)
+    tokenizer, correlations, cut, limits = characters(), [], 0, FEW._replace(tokens=30)
     letters = np.array(list("aaaaabbbb.\n  ()"))
     for seed in range(20):
         generator = np.random.default_rng(seed)
-        rows = [{"input_ids": tokenizer("".join(generator.choice(letters, 40)))["input_ids"]} for _ in range(80)]
+        rows = [{"input_ids": tokenizer("".join(generator.choice(letters, 40)))["input_ids"]} for _ in range(160)]
         for task in formatting_tasks(rows, tokenizer, limits=limits, seed=seed):
-            assert len(task.places) == 4 * limits.tokens
+            assert len(task.places) <= 4 * limits.tokens
+            cut += len(task.places) == 4 * limits.tokens
             for window in set(task.units.tolist()):
                 own = task.units == window
                 assert own.sum() == 2 * task.labels[own].sum() == 2 * task.shuffled[own].sum()
             correlations.append(np.corrcoef(task.labels, task.shuffled)[0, 1])
-    assert len(correlations) >= 40
+    assert len(correlations) >= cut >= 40
     assert np.mean(correlations) == pytest.approx(0, abs=4 / np.sqrt(len(correlations) * 4 * limits.tokens / 2))
     assert np.std(correlations) > 0.02
 

@@ -255,15 +255,17 @@ def _judge(figures: dict[str, dict[str, Figure]], by_seed: Mapping[str, Sequence
         all(ours[of].low > 0 for of in linear.values()),
     )
     in_every_seed = all(gain > 0 for name in (*purity, *linear.values()) for gain in by_seed[name])
-    confirmed = purer and better and in_every_seed
-    outcome: Outcome = "confirmed" if confirmed else "partly" if purer or better else "not confirmed"
+    both = purer and better
+    outcome: Outcome = "confirmed" if both and in_every_seed else "partly" if purer or better else "not confirmed"
     against = " and ".join(f"{_difference(ours[name])} against that on {of}" for of, name in linear.items())
     reason = (
         f"purity {ours[PURITY]} is {_percent(ours[purity[0]])} against the post-hoc SAE's "
         f"{figures[POST_HOC_SAE][PURITY]} and {_percent(ours[purity[1]])} against the coordinates of its own h; the "
         f"linear probe on z is {against}"
     )
-    return outcome, reason if in_every_seed else f"{reason}; not all of these gains are above 0 in every seed"
+    if both and not in_every_seed:
+        reason += "; but not all of these gains are above 0 in every seed"
+    return outcome, reason
 
 
 def _difference(gain: Figure) -> str:
