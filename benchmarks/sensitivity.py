@@ -30,7 +30,7 @@ from modeling_mfn.demo_assets import cache_folder
 from modeling_mfn.evaluation.alignment import cross_seed_alignment
 from modeling_mfn.evaluation.probing import probe_model
 from modeling_mfn.evaluation.result import MFN, mean
-from modeling_mfn.evaluation.tasks import Task, formatting_tasks, word_tasks
+from modeling_mfn.evaluation.tasks import Task, word_tasks
 
 RESULTS = Path(__file__).parent / "results" / "sensitivity"
 FIGURE = Path(__file__).parent.parent / "docs" / "sensitivity.svg"
@@ -42,11 +42,15 @@ COLOURS = {"short": "black", "losses": "#b2182b", "sweep": "#2166ac"}
 
 
 class Texts:
-    """Held-out windows, the tasks of probes on them, and other windows to match features on."""
+    """Held-out windows, the tasks of words on them, and other windows to match features on."""
+
+    @cached_property
+    def by_domain(self) -> dict[str, Dataset]:
+        return {domain: small_models.data().evaluation(domain, TOKENS) for domain in corpora.DOMAINS}
 
     @cached_property
     def held_out(self) -> Dataset:
-        return concatenate_datasets([small_models.data().evaluation(domain, TOKENS) for domain in corpora.DOMAINS])
+        return concatenate_datasets(list(self.by_domain.values()))
 
     @cached_property
     def choosing(self) -> Dataset:
@@ -60,7 +64,8 @@ class Texts:
             "polarity": word_lists.polarity(),
             "part of speech": word_lists.parts_of_speech(),
         }
-        return word_tasks(groups, self.held_out, tokenizer) + formatting_tasks(self.held_out, tokenizer)
+        domains = [domain for domain, rows in self.by_domain.items() for _ in range(len(rows))]
+        return word_tasks(groups, self.held_out, tokenizer, sources=domains)
 
 
 def twin(name: str) -> str:

@@ -23,10 +23,22 @@ RULES = {  # morphy(7WN)
     "adv": (),
 }
 
+# fmt: off
+FUNCTION_WORDS = {
+    "another", "aught", "both", "either", "every", "many", "naught", "neither", "nobody", "nothing", "nought", "other",
+    "somebody", "someone", "thou", "whatever", "who", "are", "art", "being", "dost", "does", "may", "might", "must",
+    "ought", "across", "along", "around", "before", "below", "beneath", "besides", "between", "beyond", "but", "except",
+    "not", "though", "throughout", "underneath", "while", "why", "within", "yet",
+}
+# fmt: on
+"""Pronouns, determiners, auxiliaries, prepositions and conjunctions, of which WordNet has none, where it has another
+word that is spelled so: "who" is the health organisation, "are" a measure, "thou" a thousand."""
+
 
 def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     """Name -> words all of whose senses are of that part of speech, each with those of its inflections that are no
-    words of their own ("abandoned" is an adjective, too). `concepts.admission` says which words."""
+    words of their own ("abandoned" is an adjective, too). Function words are left out, and so are irregular forms of
+    verbs, whatever else they are. `concepts.admission` says which words."""
     admitted = admission(tokenizer)
     of_word: dict[str, list[str]] = defaultdict(list)
     for name, part in PARTS.items():
@@ -35,7 +47,7 @@ def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     found: dict[str, list[list[str]]] = {name: [] for name in PARTS}
     every = set().union(*(_entries(part) for part in PARTS.values()))
     for word, names in of_word.items():
-        if len(names) == 1:
+        if len(names) == 1 and word not in FUNCTION_WORDS and word not in _exceptions("verb"):
             inflected = plurals_of(word) if names == ["nouns"] else _inflections(word) if names == ["verbs"] else []
             found[names[0]].append([word, *(form for form in inflected if form not in every and admitted(form))])
     return found

@@ -1,6 +1,7 @@
 """P2 from end to end: planted models whose purity is known, and a plain scikit-learn transcription."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from modeling_mfn.evaluation import probing
 from modeling_mfn.evaluation.activations import activations_at
-from modeling_mfn.evaluation.information import concept_information
-from modeling_mfn.evaluation.probing import BASE_RESIDUAL_STREAM, probe_model, probe_purity
+from modeling_mfn.evaluation.information import best_feature_information
+from modeling_mfn.evaluation.probing import BASE_RESIDUAL_STREAM, TOKEN_IDENTITY, probe_model, probe_purity
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE, RESIDUAL_STREAM
 from modeling_mfn.evaluation.tasks import Limits, Task, word_tasks
 
@@ -56,6 +57,8 @@ def test_places_are_found_again_in_a_padded_text(family_base):
         np.testing.assert_allclose(found.codes[layer].toarray(), dense, atol=1e-4)
         residual = out.reconstructions[layer].residual.detach().flatten(0, 1)[places]
         np.testing.assert_allclose(found.residuals[layer], residual, atol=1e-4)
+    with pytest.raises(ValueError, match="token 12 of window 4 is padding"):
+        activations_at(model, data, np.array([5, 64 + 10, 64 + 12]))
 
 
 def test_planted_features_are_pure_and_memories_fail():
@@ -83,11 +86,15 @@ def test_planted_features_are_pure_and_memories_fail():
     assert ours["purity gain above chance over post-hoc SAE"].value == pytest.approx(above_chance)
     assert 0.2 < ours["linear probe, shuffled labels"].value < 0.8
     assert json.loads(json.dumps(result.to_json()))["figures"][MFN]["purity"]["value"] == purity
-    information = concept_information(subjects, data, tasks)
-    for name in subjects:
-        for figure, of in information[name].items():
-            assert result.figures[name][figure].value == pytest.approx(of.value), figure
-    assert information[MFN]["information"].value > information[POST_HOC_SAE]["information"].value
+    for name, (model,) in subjects.items():
+        codes = [activations_at(model, data, task.places).codes[0] for task in tasks]
+        bits = [best_feature_information(*of).held_out for of in zip(codes, tasks, strict=True)]
+        assert result.figures[name]["information"].value == pytest.approx(np.mean(bits))
+    assert ours["information"].value > theirs["information"].value
+    memory = result.figures[TOKEN_IDENTITY]  # of words of one token, which it never saw
+    assert memory["linear probe, training"].value == 1.0
+    assert memory["linear probe"].value == memory["purity"].value == 0.5
+    assert TOKEN_IDENTITY not in result.details["by_layer"]
 
     forgetful = planted.model()
     with torch.no_grad():  # knows the animals of the training side alone, and nothing else
@@ -109,9 +116,9 @@ def test_averages_are_those_of_a_dense_transcription(family_base):
     def models(alpha, *seeds):
         return [make_mfn(family_base, seed=seed, layers=[0, 2], alpha=alpha).train() for seed in seeds]
 
-    subjects = {MFN: models(0.7, 1, 2), POST_HOC_SAE: models(0.0, 3), RANDOM_SAE: models(0.0, 4)}
+    subjects = {MFN: models(0.7, 1, 2), POST_HOC_SAE: models(0.0, 3, 5), RANDOM_SAE: models(0.0, 4)}
     result = probe_purity(subjects, data, tasks)
-    assert set(result.figures) == {*subjects, RESIDUAL_STREAM, BASE_RESIDUAL_STREAM}
+    assert set(result.figures) == {*subjects, RESIDUAL_STREAM, BASE_RESIDUAL_STREAM, TOKEN_IDENTITY}
     assert result.outcome in ("not confirmed", "partly")
     ids, mask = (torch.tensor(data[name]) for name in ("input_ids", "attention_mask"))
     for name, of in subjects.items():
@@ -128,55 +135,101 @@ def test_averages_are_those_of_a_dense_transcription(family_base):
                     best = np.argmax(abs(difference))
                     values.append(roc_auc_score(task.labels[test], np.sign(difference[best]) * z[test, best]))
         assert result.figures[name]["purity"].value == pytest.approx(np.mean(values), abs=0.01)
-    by_layer = result.details["by_layer"][MFN]["purity"]
+    by_layer, by_seed = result.details["by_layer"][MFN]["purity"], result.details["by_seed"]
     assert set(by_layer) == {"0", "2"}
     assert np.mean(list(by_layer.values())) == pytest.approx(result.figures[MFN]["purity"].value)
-    assert set(result.details["by_seed"][MFN]["linear probe"]) == {"0", "1"}
+    seeds = {name: set(of["linear probe"]) for name, of in by_seed.items()}
+    assert seeds == {
+        MFN: {"0", "1"}, RESIDUAL_STREAM: {"0", "1"}, POST_HOC_SAE: {"0", "1"}, RANDOM_SAE: {"0"},
+        BASE_RESIDUAL_STREAM: {"0"},  # the same in every seed
+    }  # fmt: skip
+    gains = result.details["gains_by_seed"]
+    for number in (0, 1):
+        ours = by_seed[MFN]["purity"][str(number)]
+        theirs = by_seed[POST_HOC_SAE]["purity"][str(number)]
+        assert gains["purity gain over post-hoc SAE"][number] == pytest.approx(ours / theirs - 1)
+        less = by_seed[MFN]["linear probe"][str(number)] - by_seed[BASE_RESIDUAL_STREAM]["linear probe"]["0"]
+        assert gains[f"linear probe less {BASE_RESIDUAL_STREAM}"][number] == pytest.approx(less)
 
 
-def fabricated(values):
-    """`probe_model` that finds, for a model that is a subject's name, given areas of each task."""
+def test_token_identity_against_counts():
+    """Half of the words are held in, each of two tokens; the last one tells the label but for one in ten."""
+    generator = np.random.default_rng(0)
+    labels, held_out = np.tile([True, False], 200), np.repeat([False, True], 200)
+    tokens = np.where(labels ^ (generator.random(400) < 0.1), 7, generator.choice([8, 9], 400))
+    windows = [{"input_ids": [3, token]} for token in tokens]
+    task = Task("t", "g", np.arange(400) * 2 + 1, labels, generator.permutation(labels), np.arange(400), held_out)
+    found = probing.probe_tokens(windows, [task]).set_index("probe")["held_out"]
+    expected = roc_auc_score(labels[200:], tokens[200:] == 7)
+    assert found["purity"] == pytest.approx(expected)
+    assert found["linear probe"] == pytest.approx(expected, abs=0.03)
+    assert 0.4 < found["information"] < 0.7
+
+
+LINEAR = "linear probe"
+PURE = {(MFN, "code"): 0.80, (MFN, "residual"): 0.65, (POST_HOC_SAE, "code"): 0.70, (POST_HOC_SAE, "residual"): 0.64}
+ALL_OF = {(MFN, "code"): 0.90, (MFN, "residual"): 0.85, (POST_HOC_SAE, "code"): 0.84, (POST_HOC_SAE, "residual"): 0.86}
+
+
+def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alpha=0.0, formats=0.0):
+    """`probe_purity` of two seeds whose areas are given, with noise by task, but for what is added to an MFN model's
+    by seed, and to all of tasks of formats."""
+    noise = np.random.default_rng(0).normal(0, 0.01, len(groups))
+    noise = noise + np.where(np.array(groups) == "formatting", formats, 0)
+    areas = {"purity": PURE | dict(pure), LINEAR: ALL_OF | dict(linear)}
 
     def probe_model(model, windows, tasks, **settings):
         rows = []
         for source in ("code", "residual")[: 2 if settings["residuals"] else 1]:
-            for probe in ("purity", "two-feature probe", "five-feature probe", "linear probe"):
-                areas = values[model, source, probe == "linear probe"]
-                rows += [(0, i, source, probe, 1.0, area, 0.5) for i, area in enumerate(areas)]
+            for probe in ("purity", "two-feature probe", "five-feature probe", LINEAR):
+                at = areas.get(probe, areas["purity"])[model.name, source]
+                added = (by_seed or {}).get((probe, model.seed), 0) if (model.name, source) == (MFN, "code") else 0
+                rows += [(0, i, source, probe, 1.0, at + added + of, 0.5) for i, of in enumerate(noise)]
         return pd.DataFrame(rows, columns=["layer", "task", "source", "probe", "training", "held_out", "shuffled"])
 
-    return probe_model
+    config = SimpleNamespace(alpha=alpha)
+    subjects = {
+        name: [SimpleNamespace(name=name, seed=seed, config=config) for seed in (0, 1)] for name in (MFN, POST_HOC_SAE)
+    }
+    tokens = SimpleNamespace(name=POST_HOC_SAE)
+    monkeypatch.setattr(probing, "probe_model", probe_model)
+    monkeypatch.setattr(probing, "probe_tokens", lambda *_, seed: probe_model(tokens, [], [], residuals=False))
+    place = np.zeros(1, int)
+    return probe_purity(subjects, [], [Task(f"t{i}", of, *[place] * 4, place > 0) for i, of in enumerate(groups)])
 
 
 @pytest.mark.parametrize(
-    ("purity", "linear", "outcome"),
+    ("given", "outcome"),
     [
-        (0.80, 0.90, "confirmed"),
-        (0.80, 0.80, "partly"),
-        (0.71, 0.90, "partly"),  # better than the SAE, but by less than a tenth
-        (0.71, 0.80, "not confirmed"),
+        ({}, "confirmed"),
+        ({"linear": {(MFN, "code"): 0.80}}, "partly"),
+        ({"linear": {(MFN, "code"): 0.855}}, "partly"),  # above its own h, below the base's
+        ({"linear": {(MFN, "code"): 0.855}, "alpha": 1.0}, "confirmed"),  # spliced in, it does not read the base's h
+        ({"pure": {(MFN, "code"): 0.71}}, "partly"),  # better than the SAE, but by less than a tenth
+        ({"pure": {(MFN, "residual"): 0.75}}, "partly"),
+        ({"pure": {(MFN, "code"): 0.71}, "linear": {(MFN, "code"): 0.80}}, "not confirmed"),
+        ({"by_seed": {(LINEAR, 0): 0.1, (LINEAR, 1): -0.06}}, "partly"),
+        ({"groups": ("g",) * 20 + ("formatting",) * 20, "formats": -0.5}, "confirmed"),
+        ({"groups": ("formatting",) * 20}, "confirmed"),
+        ({"groups": ("g",) + ("formatting",) * 20}, "not measured"),
     ],
 )
-def test_outcomes(purity, linear, outcome, monkeypatch):
-    noise = np.random.default_rng(0).normal(0, 0.01, 20)
-    values = {
-        (MFN, "code", False): purity + noise,
-        (MFN, "residual", False): 0.65 + noise,
-        (POST_HOC_SAE, "code", False): 0.70 + noise,
-        (POST_HOC_SAE, "residual", False): 0.64 + noise,
-        (MFN, "code", True): linear + noise,
-        (MFN, "residual", True): 0.85 + noise,
-        (POST_HOC_SAE, "code", True): 0.84 + noise,
-        (POST_HOC_SAE, "residual", True): 0.86 + noise,
-    }
-    monkeypatch.setattr(probing, "probe_model", fabricated(values))
-    tasks = [Task(f"t{i}", "g", *[np.zeros(1, int)] * 3, np.zeros(1, int), np.zeros(1, bool)) for i in range(20)]
-    result = probe_purity({MFN: [MFN], POST_HOC_SAE: [POST_HOC_SAE]}, [], tasks)
+def test_outcomes(given, outcome, monkeypatch):
+    result = judge(monkeypatch, **given)
     assert result.outcome == outcome
-    gain = result.figures[MFN]["purity gain over post-hoc SAE"]
-    assert gain.value == pytest.approx((purity + noise.mean()) / (0.70 + noise.mean()) - 1)
-    assert gain.low <= gain.value <= gain.high
-    assert f"{gain.value:+.1%}" in result.reason
+    assert "nan" not in result.reason
+    assert ("every seed" in result.reason) == ("by_seed" in given)
+    assert ("no task of words" in result.reason) == (given.get("groups") == ("formatting",) * 20)
+    if "groups" not in given:
+        gain = result.figures[MFN]["purity gain over post-hoc SAE"]
+        noise = np.random.default_rng(0).normal(0, 0.01, 20).mean()
+        ours = (PURE | given.get("pure", {}))[MFN, "code"]
+        assert gain.value == pytest.approx((ours + noise) / (0.70 + noise) - 1)
+        assert gain.low <= gain.value <= gain.high
+        assert f"{gain.value:+.1%}" in result.reason
+    if "formats" in given:
+        assert result.figures[MFN]["purity, formatting"].value < 0.35
+        assert result.figures[MFN]["purity"] == result.figures[MFN]["purity, g"]
 
 
 def test_without_the_mfn_model_there_is_no_verdict():
@@ -184,5 +237,7 @@ def test_without_the_mfn_model_there_is_no_verdict():
     sae = make_mfn(make_base("gpt2-tied"), layers=[1], alpha=0.0)
     alone = probe_purity({POST_HOC_SAE: [sae]}, data, tasks_of(data)[:1])
     assert (alone.outcome, alone.reason) == ("not measured", "no MFN among the subjects")
-    assert set(alone.figures) == {POST_HOC_SAE, BASE_RESIDUAL_STREAM}
+    assert set(alone.figures) == {POST_HOC_SAE, BASE_RESIDUAL_STREAM, TOKEN_IDENTITY}
     assert np.isnan(alone.figures[POST_HOC_SAE]["purity"].low)  # of one task there is no interval
+    none = probe_purity({POST_HOC_SAE: [sae]}, data, [], untested={"concepts": ["dragons"]})
+    assert (none.outcome, none.details) == ("not measured", {"untested": {"concepts": ["dragons"]}})

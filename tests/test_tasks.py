@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from modeling_mfn.evaluation.formatting import IN_CONTEXT, OF_TOKENS, marks_of_window
-from modeling_mfn.evaluation.tasks import Limits, formatting_tasks, rows_of, task_places, word_tasks
+from modeling_mfn.evaluation.tasks import Limits, formatting_tasks, rows_of, task_places, without_task, word_tasks
 
 FEW = Limits(occurrences=4, tokens=60, least_units=4, least_tokens=12)
 
@@ -88,7 +88,8 @@ def test_two_concepts_are_one_task_and_too_little_text_is_none():
 @pytest.mark.parametrize(
     ("name", "text", "marks"),
     [
-        ("in brackets", "a) b (c [d]| e) f", "0. 0 .1 .1.  1. 0"),
+        ("in brackets", "a) b (c [d]| e) f", ".. 0 .1 .1.  1. 0"),
+        ("in brackets", "a (b) c] d) (e", ". .1. .. .. .1"),
         ("in quotes", 'a "b|c "d e" f|g "h', ". .. 0 .1 1. 0 0 .."),
         ("starts a line", "a|  b c|de", ".   1 0 10"),
         ("in an indented line", "a|  b c||de", ".   1 1  00"),
@@ -129,11 +130,83 @@ def test_formatting_tasks_are_what_a_scan_of_each_window_says():
             elif name == "starts a line":
                 assert (text[:place].rpartition("\n")[2].strip() == "") == label
             elif name == "in brackets":
-                depth = 0
-                for character in text[:place]:
-                    depth = max(0, depth + (character in "([") - (character in ")]"))
-                assert (depth > 0) == label
-    brackets = tasks["in brackets"]
-    for window in set(brackets.units.tolist()):
-        own = brackets.units == window
-        assert brackets.shuffled[own].sum() == brackets.labels[own].sum()
+                depth, unmatched = np.zeros(41, int), 0
+                for at, character in enumerate(text):
+                    depth[at + 1] = depth[at] + (character in "([") - (character in ")]")
+                    if depth[at + 1] < 0:
+                        depth[at + 1], unmatched = 0, at
+                assert (depth[place] > 0) == label
+                assert label or place > unmatched
+
+
+def test_shuffled_labels_of_windows_say_nothing_of_the_true_ones():
+    """Although far more tokens were there than the limit."""
+    tokenizer, correlations, cut, limits = characters(), [], 0, FEW._replace(tokens=30)
+    letters = np.array(list("aaaaabbbb.\n  ()"))
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        rows = [{"input_ids": tokenizer("".join(generator.choice(letters, 40)))["input_ids"]} for _ in range(160)]
+        for task in formatting_tasks(rows, tokenizer, limits=limits, seed=seed):
+            assert len(task.places) <= 4 * limits.tokens
+            cut += len(task.places) == 4 * limits.tokens
+            for window in set(task.units.tolist()):
+                own = task.units == window
+                assert own.sum() == 2 * task.labels[own].sum() == 2 * task.shuffled[own].sum()
+            correlations.append(np.corrcoef(task.labels, task.shuffled)[0, 1])
+    assert len(correlations) >= cut >= 40
+    assert np.mean(correlations) == pytest.approx(0, abs=4 / np.sqrt(len(correlations) * 4 * limits.tokens / 2))
+    assert np.std(correlations) > 0.02
+
+
+def test_what_source_a_text_is_from_says_nothing():
+    """Animals are common in one source, rare in another, and all that there is in a third, which has capitals."""
+    generator, tokenizer = np.random.default_rng(0), planted.tokenizer()
+    animals, foods = ([planted.token_of(word) for word in words] for words in planted.CONCEPTS.values())
+    shares = {"farm": 0.9, "kitchen": 0.2, "zoo": 1.0}
+    sources = [name for name in shares for _ in range(60)]
+    rows = [
+        {
+            "input_ids": np.where(
+                generator.random(16) < shares[name], *(generator.choice(of, 16) for of in (animals, foods))
+            )
+        }
+        for name in sources
+    ]
+    wide = FEW._replace(occurrences=40, tokens=100)
+    (task,) = word_tasks({"things": planted.CONCEPTS}, rows, tokenizer, sources=sources, limits=wide)
+    check_splits(task, wide)
+    source = np.array(sources)[task.places // 16]
+    assert set(source) == {"farm", "kitchen"}
+    for name in set(source):
+        for side in (False, True):
+            own = (source == name) & (task.held_out == side)
+            assert own.sum() == 2 * task.labels[own].sum() > 0
+    (without,) = word_tasks({"things": planted.CONCEPTS}, rows, tokenizer, limits=wide)
+    assert "zoo" in np.array(sources)[without.places // 16]
+    with pytest.raises(ValueError, match="there are 2 sources for 180 windows"):
+        word_tasks({"things": planted.CONCEPTS}, rows, tokenizer, sources=["a", "b"])
+
+
+def test_kinds_of_tokens_are_as_many_in_each_source():
+    tokenizer, generator = characters(), np.random.default_rng(0)
+    sources = ["prose", "sums"] * 100
+    letters = {"prose": list("abcdefghijklm1234567890"), "sums": list("ab") + list("1234567890") * 4}
+    rows = [{"input_ids": tokenizer("".join(generator.choice(letters[name], 20)))["input_ids"]} for name in sources]
+    wide = Limits(occurrences=1000, tokens=1000, least_units=1, least_tokens=1)
+    (number,) = (t for t in formatting_tasks(rows, tokenizer, sources=sources, limits=wide) if t.name == "number")
+    of_sums = np.array(sources)[number.places // 20] == "sums"
+    for side in (False, True):
+        own = number.held_out == side
+        assert of_sums[own & number.labels].sum() == of_sums[own & ~number.labels].sum() > 0
+
+
+def test_concepts_without_a_task_are_named():
+    groups = {
+        "three": planted.CONCEPTS | {"unheard": ["dragon"]},
+        "two": {"nothing": ["dragon"], "again": ["unicorn"]},
+        "pair": planted.CONCEPTS,
+        "one": {"animals": planted.ANIMALS},
+    }
+    tasks = word_tasks(groups, planted.text(rows=200), planted.tokenizer(), limits=FEW)
+    assert [task.group for task in tasks] == ["three", "three", "pair"]
+    assert without_task(groups, tasks) == {"three": ["unheard"], "two": ["nothing", "again"], "one": ["animals"]}

@@ -78,6 +78,9 @@ def activations_at(
         windows: all of one length T.
         places: (P,) int64, ascending and distinct: T * window + position, of tokens that are no padding.
         residuals, batch_size: see `token_activations`.
+
+    Raises:
+        ValueError: if a place is in padding.
     """
     rows = list(windows)
     length = len(rows[0]["input_ids"])
@@ -86,7 +89,11 @@ def activations_at(
     chosen = (rows[window] for window in wanted.tolist())
     for number, batch in enumerate(token_activations(model, chosen, residuals=residuals, batch_size=batch_size)):
         own = wanted[number * batch_size :][: len(batch.input_ids)]
-        kept = np.isin(own[:, None] * length + np.arange(length), places)[batch.counted]
+        chosen_here = np.isin(own[:, None] * length + np.arange(length), places)
+        if (padding := np.argwhere(chosen_here & ~batch.counted)).size:
+            window, position = own[padding[0, 0]], padding[0, 1]
+            raise ValueError(f"token {position} of window {window} is padding; places must be of tokens that count")
+        kept = chosen_here[batch.counted]
         codes = {layer: code[kept] for layer, code in batch.codes.items()}
         found.append(batch._replace(codes=codes, residuals={at: h[kept] for at, h in batch.residuals.items()}))
     return ActivationsAt(

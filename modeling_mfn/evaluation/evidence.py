@@ -23,7 +23,7 @@ from .probe_transfer import joined, probes_across
 from .probing import probe_purity
 from .report import Measures, load_further, load_result, save_further, save_result, write_report
 from .result import MFN, Figure, PredictionResult, Subjects
-from .tasks import Limits, Task, formatting_tasks, word_tasks
+from .tasks import Limits, Task, formatting_tasks, without_task, word_tasks
 from .transfer import Transfer, transfer_gap
 
 STABILITY_WINDOWS, COMPUTE_WINDOWS = 48, 8
@@ -63,7 +63,9 @@ def _p1(evidence: Evidence) -> PredictionResult:
 
 def _p2(evidence: Evidence) -> PredictionResult:
     windows = evidence.windows
-    return probe_purity(evidence.subjects, windows, _tasks(evidence, windows), seed=evidence.seed)
+    tasks = _tasks(evidence, windows)
+    untested = without_task(evidence.groups, tasks)
+    return probe_purity(evidence.subjects, windows, tasks, untested=untested, seed=evidence.seed)
 
 
 def _p3(evidence: Evidence) -> PredictionResult:
@@ -87,9 +89,11 @@ def _p5(evidence: Evidence) -> PredictionResult:
 
 
 def _tasks(evidence: Evidence, windows: Windows, limits: Limits | None = None) -> list[Task]:
+    """Of the windows of all domains, one domain after the other."""
     tokenizer, seed = evidence.tokenizer, evidence.seed
-    tasks = word_tasks(evidence.groups, windows, tokenizer, limits=limits, seed=seed)
-    return tasks + formatting_tasks(windows, tokenizer, limits=limits, seed=seed)
+    domains = [domain for domain, rows in evidence.held_out.items() for _ in range(len(rows))]
+    tasks = word_tasks(evidence.groups, windows, tokenizer, sources=domains, limits=limits, seed=seed)
+    return tasks + formatting_tasks(windows, tokenizer, sources=domains, limits=limits, seed=seed)
 
 
 PREDICTIONS: dict[str, Callable[[Evidence], PredictionResult]] = {

@@ -29,12 +29,14 @@ def number(token: str) -> int:
 
 
 def in_brackets(text: str) -> np.ndarray:
-    """Within (), [] or {}, also of several lines; brackets themselves say nothing."""
+    """Within (), [] or {}, also of several lines. Brackets themselves say nothing, nor does what is before one that
+    closes without having been opened, unless other brackets are around it: they may be open from before the text."""
     characters = np.array(list(text))
     opens, closes = np.isin(characters, list("([{")), np.isin(characters, list(")]}"))
     depth = np.cumsum(opens.astype(int) - closes)
-    depth -= np.minimum.accumulate(np.minimum(depth, 0))  # those that opened before the text
-    return np.where(opens | closes, NEITHER, np.where(depth > 0, YES, NO))
+    unmatched = -np.minimum.accumulate(np.minimum(depth, 0))  # those that had closed by then
+    outside = np.where(unmatched < unmatched.max(initial=0), NEITHER, NO)
+    return np.where(opens | closes, NEITHER, np.where(depth + unmatched > 0, YES, outside))
 
 
 def in_quotes(text: str) -> np.ndarray:

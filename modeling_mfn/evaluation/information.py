@@ -6,34 +6,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.stats import entropy
 
-from .activations import Windows, activations_at
 from .probes import Score
-from .result import Figure, Subjects, mean
-from .tasks import Task, rows_of, task_places
-
-
-def concept_information(
-    subjects: Subjects, windows: Windows, tasks: list[Task], *, batch_size: int = 8
-) -> dict[str, dict[str, Figure]]:
-    """Each subject's `best_feature_information`, averaged over layers and seeds: a mean over tasks, with its interval
-    by bootstrap over tasks. `probe_purity` has it among its figures, too.
-
-    Returns:
-        Subject -> "information", on held-out units; "information, training" and "information, shuffled labels".
-    """
-    places, found = task_places(tasks), {}
-    for name, models in subjects.items():
-        scores = []
-        for model in models:
-            codes = activations_at(model, windows, places, batch_size=batch_size).codes.values()
-            scores += [[best_feature_information(of[rows_of(task, places)], task) for task in tasks] for of in codes]
-        training, held_out, shuffled = np.mean(scores, axis=0).T
-        found[name] = {
-            "information": mean(held_out),
-            "information, training": mean(training),
-            "information, shuffled labels": mean(shuffled),
-        }
-    return found
+from .tasks import Task
 
 
 def best_feature_information(codes: csr_array, task: Task) -> Score:
@@ -74,4 +48,4 @@ def mutual_information(codes: csr_array, labels: np.ndarray) -> np.ndarray:
         return np.where(joint > 0, joint * np.log2(joint / independent), 0.0).sum((0, 1))
 
 
-__all__ = ["best_feature_information", "concept_information", "mutual_information"]
+__all__ = ["best_feature_information", "mutual_information"]

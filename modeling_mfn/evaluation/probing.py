@@ -5,15 +5,19 @@ The area under the ROC curve of one sparse feature is about recall, too: a featu
 concept's tokens, and on no other token, has (1 + r) / 2. A concept that is spread over features of single words scores
 low, though each of these is clean; probes of two and five features show how far that goes. A coordinate of h is never
 0, and pays no such price.
+
+Some concepts can be told by the token at hand: a word of several tokens is probed at its last one, which may be "ly".
+What a probe that knows nothing but tokens makes of each task stands beside, as the subject "token identity".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
 from ..modeling_mfn import MFNForCausalLM
@@ -21,69 +25,104 @@ from .activations import Windows, activations_at
 from .information import best_feature_information
 from .probes import linear_probe, scaled, sparse_probes
 from .result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, Figure, Outcome, PredictionResult, Subjects, bootstrap, mean
-from .tasks import Task, rows_of, task_places
+from .tasks import FORMATTING, Task, rows_of, task_places, token_arrays
 
 CODE, RESIDUAL = "code", "residual"
 LINEAR, INFORMATION = "linear probe", "information"
 SPARSE = {1: "purity", 2: "two-feature probe", 5: "five-feature probe"}
 PURITY = SPARSE[1]
 BASE_RESIDUAL_STREAM = f"{RESIDUAL_STREAM} of the base model"
+TOKEN_IDENTITY = "token identity"
 LEAST_GAIN = 0.1
 CLAIM = (
     "Linear probes on z outperform probes on h for concept tests; probe purity is at least 10 % above a post-hoc SAE's."
 )
 CRITERION = (
     "Purity is the area under the ROC curve (AUROC) of the best single feature, chosen on training words and judged on "
-    "held-out ones, averaged over tasks; for h it is the best coordinate. Confirmed if (a) the purity of the MFN "
-    "model's codes is at least 10 % above that of the post-hoc SAE's codes and above that of the coordinates of the "
-    "MFN model's residual stream, with the whole intervals of 95 % of both gains, and (b) the linear probe on all of z "
-    "has a larger AUROC than that on all of h of the same model, with the whole interval of the difference; partly if "
-    "one of (a) and (b) holds. As an AUROC is at most 1, it cannot gain 10 % on a baseline above 0.909; and 0.5 is "
-    "chance, so that a relative gain in AUROC looks smaller than it is. The gain in what is above chance, AUROC - 0.5, "
-    "is fairer and stands beside it."
+    "held-out ones, averaged over the tasks of words (over all, if there are none); for h it is the best coordinate. "
+    "Confirmed if (a) the purity of the MFN model's codes is at least 10 % above that of the post-hoc SAE's codes and "
+    "at least 10 % above that of the coordinates of the MFN model's own h, with the whole intervals of 95 % of both "
+    "gains; (b) the linear probe on all of z has a larger AUROC than that on all of the MFN model's own h, and a "
+    "larger one than that on all of the base model's h where that was measured, with the whole intervals of the "
+    "differences; and each of these gains is above 0 in every seed. Partly if (a) or (b) holds. Not measured if there "
+    "is one task alone, which has no interval. As an AUROC is at most 1, it cannot gain 10 % on a baseline above "
+    "0.909; and 0.5 is chance, so that a relative gain in AUROC looks smaller than it is. The gain in what is above "
+    "chance, AUROC - 0.5, is fairer and stands beside it."
 )
 
 
 def probe_purity(
-    subjects: Subjects, windows: Windows, tasks: Sequence[Task], *, batch_size: int = 8, seed: int = 0
+    subjects: Subjects,
+    windows: Windows,
+    tasks: Sequence[Task],
+    *,
+    untested: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
 ) -> PredictionResult:
-    """Probes each subject's codes, and the residual streams that the MFN model and the post-hoc SAE read, on all tasks
-    in all layers. Models run as they are. Intervals are by bootstrap over tasks, resampled together for all subjects.
+    """Probes each subject's codes, the residual streams that the MFN model and the base read, and the tokens
+    themselves, on all tasks in all layers. Models run as they are. The base's residual stream is what a post-hoc SAE at
+    alpha = 0 reads, the same in every seed, so that the first one's serves. Intervals are by bootstrap over tasks,
+    resampled together for all subjects. How much seeds differ is not in them: `details` has the figures by seed.
 
-    Figures of each subject and residual stream are AUROCs on held-out units unless something else is said: "purity",
-    the one-feature probe; "two-feature probe", "five-feature probe", "linear probe"; the first and the last also on
-    training units, with shuffled labels, which is 0.5 but for chance, and for each group of tasks; and of subjects
-    "information", that of `information.best_feature_information`. Those of the MFN model have the gains, too.
+    Figures of each subject, residual stream and of "token identity" are AUROCs on held-out units, averaged over
+    `judged` tasks, unless something else is said: "purity", the one-feature probe; "two-feature probe", "five-feature
+    probe", "linear probe"; the first and the last also on training units, with shuffled labels, which is 0.5 but for
+    chance, and for each group of tasks, those of formats, too; and "information", that of
+    `information.best_feature_information`. Those of the MFN model have the gains, too.
 
     Args:
         subjects: name -> models. Without the MFN model or the post-hoc SAE the outcome is "not measured".
         windows: text that no model was trained on, the one that the tasks are of.
-        tasks: see [`tasks.word_tasks`] and [`tasks.formatting_tasks`]. Without any the outcome is "not measured".
+        tasks: see [`tasks.word_tasks`] and [`tasks.formatting_tasks`]. With none, or one alone to judge on, the outcome
+            is "not measured".
+        untested: group -> concepts that there is no task of, for the details; see [`tasks.without_task`].
         batch_size: windows a batch.
         seed: of the folds for regularisation, and of the bootstrap.
     """
+    details: dict[str, Any] = {"untested": {group: list(names) for group, names in (untested or {}).items()}}
     if not tasks:
-        return _result("not measured", "the text has too few tokens of any concept or format", {}, {})
-    tables = []
-    for name, models in subjects.items():
-        for number, model in enumerate(models):
-            with_residual = name in (MFN, POST_HOC_SAE)
-            table = probe_model(model, windows, tasks, residuals=with_residual, batch_size=batch_size, seed=seed)
-            residual = RESIDUAL_STREAM if name == MFN else BASE_RESIDUAL_STREAM
-            table["subject"] = table["source"].map({CODE: name, RESIDUAL: residual})
-            tables.append(table.assign(seed=number))
-    table = pd.concat(tables, ignore_index=True)
-    groups = np.array([task.group for task in tasks])
-    figures = {str(name): _figures(of, groups, seed) for name, of in table.groupby("subject", sort=False)}
-    outcome, reason = _not_measured(subjects)
-    if not reason:
-        figures[MFN] |= _gains(table, seed)
-        outcome, reason = _judge(figures)
-    return _result(outcome, reason, figures, _details(table, tasks))
+        return _result("not measured", "the text has too few tokens of any concept or format for a task", {}, details)
+    table = _table(subjects, windows, tasks, batch_size, seed)
+    figures = {str(name): _figures(of, tasks, seed) for name, of in table.groupby("subject", sort=False)}
+    details |= _details(table, tasks)
+    missing = [name for name in (MFN, POST_HOC_SAE) if not subjects.get(name)]
+    if missing:
+        return _result("not measured", f"no {' and no '.join(missing)} among the subjects", figures, details)
+    of_judged = table[judged(tasks)[table["task"]]]
+    figures[MFN] |= _gains(of_judged, seed)
+    details["gains_by_seed"] = gains_by_seed(of_judged)
+    if judged(tasks).sum() == 1:
+        return _result("not measured", "one task alone to judge on has no interval", figures, details)
+    outcome, reason = _judge(figures, details["gains_by_seed"])
+    if all(task.group == FORMATTING for task in tasks):
+        reason += "; on formats, as there is no task of words"
+    return _result(outcome, reason, figures, details)
 
 
 def _result(outcome: Outcome, reason: str, figures: dict[str, dict[str, Figure]], details: Any) -> PredictionResult:
     return PredictionResult("P2", CLAIM, CRITERION, outcome, reason, PURITY, figures, POST_HOC_SAE, details)
+
+
+def judged(tasks: Sequence[Task]) -> np.ndarray:
+    """(tasks,) bool, the ones that P2 is judged on: those of words, or all if there are none of words."""
+    of_words = np.array([task.group != FORMATTING for task in tasks], bool)
+    return of_words if of_words.any() else ~of_words
+
+
+def _table(subjects: Subjects, windows: Windows, tasks: Sequence[Task], batch_size: int, seed: int) -> pd.DataFrame:
+    """All scores of all subjects: those of `probe_model`, with `subject` and the number of the `seed`."""
+    tables = []
+    for name, models in subjects.items():
+        residual = RESIDUAL_STREAM if name == MFN else BASE_RESIDUAL_STREAM
+        for number, model in enumerate(models):
+            reads_base = name == POST_HOC_SAE and number == 0 and model.config.alpha == 0
+            residuals = name == MFN or reads_base
+            table = probe_model(model, windows, tasks, residuals=residuals, batch_size=batch_size, seed=seed)
+            subject = table["source"].map({CODE: name, RESIDUAL: residual})
+            tables.append(table.assign(subject=subject, seed=number))
+    tables.append(probe_tokens(windows, tasks, seed=seed).assign(subject=TOKEN_IDENTITY, seed=0))
+    return pd.concat(tables, ignore_index=True)
 
 
 def probe_model(
@@ -114,6 +153,20 @@ def probe_model(
     return pd.DataFrame(rows)
 
 
+def probe_tokens(windows: Windows, tasks: Sequence[Task], *, seed: int = 0) -> pd.DataFrame:
+    """What is known from the token alone: the scores of probes on the one-hot token ids of a text, as `probe_model` has
+    them of a code, with `layer` -1."""
+    ids = token_arrays(windows)[0].ravel()
+    rows = []
+    for number, task in enumerate(tasks):
+        distinct, column = np.unique(ids[task.places], return_inverse=True)
+        starts = np.arange(len(column) + 1, dtype=np.int32)
+        one_hot = csr_array((np.ones(len(column)), column.astype(np.int32), starts), (len(column), len(distinct)))
+        for probe, score in _scores(one_hot, task, CODE, seed):
+            rows.append({"layer": -1, "task": number, "source": CODE, "probe": probe, **score})
+    return pd.DataFrame(rows)
+
+
 def _scores(features: Any, task: Task, source: str, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
     in_units = scaled(features, task)
     for size, score in sparse_probes(in_units, task, tuple(SPARSE)).items():
@@ -124,23 +177,24 @@ def _scores(features: Any, task: Task, source: str, seed: int) -> Iterator[tuple
 
 
 def _by_task(table: pd.DataFrame, probe: str, column: str = "held_out") -> np.ndarray:
-    """(tasks,) averaged over layers and seeds."""
+    """(tasks,) averaged over layers and seeds, in the order of tasks."""
     values: np.ndarray = table[table["probe"] == probe].groupby("task")[column].mean().to_numpy()
     return values
 
 
-def _figures(table: pd.DataFrame, groups: np.ndarray, seed: int) -> dict[str, Figure]:
+def _figures(table: pd.DataFrame, tasks: Sequence[Task], seed: int) -> dict[str, Figure]:
     """Those of one subject."""
     figures = {}
+    chosen, groups = judged(tasks), np.array([task.group for task in tasks])
     probes = table["probe"].unique().tolist()
     for probe in probes:
-        figures[probe] = mean(_by_task(table, probe), seed)
+        figures[probe] = mean(_by_task(table, probe)[chosen], seed)
     for probe in (PURITY, LINEAR):
         for group in dict.fromkeys(groups.tolist()):
             figures[f"{probe}, {group}"] = mean(_by_task(table, probe)[groups == group], seed)
-    for probe in {PURITY, LINEAR, INFORMATION}.intersection(probes):
-        figures[f"{probe}, training"] = mean(_by_task(table, probe, "training"), seed)
-        figures[f"{probe}, shuffled labels"] = mean(_by_task(table, probe, "shuffled"), seed)
+    for probe in (probe for probe in (PURITY, LINEAR, INFORMATION) if probe in probes):
+        figures[f"{probe}, training"] = mean(_by_task(table, probe, "training")[chosen], seed)
+        figures[f"{probe}, shuffled labels"] = mean(_by_task(table, probe, "shuffled")[chosen], seed)
     return figures
 
 
@@ -154,11 +208,16 @@ def gain_above_chance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return relative_gain(ours - 0.5, theirs - 0.5)
 
 
+def _baselines(table: pd.DataFrame) -> list[str]:
+    measured = set(table["subject"])
+    return [name for name in (POST_HOC_SAE, RESIDUAL_STREAM, BASE_RESIDUAL_STREAM) if name in measured]
+
+
 def _gains(table: pd.DataFrame, seed: int) -> dict[str, Figure]:
     """The MFN model's figures against baselines, task by task."""
     of = {str(name): own for name, own in table.groupby("subject")}
     ours, figures = _by_task(of[MFN], PURITY), {}
-    for baseline in (POST_HOC_SAE, RESIDUAL_STREAM, BASE_RESIDUAL_STREAM):
+    for baseline in _baselines(table):
         theirs = _by_task(of[baseline], PURITY)
         figures[f"purity gain over {baseline}"] = bootstrap(relative_gain, ours, theirs, seed=seed)
         figures[f"purity gain above chance over {baseline}"] = bootstrap(gain_above_chance, ours, theirs, seed=seed)
@@ -167,25 +226,50 @@ def _gains(table: pd.DataFrame, seed: int) -> dict[str, Figure]:
     return figures
 
 
-def _not_measured(subjects: Subjects) -> tuple[Outcome, str]:
-    """A reason if a subject is missing."""
-    missing = [name for name in (MFN, POST_HOC_SAE) if not subjects.get(name)]
-    return "not measured", f"no {' and no '.join(missing)} among the subjects" if missing else ""
+def gains_by_seed(table: pd.DataFrame) -> dict[str, list[float]]:
+    """Name of a gain -> what it is in each seed of the MFN model, against the same seed of the baseline, or against the
+    mean of the baseline's where it lacks that seed."""
+    averages, gains = table.groupby(["subject", "probe", "seed"])["held_out"].mean(), {}
+    for baseline in _baselines(table):
+        for probe in (PURITY, LINEAR):
+            ours, theirs = averages[MFN, probe], averages[baseline, probe]
+            theirs = theirs.reindex(ours.index).fillna(theirs.mean())
+            if probe == PURITY:
+                gains[f"purity gain over {baseline}"] = (ours / theirs - 1).tolist()
+            else:
+                gains[f"linear probe less {baseline}"] = (ours - theirs).tolist()
+    return gains
 
 
-def _judge(figures: dict[str, dict[str, Figure]]) -> tuple[Outcome, str]:
+def _judge(figures: dict[str, dict[str, Figure]], by_seed: Mapping[str, Sequence[float]]) -> tuple[Outcome, str]:
     """The outcome by `CRITERION`, and why."""
     ours = figures[MFN]
-    gains = [ours[f"purity gain over {baseline}"] for baseline in (POST_HOC_SAE, RESIDUAL_STREAM)]
-    linear = ours[f"linear probe less {RESIDUAL_STREAM}"]
-    purer, better = all(gain.low >= LEAST_GAIN for gain in gains), linear.low > 0
-    outcome: Outcome = "confirmed" if purer and better else "partly" if purer or better else "not confirmed"
-    reason = (
-        f"purity {ours[PURITY]} is {_percent(gains[0])} against the post-hoc SAE's {figures[POST_HOC_SAE][PURITY]} and "
-        f"{_percent(gains[1])} against the coordinates of h; the linear probe on z is {linear.value:+.3f} "
-        f"[{linear.low:+.3f}, {linear.high:+.3f}] against that on h"
+    purity = [f"purity gain over {baseline}" for baseline in (POST_HOC_SAE, RESIDUAL_STREAM)]
+    linear = {
+        of: f"linear probe less {baseline}"
+        for of, baseline in (("its own h", RESIDUAL_STREAM), ("the base's h", BASE_RESIDUAL_STREAM))
+        if baseline in figures
+    }
+    purer, better = (
+        all(ours[name].low >= LEAST_GAIN for name in purity),
+        all(ours[of].low > 0 for of in linear.values()),
     )
+    in_every_seed = all(gain > 0 for name in (*purity, *linear.values()) for gain in by_seed[name])
+    both = purer and better
+    outcome: Outcome = "confirmed" if both and in_every_seed else "partly" if purer or better else "not confirmed"
+    against = " and ".join(f"{_difference(ours[name])} against that on {of}" for of, name in linear.items())
+    reason = (
+        f"purity {ours[PURITY]} is {_percent(ours[purity[0]])} against the post-hoc SAE's "
+        f"{figures[POST_HOC_SAE][PURITY]} and {_percent(ours[purity[1]])} against the coordinates of its own h; the "
+        f"linear probe on z is {against}"
+    )
+    if both and not in_every_seed:
+        reason += "; but not all of these gains are above 0 in every seed"
     return outcome, reason
+
+
+def _difference(gain: Figure) -> str:
+    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
 def _percent(gain: Figure) -> str:
@@ -193,11 +277,12 @@ def _percent(gain: Figure) -> str:
 
 
 def _details(table: pd.DataFrame, tasks: Sequence[Task]) -> dict[str, Any]:
-    """Purity and linear probe by layer, seed and task, and what the tasks have."""
+    """Purity and linear probe by layer and seed, over judged tasks, and by task; and what the tasks have."""
     kept = table[table["probe"].isin([PURITY, LINEAR])]
+    of_models = kept[judged(tasks)[kept["task"]] & (kept["subject"] != TOKEN_IDENTITY)]
     details: dict[str, Any] = {}
     for column in ("layer", "seed"):
-        averages = kept.groupby(["subject", "probe", column])["held_out"].mean()
+        averages = of_models.groupby(["subject", "probe", column])["held_out"].mean()
         details[f"by_{column}"] = _nested(averages)
     by_task = kept.groupby(["task", "subject", "probe"])["held_out"].mean()
     details["tasks"] = [
@@ -225,4 +310,7 @@ def _nested(series: pd.Series) -> dict[str, Any]:
     return found
 
 
-__all__ = ["BASE_RESIDUAL_STREAM", "CRITERION", "gain_above_chance", "probe_model", "probe_purity", "relative_gain"]
+__all__ = [
+    "BASE_RESIDUAL_STREAM", "CRITERION", "TOKEN_IDENTITY", "gain_above_chance", "gains_by_seed", "judged",
+    "probe_model", "probe_purity", "probe_tokens", "relative_gain",
+]  # fmt: skip

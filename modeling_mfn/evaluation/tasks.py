@@ -2,8 +2,9 @@
 pass by heart.
 
 Words are split by lemma, so that a probe is judged on words that it never saw. Kinds of tokens (a number, capitals) are
-split by token, and what depends on the context (within brackets, at the start of a line) by window, taken in equal
-numbers with and without it from each window, so that what a window is about tells nothing.
+split by token, and what depends on the context (within brackets, at the start of a line) by window. Tokens come in
+pairs, one that has it and one that has not: from the same source of text, such as a domain, or from the same window
+where tokens are split by window. So what a text is about tells nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """n tokens, half of them positive on either side."""
+    """n tokens, half of them positive on either side, and in each source or window that pairs are taken from."""
 
     name: str
     group: str
@@ -57,21 +58,33 @@ class Task:
 
 
 def word_tasks(
-    groups: Mapping[str, Concepts], windows: Windows, tokenizer: Any, *, limits: Limits | None = None, seed: int = 0
+    groups: Mapping[str, Concepts],
+    windows: Windows,
+    tokenizer: Any,
+    *,
+    sources: Sequence[str] | None = None,
+    limits: Limits | None = None,
+    seed: int = 0,
 ) -> list[Task]:
     """Each concept against the words of the other concepts of its group, at the token that ends a word. A group of two
-    concepts makes one task. Concepts of which the text has too little make none; the first token of a window, which
-    knows nothing of what was before it, is left out.
+    concepts makes one task. Concepts of which the text has too little make none, nor does a group's only concept
+    (`without_task` names them); the first token of a window, which knows nothing of what was before it, is left out.
 
     Args:
         groups: name -> concepts: {"part of speech": {"nouns": ["dog", ["mouse", "mice"]], "verbs": [...]}}. Forms of a
             word are one unit.
         windows: the text.
         tokenizer: the model's.
+        sources: where each window is from, such as its domain: a task takes as many positive tokens as negative ones
+            from each. By default all windows are from one.
         limits: see [`Limits`].
         seed: of the split and of the tokens chosen.
+
+    Raises:
+        ValueError: if windows differ in length, there are none, or sources are not as many.
     """
     ids, counted = token_arrays(windows)
+    source = _numbered(sources, ids)
     texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
     known = {word.casefold() for row in ids for word in re.findall(r"\w+", "".join(texts[token] for token in row))}
     tasks = []
@@ -79,21 +92,37 @@ def word_tasks(
         lexicon = Lexicon.of(_occurring(concepts, known), seed)
         words = np.where(counted, WordFinder(lexicon, tokenizer, texts).find(ids), LEFT_OUT).ravel()
         places = np.flatnonzero(words >= 0)
-        words = words[places]
-        names = lexicon.names if len(lexicon.names) != 2 else lexicon.names[:1]
-        for number, name in enumerate(names):
+        words, held_out = words[places], lexicon.half[words[places]].astype(bool)
+        for number, title in enumerate(_titles(lexicon.names)):
             labels = (lexicon.concepts == number).any(1)[words]
-            candidates = _Candidates(places, labels, words, lexicon.half[words].astype(bool))
-            title = name if len(names) == len(lexicon.names) else " or ".join(lexicon.names)
+            candidates = _Candidates(places, labels, words, held_out, source.ravel()[places])
             tasks += _task(title, group, candidates, limits or Limits(), np.random.default_rng([seed, number]))
     return tasks
 
 
-def formatting_tasks(windows: Windows, tokenizer: Any, *, limits: Limits | None = None, seed: int = 0) -> list[Task]:
+def without_task(groups: Mapping[str, Concepts], tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """Group -> its concepts of which `word_tasks` made no task, where there are any."""
+    made = {(task.group, task.name) for task in tasks}
+    missing = {}
+    for group, concepts in groups.items():
+        titles = _titles(list(concepts))
+        whose = titles * 2 if len(concepts) == 2 else titles
+        missing[group] = [name for name, title in zip(concepts, whose, strict=True) if (group, title) not in made]
+    return {group: names for group, names in missing.items() if names}
+
+
+def formatting_tasks(
+    windows: Windows,
+    tokenizer: Any,
+    *,
+    sources: Sequence[str] | None = None,
+    limits: Limits | None = None,
+    seed: int = 0,
+) -> list[Task]:
     """Tasks that are computed from the text of tokens alone: those of `formatting.OF_TOKENS`, split by token, and those
     of `formatting.IN_CONTEXT`, split by window. Arguments are those of `word_tasks`."""
     ids, counted = token_arrays(windows)
-    limits = limits or Limits()
+    source, limits = _numbered(sources, ids), limits or Limits()
     texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
     for special in tokenizer.all_special_ids:
         texts[special] = "\n"
@@ -102,15 +131,14 @@ def formatting_tasks(windows: Windows, tokenizer: Any, *, limits: Limits | None 
         generator = np.random.default_rng([seed, number])
         marks = np.array([mark(text.strip()) for text in texts])
         half = _rank(marks, generator) % 2 == 1
-        candidates = _Candidates.of(np.where(counted, marks[ids], -1), ids, half[ids])
+        candidates = _Candidates.of(np.where(counted, marks[ids], -1), ids, half[ids], source)
         tasks += _task(name, FORMATTING, candidates, limits, generator)
     window = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
     half = np.random.default_rng(seed).integers(0, 2, len(ids)).astype(bool)
     for number, (name, mark_text) in enumerate(IN_CONTEXT.items(), len(OF_TOKENS)):
         marks = np.stack([marks_of_window([texts[token] for token in row], mark_text) for row in ids])
-        candidates = _Candidates.of(np.where(counted, marks, -1), window, half[window])
-        generator = np.random.default_rng([seed, number])
-        tasks += _task(name, FORMATTING, candidates.balanced(limits.occurrences, generator), limits, generator)
+        candidates = _Candidates.of(np.where(counted, marks, -1), window, half[window], window)
+        tasks += _task(name, FORMATTING, candidates, limits, np.random.default_rng([seed, number]))
     return tasks
 
 
@@ -138,6 +166,19 @@ def token_arrays(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     return ids, counted & (counted.cumsum(1) > 1)
 
 
+def _numbered(sources: Sequence[str] | None, ids: np.ndarray) -> np.ndarray:
+    """(N, T) int64, the number of each token's source."""
+    if sources is not None and len(sources) != len(ids):
+        raise ValueError(f"there are {len(sources)} sources for {len(ids)} windows; give one a window")
+    numbers = np.zeros(len(ids), np.int64) if sources is None else np.unique(sources, return_inverse=True)[1]
+    return np.broadcast_to(numbers[:, None], ids.shape)
+
+
+def _titles(names: Sequence[str]) -> list[str]:
+    """Of a group's tasks: two concepts make one, each being what the other is not."""
+    return [" or ".join(names)] if len(names) == 2 else list(names)
+
+
 def _occurring(concepts: Concepts, known: set[str]) -> Concepts:
     """Concepts without the words of which a text has no form."""
 
@@ -154,37 +195,45 @@ class _Candidates(NamedTuple):
     labels: np.ndarray
     units: np.ndarray
     held_out: np.ndarray
+    strata: np.ndarray
+    """Numbers of where a token is paired with one of the other label."""
 
     @classmethod
-    def of(cls, marks: np.ndarray, units: np.ndarray, held_out: np.ndarray) -> _Candidates:
+    def of(cls, marks: np.ndarray, units: np.ndarray, held_out: np.ndarray, strata: np.ndarray) -> _Candidates:
         """From arrays (N, T); marks are 1, 0, or -1 where a token says nothing."""
         places = np.flatnonzero(marks >= 0)
-        return cls(places, marks.ravel()[places] == 1, units.ravel()[places], held_out.ravel()[places])
+        return cls(places, marks.ravel()[places] == 1, *(of.ravel()[places] for of in (units, held_out, strata)))
 
     def chosen(self, rows: np.ndarray) -> _Candidates:
         return _Candidates(*(column[rows] for column in self))
 
-    def balanced(self, most: int, generator: np.random.Generator) -> _Candidates:
-        """As many of either label in each unit, at most `most`."""
-        counts = [np.bincount(self.units[self.labels == label], minlength=self.units.max(initial=-1) + 1)
-                  for label in (False, True)]  # fmt: skip
-        limit = np.minimum(np.minimum(*counts), most)
-        return self.chosen(_rank(self.units * 2 + self.labels, generator) < limit[self.units])
+    def limited(self, most: int, generator: np.random.Generator) -> _Candidates:
+        """At most so many tokens of each unit and label."""
+        return self.chosen(_rank(self.units * 2 + self.labels, generator) < most)
+
+    def paired(self, most: int, generator: np.random.Generator) -> _Candidates:
+        """As many tokens of either label in each stratum of a side; at most so many pairs a side."""
+        stratum = self.strata * 2 + self.held_out
+        stratum_and_label = stratum * 2 + self.labels
+        counts = np.bincount(stratum_and_label, minlength=2 * (stratum.max(initial=-1) + 1))
+        rank = _rank(stratum_and_label, generator)
+        rows = np.flatnonzero(rank < counts.reshape(-1, 2).min(1)[stratum])
+        numbers = stratum[rows] * len(rank) + rank[rows]
+        _, first, pair = np.unique(numbers, return_index=True, return_inverse=True)
+        kept = _rank(self.held_out[rows][first], generator) < most
+        return self.chosen(rows[kept[pair]])
 
 
 def _task(name: str, group: str, candidates: _Candidates, limits: Limits, generator: np.random.Generator) -> list[Task]:
     """The task, or none if there is too little of it."""
-    unit_and_label = candidates.units * 2 + candidates.labels
-    candidates = candidates.chosen(_rank(unit_and_label, generator) < limits.occurrences)
-    side_and_label = candidates.held_out * 2 + candidates.labels
-    counts = np.bincount(side_and_label, minlength=4)
-    units = [len(np.unique(candidates.units[side_and_label == which])) for which in range(4)]
-    if counts.min() < limits.least_tokens or min(units) < limits.least_units:
+    of = candidates.limited(limits.occurrences, generator).paired(limits.tokens, generator)
+    side_and_label = of.held_out * 2 + of.labels
+    tokens = np.bincount(side_and_label, minlength=4)
+    units = [len(np.unique(of.units[side_and_label == which])) for which in range(4)]
+    if tokens.min() < limits.least_tokens or min(units) < limits.least_units:
         return []
-    most = np.minimum(counts.reshape(2, 2).min(1), limits.tokens).repeat(2)
-    rows = np.flatnonzero(_rank(side_and_label, generator) < most[side_and_label])
-    places, labels, unit, held_out = candidates.chosen(rows)
-    return [Task(name, group, places, labels, _shuffled(labels, unit, held_out, generator), unit, held_out)]
+    shuffled = _shuffled(of.labels, of.units, of.held_out, generator)
+    return [Task(name, group, of.places, of.labels, shuffled, of.units, of.held_out)]
 
 
 def _rank(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -213,4 +262,4 @@ def _shuffled(
     return of_unit[unit]
 
 
-__all__ = ["Limits", "Task", "formatting_tasks", "rows_of", "task_places", "token_arrays", "word_tasks"]
+__all__ = ["Limits", "Task", "formatting_tasks", "rows_of", "task_places", "token_arrays", "without_task", "word_tasks"]
