@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.demo_assets import cache_folder
-from modeling_mfn.evaluation.baseline_models import BaselineModels, digest_of, digest_of_rows
+from modeling_mfn.evaluation.baseline_models import BaselineModels, digest_of_rows
 from modeling_mfn.evaluation.evidence import PREDICTIONS, Evidence, check_predictions, measure_predictions
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS
 
@@ -86,7 +86,6 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """What tells this study from another, without this machine's folders."""
         settings = {name: value for name, value in vars(self).items() if name not in ("base", "data")}
-        settings["base_weights"] = digest_of(AutoModelForCausalLM.from_pretrained(self.base))
         return settings | {"k": K, "cached_epochs": EPOCHS, "training": JOINT, "source": SOURCE}
 
 
@@ -156,7 +155,8 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
         transfers=transfers,
         base=AutoModelForCausalLM.from_pretrained(study.base),
     )
-    measure_predictions(evidence, predictions, study.settings(), RESULTS / study.name)
+    settings = study.settings() | {"base_weights": models.base_digest}
+    measure_predictions(evidence, predictions, settings, RESULTS / study.name)
 
 
 def small(family: str, seeds: int) -> Study:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ class BaselineModels:
     """Times that training goes through the windows."""
     folder: Path
 
+    @cached_property
+    def base_digest(self) -> str:
+        """Tells the base model's weights from others."""
+        return digest_of(AutoModelForCausalLM.from_pretrained(self.base))
+
     def kept(self, name: str, made_from: Mapping[str, Any], train: Callable[[], PreTrainedModel]) -> Any:
         """The model of this name in the folder, trained if there is none that was made from the same."""
         folder = self.folder / name
-        record = json.dumps({"base": str(self.base), "size": dict(self.size)} | dict(made_from), default=list)
+        record = json.dumps({"base": self.base_digest, "size": dict(self.size)} | dict(made_from), default=list)
         if not (folder / MADE_FROM).exists() or (folder / MADE_FROM).read_text(encoding="utf-8") != record:
             Console().print(f"training {name}", markup=False, highlight=False)
             beside = folder.with_name(f".{name}.part")
@@ -55,9 +61,9 @@ class BaselineModels:
         """Trained on a domain, or on all; of the base model, or of another of its size."""
         rows = self.rows(domain, seed)
         return self.kept(
-            f"sae-{domain or 'all'}-seed-{seed}",
+            f"sae-{domain or 'all'}{'-of-dense' if base is not None else ''}-seed-{seed}",
             {"epochs": self.epochs, "text": digest_of_rows(rows), "of": None if base is None else digest_of(base)},
-            lambda: post_hoc_sae(base or self.base, rows, epochs=self.epochs, seed=seed, **self.size),
+            lambda: post_hoc_sae(self.base if base is None else base, rows, epochs=self.epochs, seed=seed, **self.size),
         )
 
     def tuned_sae(self, seed: int, sae: MFNForCausalLM, domain: str) -> MFNForCausalLM:
