@@ -20,6 +20,8 @@ from transformers import AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainingArguments
 from modeling_mfn.activation_cache import ActivationCache
+from modeling_mfn.evaluation.baselines import training_order
+from modeling_mfn.evaluation.reconstruction import at_alpha
 
 Rows = Sequence[int]
 CUT = ("window", "train_tokens", "joint_tokens", "held_out_tokens", "seed")
@@ -102,10 +104,8 @@ class Study:
         return ActivationCache(self.folder / "cache" / part)
 
     def order(self) -> list[int]:
-        """Rows of the cache in the order of training, a permutation an epoch, whole batches."""
-        generator, rows = np.random.default_rng(self.seed), len(self.windows["train"])
-        order = np.concatenate([generator.permutation(rows) for _ in range(self.epochs)])
-        return order[: len(order) // self.batch * self.batch].tolist()
+        """Rows of the cache in the order of training, the same for every method."""
+        return training_order(len(self.windows["train"]), self.epochs, self.batch, self.seed)
 
     def arguments(self, rows: Rows, batch: int, **settings: Any) -> MFNTrainingArguments:
         """Of one pass over rows, for the MFN layers alone."""
@@ -136,12 +136,9 @@ class Study:
         validation windows. A setting that has its record already is not tried again."""
         records = []
         for number, settings in enumerate(tries):
-            file, folder = (
-                self.results / "tries" / f"{stage}-{number}.json",
-                self.folder / "tries" / f"{stage}-{number}",
-            )
-            known = file.exists() and json.loads(file.read_text(encoding="utf-8"))["settings"] == settings
-            if not (known and folder.exists()):
+            name = f"tries/{stage}-{number}"
+            file, folder = self.results / f"{name}.json", self.folder / name
+            if not (folder.exists() and file.exists() and self.result(name)["settings"] == settings):
                 begun = time.time()
                 model = train(order, **settings)
                 minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
@@ -150,7 +147,7 @@ class Study:
                 record = {"settings": settings, "validation_loss": loss, "training_minutes": minutes}
                 file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
                 print(record, flush=True)
-            records.append(json.loads(file.read_text(encoding="utf-8")))
+            records.append(self.result(name))
         best = min(range(len(tries)), key=lambda number: records[number]["validation_loss"])
         shutil.rmtree(self.folder / stage, ignore_errors=True)
         (self.folder / "tries" / f"{stage}-{best}").rename(self.folder / stage)
@@ -173,8 +170,5 @@ class Study:
 
     def validation_loss(self, model: MFNForCausalLM) -> float:
         """Nats a token with all MFN layers read."""
-        alpha = model.config.alpha
-        model.set_blend(1.0)
-        loss = float(next_token_losses(model.eval(), self.windows["validation"]).mean())
-        model.set_blend(alpha)
-        return round(loss, 4)
+        with at_alpha(model.eval(), 1.0):
+            return round(float(next_token_losses(model, self.windows["validation"]).mean()), 4)

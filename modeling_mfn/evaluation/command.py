@@ -71,6 +71,7 @@ def evaluate(
 
     Example: mfn evaluate gpt2-mfn gpt2-mfn-seed-1 --text news=held-out.txt --base gpt2 --train-text news=corpus.txt
     """
+    from datasets import concatenate_datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..atlas.concepts import read_concepts
@@ -111,7 +112,7 @@ def evaluate(
             targets = [name for name in held_out if name != source]
             transfers = baselines.transfers(source, targets, models, references or _frozen(base, models))
     other = {name: rows.select(range(min(len(rows), tokens // window))) for name, rows in training.items()}
-    choosing = joined(other) if other else None
+    choosing = concatenate_datasets(list(other.values())) if other else None
     plain = None if base is None else AutoModelForCausalLM.from_pretrained(base)
     evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed, plain)
     results = measure_predictions(evidence, chosen, settings, output)
@@ -186,6 +187,8 @@ def _baselines(
     base: str, like: MFNForCausalLM, training: Mapping[str, Dataset], epochs: int, folder: Path
 ) -> BaselineModels:
     """Of the place and size of an MFN model."""
+    from datasets import concatenate_datasets
+
     from .baseline_models import BaselineModels
 
     config = like.config
@@ -196,16 +199,9 @@ def _baselines(
 
     def rows(domain: str | None, seed: int) -> Dataset:
         windows = training if domain is None else {domain: training[domain]}
-        return joined(windows).shuffle(seed=seed)
+        return concatenate_datasets(list(windows.values())).shuffle(seed=seed)
 
     return BaselineModels(base, rows, size, epochs, folder)
-
-
-def joined(windows: Mapping[str, Dataset]) -> Dataset:
-    """The windows of all domains."""
-    from datasets import concatenate_datasets
-
-    return concatenate_datasets(list(windows.values()))
 
 
 def _frozen(base: str, models: Sequence[MFNForCausalLM]) -> list[None]:

@@ -19,7 +19,7 @@ from .calibration import firing_rate_calibration
 from .code_stability import code_stability
 from .compute import compute_cost
 from .predictability import intervention_predictability
-from .probe_transfer import joined, probes_across
+from .probe_transfer import probes_across
 from .probing import probe_purity
 from .report import Measures, load_further, load_result, save_further, save_result, write_report
 from .result import MFN, Figure, PredictionResult, Subjects
@@ -83,7 +83,7 @@ def _p4(evidence: Evidence) -> PredictionResult:
 def _p5(evidence: Evidence) -> PredictionResult:
     probes, held_out = None, evidence.held_out
     if evidence.transfers:
-        tasks = _tasks(evidence, joined(held_out), WIDE)
+        tasks = _tasks(evidence, evidence.windows, WIDE)
         probes = probes_across(held_out, tasks) if tasks else None
     return transfer_gap(evidence.transfers, held_out, probes=probes, seed=evidence.seed)
 
