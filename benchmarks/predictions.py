@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,22 +29,21 @@ import torch
 import typer
 import word_lists
 from datasets import Dataset
-from fidelity import BASE_TOKENS, BATCH, CONTINUE, RECIPE, SHORT_TOKENS, WEIGHTS, K, learn_from_cache
+from fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K
+from recipes import EPOCHS, JOINT, Recipe, train_mfn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo_assets import cache_folder
 from modeling_mfn.evaluation.baseline_models import BaselineModels, digest_of_rows
 from modeling_mfn.evaluation.evidence import PREDICTIONS, Evidence, check_predictions, measure_predictions
-from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS
+from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, Subjects
+from modeling_mfn.evaluation.transfer import Transfer
 
 RESULTS = Path(__file__).parent / "results" / "predictions"
 SOURCE = "dictionary"
 """The domain that features shall be carried over from."""
-EPOCHS = 2
-"""That MFN layers learn alone from cached activations, before the one in which the model learns as a whole."""
-JOINT = CONTINUE | RECIPE | WEIGHTS | {"alpha_anneal": 0.25, "mfn_learning_rate": 2e-3, "warmup_steps": 1 / 6}
-"""`CACHE_FIRST` of `fidelity.py` in shares of the training."""
+STANDARD = Recipe()
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,19 @@ class Models(BaselineModels):
         super().__init__(study.base, study.rows, size, EPOCHS + 1, cache_folder() / "predictions" / study.name)
         self.study = study
 
-    def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", **changes: Any) -> MFNForCausalLM:
-        rows = self.rows(domain, seed)
-
-        def train() -> MFNForCausalLM:
-            torch.manual_seed(seed)
-            calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
-            model = MFNForCausalLM.from_base(
-                self.base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **self.size
-            )
-            learn_from_cache(model, rows, EPOCHS, seed)
-            settings = small_models.training_settings(rows, BATCH, seed) | JOINT
-            settings |= {"learning_rate": self.study.learning_rate} | changes
-            arguments = MFNTrainingArguments(output_dir=str(self.folder / "training"), **settings)
-            MFNTrainer(model, arguments, train_dataset=rows).train()
-            return model
-
-        made_from = JOINT | changes | {"epochs": EPOCHS, "rate": self.study.learning_rate, "text": digest_of_rows(rows)}
-        return self.kept(f"{kind}-{domain or 'all'}-seed-{seed}", made_from, train)
+    def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", recipe: Recipe = STANDARD) -> MFNForCausalLM:
+        """Trained on a domain, or on all."""
+        name, rate = f"{kind}-{domain or 'all'}-seed-{seed}", self.study.learning_rate
+        text = digest_of_rows(self.rows(domain, seed))
+        made_from = {"training": JOINT, "recipe": asdict(recipe), "rate": rate, "text": text}
+        return self.kept(
+            name,
+            made_from,
+            lambda: train_mfn(
+                self.base, partial(self.rows, domain), seed, self.folder / "training",
+                size=self.size, learning_rate=rate, recipe=recipe,
+            ),
+        )  # fmt: skip
 
     def dense(self, seed: int, domain: str) -> PreTrainedModel:
         """The base model, trained on for as long with the same learning rate and warm-up."""
@@ -133,30 +128,38 @@ class Models(BaselineModels):
 def run(study: Study, predictions: list[str], threads: int) -> None:
     """Trains what is not there yet, and measures."""
     torch.set_num_threads(threads)
-    models, tokenizer, seeds = Models(study), study.tokenizer, range(study.seeds)
+    models, seeds = Models(study), range(study.seeds)
     transfers = {}
     if "P5" in predictions:
         of_source = [models.mfn(seed, SOURCE) for seed in seeds], [models.dense(seed, SOURCE) for seed in seeds]
         transfers = models.transfers(SOURCE, [domain for domain in corpora.DOMAINS if domain != SOURCE], *of_source)
-    evidence = Evidence(
-        subjects={
-            MFN: [models.mfn(seed) for seed in seeds],
-            NO_RATE_LOSS: [models.mfn(0, kind="no-rate", lambda_rate=0.0)],
-            **models.subjects(study.seeds),
-        },
+    subjects = {
+        MFN: [models.mfn(seed) for seed in seeds],
+        NO_RATE_LOSS: [models.mfn(0, kind="no-rate", recipe=Recipe({"lambda_rate": 0.0}))],
+        **models.subjects(study.seeds),
+    }
+    settings = study.settings() | {"base_weights": models.base_digest}
+    measure_predictions(evidence(study, subjects, transfers), predictions, settings, RESULTS / study.name)
+
+
+def evidence(
+    study: Study, subjects: Subjects, transfers: Mapping[str, Sequence[Transfer]], words: bool = True
+) -> Evidence:
+    """Models, on the study's held-out windows; without `words`, for probes of formats alone."""
+    groups = {
+        "concepts": concepts.concepts,
+        "polarity": word_lists.polarity,
+        "part of speech": word_lists.parts_of_speech,
+    }
+    return Evidence(
+        subjects=subjects,
         held_out={domain: study.data.fresh(domain, study.held_out_tokens) for domain in corpora.DOMAINS},
         choosing=study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens),
-        tokenizer=tokenizer,
-        groups={
-            "concepts": concepts.concepts(),
-            "polarity": word_lists.polarity(),
-            "part of speech": word_lists.parts_of_speech(),
-        },
+        tokenizer=study.tokenizer,
+        groups={name: make() for name, make in groups.items() if words},
         transfers=transfers,
         base=AutoModelForCausalLM.from_pretrained(study.base),
     )
-    settings = study.settings() | {"base_weights": models.base_digest}
-    measure_predictions(evidence, predictions, settings, RESULTS / study.name)
 
 
 def small(family: str, seeds: int) -> Study:

@@ -13,19 +13,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modeling_mfn.evaluation.result import MFN, RESIDUAL_STREAM, PredictionResult, figures_of
+
 ROOT = Path(__file__).parent.parent
 FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
 REAL = ROOT / "benchmarks" / "results" / "real_checkpoint"
+PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "fidelity.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DOMAINS = ("drama", "dictionary", "code")
 TITLES = {"llama": "Llama", "gpt2": "GPT-2"}
+REMEDY_FIGURES = {
+    "CV of firing rates": ("P1", MFN, "firing rate CV"),
+    "purity of z": ("P2", MFN, "purity"),
+    "of h": ("P2", RESIDUAL_STREAM, "purity"),
+    "linear probe on z": ("P2", MFN, "linear probe"),
+    "on h": ("P2", RESIDUAL_STREAM, "linear probe"),
+    "matched correlation": ("P3", MFN, "matched correlation"),
+    "correlation of logits": ("P4", MFN, "correlation of logits"),
+    "dose response": ("P4", MFN, "dose response"),
+    "loss on the source": ("P5", MFN, "perplexity_loss_source"),
+    "on other domains": ("P5", MFN, "perplexity_loss_targets"),
+    "explained variance there": ("P5", MFN, "explained_variance_targets"),
+}
+"""Column -> prediction, subject and figure of what remedies change."""
+
+
+def load(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def read(family: str, group: str) -> dict[str, dict[str, Any]]:
     """Run name -> record, of the runs that were made."""
     files = sorted((FIDELITY / family / group).glob("*.json"))
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {file.stem: load(file) for file in files}
 
 
 def over(record: dict[str, Any], dense: dict[str, Any]) -> list[float]:
@@ -87,14 +109,14 @@ def group_table(family: str, group: str) -> Iterator[list[str]]:
 
 def real_table() -> Iterator[list[str]]:
     """What each method costs SmolLM2, in nats a token; blocks are read through features at once, or one alone."""
-    summary = json.loads((REAL / "summary.json").read_text(encoding="utf-8"))
+    summary = load(REAL / "summary.json")
     whole, each = summary["all_positions"]["all_layers"], summary["all_positions"]
     yield [
         "", *DOMAINS, "mean", "recovered of zero- / mean-ablation", "first tokens left alone: mean", "recovered",
         "mean, one block alone", "explained variance, by block", "dead",
     ]  # fmt: skip
     for name, found in whole.items():
-        figures = json.loads((REAL / "evaluate" / f"{name}.json").read_text(encoding="utf-8"))
+        figures = load(REAL / "evaluate" / f"{name}.json")
         of_layers = [of for key, of in figures.items() if key.startswith("layer_")]
         kept = summary["without_first"]["all_layers"][name]
         variance = " ".join(f"{of['explained_variance']:.3f}" for of in of_layers)
@@ -111,10 +133,42 @@ def recovered(found: dict[str, Any]) -> str:
     return " / ".join(f"{100 * found[f'recovered_of_{ablated}']['mean']:.1f}" for ablated in ("zero", "mean")) + " %"
 
 
-TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"fidelity": main_table, "real-checkpoint": real_table} | {
-    f"{family}-{group}": partial(group_table, family, group)
-    for family in TITLES
-    for group in ("losses", "noise", "sweep", "recipe")
+def verdict_table() -> Iterator[list[str]]:
+    """The predictions' outcomes in both families, with the figure that decided."""
+    yield ["prediction", "", "outcome", "figure that decided", "MFN [95 %]", "baseline"]
+    found = [(title, load(file)) for family, title in TITLES.items() for file in (PREDICTIONS / family).glob("P?.json")]
+    for title, of in sorted(found, key=lambda each: each[1]["prediction"]):
+        result = PredictionResult.from_json({key: value for key, value in of.items() if key != "settings"})
+        own, theirs = (result.figures.get(name, {}).get(result.headline) for name in (MFN, result.baseline))
+        baseline = f"{result.baseline}: {theirs}" if theirs else ""
+        figure = result.headline.replace("_", " ")
+        yield [f"{result.prediction} {result.claim}", title, result.outcome, figure, str(own or ""), baseline]
+
+
+def remedy_table(family: str, group: str) -> Iterator[list[str]]:
+    """What was tried for one prediction, beside what it was tried instead of."""
+    columns = {name: of for name, of in REMEDY_FIGURES.items() if (of[0] == "P5") == (group == "P5")}
+    yield ["remedy", "what differs", *columns, *(f"perplexity, {domain}" for domain in DOMAINS)]
+    folder = PREDICTIONS / family / "remedies"
+    usual = folder / ("P5" if group == "P5" else "all") / "as-it-is.json"
+    for file in [usual, *sorted(each for each in (folder / group).glob("*.json") if each != usual)]:
+        of = load(file)
+        own = {name: figures_of(figures) for name, figures in of["figures"].items()}
+        figures = [str(own[prediction][subject][name]) for prediction, subject, name in columns.values()]
+        differs = ", ".join(f"{key} {json.dumps(value)}" for key, value in of["changes"].items())
+        yield [file.stem, differs, *figures, *(f"{statistics.mean(of['perplexity'][d]):.1f}" for d in DOMAINS)]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
+    "fidelity": main_table,
+    "real-checkpoint": real_table,
+    "verdicts": verdict_table,
+    **{
+        f"{family}-{group}": partial(group_table, family, group)
+        for family in TITLES
+        for group in ("losses", "noise", "sweep", "recipe")
+    },
+    **{f"{family}-P{n}": partial(remedy_table, family, f"P{n}") for family in TITLES for n in (2, 3, 4, 5)},
 }
 
 

@@ -6,6 +6,8 @@ import math
 import pytest
 import tables
 
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PredictionResult, plain
+
 
 @pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda file: file.name)
 def test_tables_show_what_the_results_hold(document):
@@ -78,3 +80,35 @@ def test_the_table_of_a_real_checkpoint(tmp_path, monkeypatch):
     assert features == [
         "features", *["0.500"] * 4, "87.5 / 75.0 %", "0.250", "93.8 / 87.5 %", "0.500 0.500", "0.750 0.750", "25.0 %",
     ]  # fmt: skip
+
+
+def write_json(file, record):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record))
+
+
+def test_the_tables_of_predictions(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "PREDICTIONS", tmp_path)
+    figures = {MFN: {"gap_now": Figure(0.5, 0.25, 0.75)}, POST_HOC_SAE: {"gap_now": Figure(2.0)}}
+    for prediction, family, outcome in (("P3", "llama", "partly"), ("P1", "gpt2", "confirmed")):
+        result = PredictionResult(prediction, "They fly.", "", outcome, "", "gap_now", figures, POST_HOC_SAE)
+        write_json(tmp_path / family / f"{prediction}.json", {"settings": {}} | result.to_json())
+    assert list(tables.verdict_table())[1:] == [
+        ["P1 They fly.", "GPT-2", "confirmed", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2"],
+        ["P3 They fly.", "Llama", "partly", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2"],
+    ]
+
+    for name, value in (("all/as-it-is", 0.25), ("P2/b", 0.5), ("P3/c", 0.75), ("P5/as-it-is", 1.0)):
+        own = {}
+        for of, subject, figure in tables.REMEDY_FIGURES.values():
+            own.setdefault(of, {}).setdefault(subject, {})[figure] = Figure(value)
+        record = {"changes": {"epochs": 8} if name == "P2/b" else {}, "figures": plain(own)}
+        write_json(
+            tmp_path / "gpt2" / "remedies" / f"{name}.json",
+            record | {"perplexity": {d: [1, 2] for d in tables.DOMAINS}},
+        )
+    header, usual, remedy = tables.remedy_table("gpt2", "P2")
+    assert usual == ["as-it-is", "", *["0.25"] * 8, *["1.5"] * 3]
+    assert remedy == ["b", "epochs 8", *["0.5"] * 8, *["1.5"] * 3]
+    assert len(header) == len(usual)
+    assert [row[:3] for row in tables.remedy_table("gpt2", "P5")][1:] == [["as-it-is", "", "1"]]

@@ -1,16 +1,23 @@
 """The study of benchmarks/predictions.py on a tiny base and a few random windows."""
 
+import json
+
 import corpora
 import numpy as np
 import predictions
 import pytest
+import recipes
+import remedies
 import small_models
 import torch
-from conftest import VOCABULARY, make_base
+from conftest import make_base
+from datasets import concatenate_datasets
 from test_data import make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE
+from modeling_mfn.evaluation.alignment import cross_seed_alignment
+from modeling_mfn.evaluation.perplexity import perplexity
+from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE, plain
 from modeling_mfn.evaluation.transfer import FINE_TUNED_SAE
 
 WINDOW = 16
@@ -27,10 +34,12 @@ def study(tmp_path_factory):
     )  # fmt: skip
 
 
-def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, tmp_path, monkeypatch):
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A few random windows in place of the corpora, and small sizes all around."""
     random = np.random.default_rng(0)
     rows = {
-        part: {d: random.integers(3, VOCABULARY, (n, WINDOW)) for d in corpora.DOMAINS}
+        part: {d: random.integers(3, len(make_tokenizer()), (n, WINDOW)) for d in corpora.DOMAINS}
         for part, n in (("train", 300), ("held_out", 12))
     }
     data = small_models.Data(**rows)
@@ -40,8 +49,11 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, tmp_path, 
     monkeypatch.setattr(predictions.word_lists, "polarity", dict)
     monkeypatch.setattr(predictions.word_lists, "parts_of_speech", dict)
     monkeypatch.setattr(predictions, "K", 4)
-    monkeypatch.setattr(predictions, "EPOCHS", 1)
     monkeypatch.setattr(small_models, "EVALUATION_TOKENS", 4 * WINDOW)
+    return data
+
+
+def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, monkeypatch):
     found = []
     monkeypatch.setattr(predictions, "measure_predictions", lambda *given: found.append(given))
     predictions.run(study, ["P1", "P5"], torch.get_num_threads())
@@ -75,9 +87,9 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, tmp_path, 
     assert not {tuple(row) for row in evidence.held_out["code"]["input_ids"]} & usual
 
     assert {name: len(of) for name, of in evidence.transfers.items()} == {MFN: 2, POST_HOC_SAE: 2, FINE_TUNED_SAE: 2}
-    for tuned, plain in zip(evidence.transfers[FINE_TUNED_SAE], evidence.transfers[POST_HOC_SAE], strict=True):
+    for tuned, as_it_was in zip(evidence.transfers[FINE_TUNED_SAE], evidence.transfers[POST_HOC_SAE], strict=True):
         assert set(tuned.tuned) == set(corpora.DOMAINS) - {predictions.SOURCE}
-        weights = [each.mfn_layers[1].encoder.weight for each in (plain.model, *tuned.tuned.values())]
+        weights = [each.mfn_layers[1].encoder.weight for each in (as_it_was.model, *tuned.tuned.values())]
         assert not torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[1], weights[2])
     for of_mfn, of_sae in zip(evidence.transfers[MFN], evidence.transfers[POST_HOC_SAE], strict=True):
@@ -88,9 +100,103 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, tmp_path, 
     def fail(*args, **kwargs):
         raise AssertionError("this was there")
 
-    monkeypatch.setattr(predictions, "MFNTrainer", fail)
+    monkeypatch.setattr(recipes, "MFNTrainer", fail)
     predictions.run(study, ["P1"], torch.get_num_threads())
     assert found[1][0].transfers == {}
     monkeypatch.setattr(predictions, "JOINT", predictions.JOINT | {"mfn_learning_rate": 1e-3})
     with pytest.raises(AssertionError, match="this was there"):  # made with other settings, so made again
         predictions.run(study, ["P1"], torch.get_num_threads())
+
+
+def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "small", lambda family, seeds: study)
+    monkeypatch.setattr(predictions, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(remedies, "ON_ALL", ("P1", "P3"))
+    for only in ("*/as-it-is", "P3/same-first-dictionary", "P5/frozen-backbone"):
+        remedies.main(only=only, seeds=2, threads=torch.get_num_threads())
+    found = {
+        name: json.loads((tmp_path / "results/llama/remedies" / f"{name}.json").read_text())
+        for name in ("all/as-it-is", "P3/same-first-dictionary", "P5/as-it-is", "P5/frozen-backbone")
+    }
+    usual, shared, on_source, frozen = found.values()
+    folders = {folder.name for folder in (tmp_path / "predictions" / "tiny").glob("[!.]*")}
+    assert folders == {
+        "mfn-all-seed-0", "mfn-all-seed-1", "P3-same-first-dictionary-all-seed-1",  # for seed 0 it is nothing else
+        *(f"{kind}-dictionary-seed-{seed}" for kind in ("mfn", "dense", "P5-frozen-backbone") for seed in (0, 1)),
+        "training",
+    }  # fmt: skip
+
+    models = predictions.Models(study)
+    held_out = {d: study.data.fresh(d, study.held_out_tokens) for d in corpora.DOMAINS}
+    first, second = models.mfn(0), models.mfn(1)
+    choosing = study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens)
+    windows = concatenate_datasets(list(held_out.values()))
+    alignment = cross_seed_alignment({MFN: [first, second]}, windows, choosing)
+    assert usual["changes"] == {}
+    assert usual["figures"]["P3"] == plain(alignment.figures)
+    assert set(usual["figures"]) == {"P1", "P3"}
+    measured = [[perplexity(model, rows) for model in (first, second)] for rows in held_out.values()]
+    assert list(usual["perplexity"].values()) == [pytest.approx(each, abs=1e-3) for each in measured]
+
+    assert shared["changes"] == {"shared": "first dictionary"}
+    alike = [of["figures"]["P3"][MFN]["matched cosine"]["value"] for of in (usual, shared)]
+    assert alike[0] < 0.6 < alike[1]
+
+    assert set(on_source["figures"]) == {"P5"}
+    base = AutoModelForCausalLM.from_pretrained(study.base)
+    learnt = models.mfn(0, "dictionary", "P5-frozen-backbone", remedies.REMEDIES["P5"]["frozen-backbone"])
+    rows = torch.tensor(held_out["code"]["input_ids"])
+    learnt.set_blend(0.0)
+    assert torch.equal(learnt(rows).logits, base(rows).logits)  # so it is held against the base
+    loss = frozen["figures"]["P5"][MFN]
+    assert loss["reference_perplexity_targets"] != on_source["figures"]["P5"][MFN]["reference_perplexity_targets"]
+
+
+class Start(Exception):
+    """What a training starts from is known."""
+
+
+@pytest.mark.parametrize("shared", ["nothing", "first dictionary", "learnt dictionary"])
+def test_what_models_of_two_seeds_share(study, data, monkeypatch, shared):
+    found = []
+
+    def alone(model, rows, epochs, seed):
+        found.append((model.mfn_layers[1].decoder.weight.detach().clone(), rows["input_ids"], epochs, seed))
+        raise Start
+
+    monkeypatch.setattr(recipes.fidelity, "learn_from_cache", alone)
+    for seed in (0, 1):
+        with pytest.raises(Start):
+            predictions.Models(study).mfn(seed, recipe=recipes.Recipe(shared=shared, epochs=3))
+    (weights, rows, epochs, own), (others, other_rows, _, other) = found
+    assert (own, epochs) == (0, 3)
+    assert torch.equal(weights, others) == (shared != "nothing")
+    assert (rows == other_rows, other) == ((True, 0) if shared == "learnt dictionary" else (False, 1))
+
+
+def test_random_tokens_take_a_share_of_the_places():
+    rows = corpora.as_data_set(np.full((50, 200), 7))
+    assert recipes.with_random_tokens(rows, 0.0, 100, 0) is rows
+    tokens = np.array(recipes.with_random_tokens(rows, 0.3, 100, 0)["input_ids"])
+    # a hundredth of the random tokens is 7 itself
+    assert (tokens != 7).mean() == pytest.approx(0.3 * 0.99, abs=0.02)
+    assert np.bincount(tokens[tokens != 7], minlength=100).max() < 70
+
+
+def test_alpha_lies_beside_its_schedule_in_a_step_and_not_after_it(study, data, monkeypatch):
+    seen, compute_loss = [], recipes.MFNTrainer.compute_loss
+
+    def watched(self, model, *args, **kwargs):
+        seen.append((self.args.alpha_schedule(self.state.max_steps).at(self.state.global_step), model.config.alpha))
+        return compute_loss(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(recipes.fidelity, "learn_from_cache", lambda *args: None)
+    monkeypatch.setattr(recipes.MFNTrainer, "compute_loss", watched)
+    model = predictions.Models(study).mfn(0, recipe=recipes.Recipe(alpha_noise=0.2))
+    due, alphas = np.array(seen).T
+    assert model.config.alpha == 1
+    assert (due == 1).sum() > 6
+    assert 0.02 < (1 - alphas[due == 1]).mean() < 0.25
+    assert (np.abs(alphas - due) > 1e-6).mean() > 0.3
+    assert alphas.min() >= 0
+    assert alphas.max() <= 1

@@ -1,0 +1,113 @@
+"""How the MFN models of `predictions.py` are trained, and what `remedies.py` changes about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import corpora
+import fidelity
+import numpy as np
+import small_models
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+
+EPOCHS = 2
+"""That MFN layers learn alone from cached activations, before the one in which the model learns as a whole."""
+JOINT = (
+    fidelity.CONTINUE
+    | fidelity.RECIPE
+    | fidelity.WEIGHTS
+    | {"alpha_anneal": 0.25, "mfn_learning_rate": 2e-3, "warmup_steps": 1 / 6}
+)
+"""`CACHE_FIRST` of `fidelity.py` in shares of the training."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs from the study's own training."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of `MFNTrainingArguments`, for the training as a whole."""
+    size: Mapping[str, Any] = field(default_factory=dict)
+    """Of `MFNConfig`."""
+    epochs: int = EPOCHS
+    shared: Literal["nothing", "first dictionary", "learnt dictionary"] = "nothing"
+    """What models of all seeds have of seed 0: where their dictionary starts, or what it learns alone."""
+    unfamiliar: float = 0.0
+    """Share of the tokens that are random ones where MFN layers learn alone."""
+    alpha_noise: float = 0.0
+    """Standard deviation of alpha around its schedule, within 0 and 1."""
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from the study's own."""
+        usual = asdict(Recipe())
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+
+def train_mfn(
+    base: Path,
+    text: Callable[[int], Dataset],
+    seed: int,
+    folder: Path,
+    *,
+    size: Mapping[str, Any],
+    learning_rate: float,
+    recipe: Recipe,
+) -> MFNForCausalLM:
+    """MFN layers first, from the cache, and then all together to alpha = 1.
+
+    Args:
+        base: folder of the base model.
+        text: training windows for a seed.
+        seed: of the model.
+        folder: for what the trainer writes.
+        size: of `MFNConfig`.
+        learning_rate: of the backbone.
+        recipe: what differs.
+    """
+    rows = text(seed)
+    start = seed if recipe.shared == "nothing" else 0
+    torch.manual_seed(start)
+    first = text(start)
+    calibration = {"input_ids": torch.tensor(first[:16]["input_ids"])}
+    settings = {**size, **recipe.size}
+    model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
+    alone = start if recipe.shared == "learnt dictionary" else seed
+    cached = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
+    fidelity.learn_from_cache(model, cached, recipe.epochs, alone)
+    chosen = small_models.training_settings(rows, fidelity.BATCH, seed) | JOINT
+    chosen |= {"learning_rate": learning_rate, **recipe.settings}
+    arguments = MFNTrainingArguments(output_dir=str(folder), **chosen)
+    callbacks = [AlphaNoise(recipe.alpha_noise, seed)] if recipe.alpha_noise else []
+    MFNTrainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
+    model.set_blend(arguments.alpha_end)
+    return model
+
+
+def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) -> Dataset:
+    """The windows with a share of the tokens replaced by any of the vocabulary."""
+    if not share:
+        return rows
+    generator = np.random.default_rng(seed)
+    tokens = np.array(rows["input_ids"])
+    chosen = generator.random(tokens.shape) < share
+    return corpora.as_data_set(np.where(chosen, generator.integers(0, vocabulary, tokens.shape), tokens))
+
+
+class AlphaNoise(TrainerCallback):
+    """Lets alpha of a step lie beside what the schedule says."""
+
+    def __init__(self, deviation: float, seed: int) -> None:
+        self.deviation, self.generator = deviation, np.random.default_rng(seed)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the forward pass; the schedule sets its own value again after the step."""
+        model = kwargs["model"]
+        alpha = args.alpha_schedule(state.max_steps).at(state.global_step)
+        model.set_blend(float(np.clip(alpha + self.generator.normal(0, self.deviation), 0, 1)))
