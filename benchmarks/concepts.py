@@ -3,7 +3,7 @@
 A word belongs to a class if all of its senses do, or 80 % of its uses in WordNet's tagged corpus. It belongs to a group
 if, besides, its first sense as a noun is below the group's noun. Words are tokens of a tokenizer, with the space before
 them, or of any number of tokens; the forms of a noun are itself, its plural by rule or by WordNet's list, and both with
-a capital. Classes have at least 40 words, groups 12.
+a capital. Function words are left out. Classes have at least 40 words, groups 12.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ GROUPS = (
     "weekday", "gregorian_calendar_month", "integer", "language", "country", "city", "clergyman", "soldier", "sound",
     "road", "weather", "ill_health", "crime", "writer", "deity", "body_part",
 )
+FUNCTION_WORDS = {
+    "another", "aught", "both", "either", "every", "many", "naught", "neither", "nobody", "nothing", "nought", "other",
+    "somebody", "someone", "thou", "whatever", "who", "are", "art", "being", "dost", "does", "may", "might", "must",
+    "ought", "across", "along", "around", "before", "below", "beneath", "besides", "between", "beyond", "but", "except",
+    "not", "though", "throughout", "underneath", "while", "why", "within", "yet",
+}
 # fmt: on
+"""Pronouns, determiners, auxiliaries, prepositions and conjunctions, of which WordNet has none, where it has another
+word that is spelled so: "who" is the health organisation, "are" a measure, "thou" a thousand."""
 DOMINANT = 0.8
 SMALLEST_CLASS, SMALLEST_GROUP = 40, 12
 PLURALS = (("y", "ies"), ("s", "ses"), ("x", "xes"), ("ch", "ches"), ("sh", "shes"), ("", "s"))
@@ -49,7 +57,7 @@ def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     above, first = _hypernyms(), _first_senses()
     roots = {first[name]: name for name in GROUPS if name in first}
     for word, name in sorted(_class_of_words().items()):
-        if name in LEFT_OUT or not admitted(word):
+        if name in LEFT_OUT or word in FUNCTION_WORDS or not admitted(word):
             continue
         plurals = [] if name.startswith("verb.") else plurals_of(word)
         forms = [word, *(plural for plural in plurals if admitted(plural))]

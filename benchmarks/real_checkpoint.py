@@ -56,14 +56,11 @@ no other's."""
 def cache(study: Study) -> dict[str, Any]:
     # these MFN layers only mark places: the least that there can be costs no time
     model = study.convert(num_features=1, k=1)
-    figures: dict[str, Any] = {"dtype": "float16"}
+    figures: dict[str, Any] = {}
     for part in ("train", "held_out"):
         rows, begun = corpora.as_data_set(study.windows[part].numpy()), time.time()
-        try:
-            written = ActivationCache.write(model, rows, study.folder / "cache" / part, dtype=figures["dtype"])
-        except ValueError as error:
-            figures |= {"dtype": "float32", "reason": str(error)}
-            written = ActivationCache.write(model, rows, study.folder / "cache" / part, dtype="float32")
+        written = ActivationCache.write(model, rows, study.folder / "cache" / part)
+        figures["dtype"] = str(written[0]["residuals"].dtype).removeprefix("torch.")
         tokens = study.windows[part].numel()
         figures[part] = {"tokens": tokens, "tokens_a_second": round(tokens / (time.time() - begun))}
     norms = torch.stack([written[row]["residuals"].float().norm(dim=-1) for row in range(len(written))])

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from concepts import admission, lines, plurals_of
+from concepts import FUNCTION_WORDS, admission, lines, plurals_of
 
 from modeling_mfn.demo_assets import cache_folder, download
 
@@ -22,17 +22,6 @@ RULES = {  # morphy(7WN)
     "adj": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "adv": (),
 }
-
-# fmt: off
-FUNCTION_WORDS = {
-    "another", "aught", "both", "either", "every", "many", "naught", "neither", "nobody", "nothing", "nought", "other",
-    "somebody", "someone", "thou", "whatever", "who", "are", "art", "being", "dost", "does", "may", "might", "must",
-    "ought", "across", "along", "around", "before", "below", "beneath", "besides", "between", "beyond", "but", "except",
-    "not", "though", "throughout", "underneath", "while", "why", "within", "yet",
-}
-# fmt: on
-"""Pronouns, determiners, auxiliaries, prepositions and conjunctions, of which WordNet has none, where it has another
-word that is spelled so: "who" is the health organisation, "are" a measure, "thou" a thousand."""
 
 
 def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:

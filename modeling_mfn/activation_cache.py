@@ -28,6 +28,10 @@ from .modeling_mfn import MFNForCausalLM, MFNModelOutput, family_of
 DESCRIPTION = "activations.json"
 
 
+class ResidualsTooLarge(ValueError):
+    """For the numbers of a cache."""
+
+
 class ActivationCache(torch.utils.data.Dataset):
     """The residual streams (T, d) that each MFN layer read in windows of text, one memory-mapped file a layer.
 
@@ -58,15 +62,20 @@ class ActivationCache(torch.utils.data.Dataset):
         windows: Dataset,
         folder: str | Path,
         batch_size: int = 8,
-        dtype: str = "float16",
+        dtype: str | None = None,
     ) -> ActivationCache:
         """Runs the model at alpha = 0, up to its last MFN layer, over windows of tokens, (T,) each, and keeps what its
         MFN layers read.
 
-        Takes L x d x 2 bytes a token in float16, whose largest number is 65,504: a `ValueError` says if that is too
-        small for the model, and `dtype="float32"` takes twice the space. A writing that is broken off leaves no cache,
-        also none that was there before.
+        `dtype` is float16 by default, L x d x 2 bytes a token; where residual streams are too large for it (its largest
+        number is 65,504) the writing starts again in float32. A dtype that is given and too small is a `ValueError`. A
+        writing that is broken off leaves no cache, also none that was there before.
         """
+        if dtype is None:
+            try:
+                return cls.write(model, windows, folder, batch_size, "float16")
+            except ResidualsTooLarge:
+                return cls.write(model, windows, folder, batch_size, "float32")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DESCRIPTION).unlink(missing_ok=True)  # an older cache's; it comes last, so that no half of one loads
@@ -83,9 +92,12 @@ class ActivationCache(torch.utils.data.Dataset):
                 tokens = torch.tensor(ids[batch], dtype=torch.long, device=model.device)
                 found = model.model(input_ids=tokens, output_reconstructions=True, use_cache=False).reconstructions
                 for file, layer in zip(files, layers, strict=True):
-                    residual = found[layer].residual.float().cpu().numpy().astype(dtype)
+                    with np.errstate(over="ignore"):  # an infinity says as much
+                        residual = found[layer].residual.float().cpu().numpy().astype(dtype)
                     if not np.isfinite(residual).all():
-                        raise ValueError(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
+                        raise ResidualsTooLarge(
+                            f'residuals of block {layer} are too large for {dtype}; use dtype="float32"'
+                        )
                     file[batch] = residual
         for file in (ids, *files):
             file.flush()

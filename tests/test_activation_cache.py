@@ -65,7 +65,7 @@ def test_blocks_above_the_last_mfn_layer_rest_and_are_back_afterwards(base, tmp_
     with torch.no_grad():
         model.get_input_embeddings().weight *= 1e6
     with pytest.raises(ValueError, match="too large"):
-        ActivationCache.write(model, rows(5), tmp_path / "cache", batch_size=5)
+        ActivationCache.write(model, rows(5), tmp_path / "cache", batch_size=5, dtype="float16")
     model(torch.tensor(rows(5)["input_ids"]))
     assert (ran, model.config.alpha) == ([3, 3, 1], 1.0)
 
@@ -77,8 +77,10 @@ def test_bad_caches(tmp_path):
     with torch.no_grad():
         model.get_input_embeddings().weight *= 1e6
     with pytest.raises(ValueError, match='residuals of block 1 are too large for float16; use dtype="float32"'):
-        ActivationCache.write(model, rows(2), tmp_path / "cache")
-    cache = ActivationCache.write(model, rows(2), tmp_path / "cache", dtype="float32")
+        ActivationCache.write(model, rows(2), tmp_path / "cache", dtype="float16")
+    assert list((tmp_path / "cache").glob("*.json")) == []
+    cache = ActivationCache.write(model, rows(2), tmp_path / "cache")
+    assert cache[1]["residuals"].dtype == torch.float32
     assert json.loads((tmp_path / "cache" / "activations.json").read_text()) == {"layers": [1]}
     assert np.isfinite(cache[1]["residuals"].numpy()).all()
 

@@ -6,6 +6,7 @@ import numpy as np
 import planted
 import pytest
 from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from modeling_mfn.evaluation.activations import activations_at
@@ -36,28 +37,36 @@ def tasks():
     return word_tasks({"concepts": concepts}, joined(WINDOWS), planted.tokenizer(), limits=WIDE)
 
 
-def transcription(model, task: Task, source, target):
-    """The best single feature on training tokens of the source, on held-out ones of the target."""
+def transcription(model, task: Task, source, target, size):
+    """A probe of the best features on training tokens of the source, on held-out ones of the target."""
     found = activations_at(model, joined(WINDOWS), task.places).codes[0].toarray()
     ends = np.cumsum([len(rows) for rows in WINDOWS.values()])
     domain = np.array([list(WINDOWS)[int((window >= ends).sum())] for window in task.places // 16])
     train, test = ~task.held_out & (domain == source), task.held_out & (domain == target)
     differences = found[train & task.labels].mean(0) - found[train & ~task.labels].mean(0)
-    best = np.abs(differences).argmax()
-    return roc_auc_score(task.labels[test], np.sign(differences[best]) * found[test, best])
+    best = np.argsort(-np.abs(differences), kind="stable")[:size]
+    if size == 1:
+        values = np.sign(differences[best[0]]) * found[:, best[0]]
+    else:
+        columns = found[:, best] / np.sqrt((found[train][found[train] > 0] ** 2).mean())
+        probe = LogisticRegression(solver="liblinear", tol=1e-3).fit(columns[train], task.labels[train])
+        values = probe.decision_function(columns)
+    return roc_auc_score(task.labels[test], values[test])
 
 
-def test_one_feature_against_a_transcription(tasks):
+@pytest.mark.parametrize("size", [1, 3])
+def test_few_features_against_a_transcription(tasks, size):
     model = planted.model()
-    found = probes_across(WINDOWS, tasks, num_features=1)(model, "all")
+    found = probes_across(WINDOWS, tasks, num_features=size)(model, "all")
     assert [task.name for task in tasks] == ["animals", "foods"]
     for number, task in enumerate(tasks):
         for domain in WINDOWS:
             if (task.name, domain) == ("foods", "no foods"):
                 assert math.isnan(found[domain][number])
             else:
-                assert found[domain][number] == pytest.approx(transcription(model, task, "all", domain))
+                assert found[domain][number] == pytest.approx(transcription(model, task, "all", domain, size))
     assert found["tame"][0] == 1.0
+    assert all(math.isnan(of[1]) for of in probes_across(WINDOWS, tasks)(model, "no foods").values())
 
 
 def test_in_the_transfer_of_features(tasks):

@@ -51,7 +51,7 @@ def test_probes_are_those_of_scikit_learn_on_dense_arrays(sparse, monkeypatch):
     task = make_task()
     dense = make_codes(task)
     dense[:, CONCEPT] += np.random.default_rng(1).normal(0, 2, len(dense)).clip(0)
-    features = scaled(csr_array(dense) if sparse else dense, task)
+    features = scaled(csr_array(dense) if sparse else dense, ~task.held_out)
     train, test = ~task.held_out, task.held_out
     if sparse:
         x = dense / np.sqrt((dense[train][dense[train] > 0] ** 2).mean())
@@ -83,7 +83,7 @@ def test_regularisation_is_chosen_by_words_that_a_fold_has_not():
     by_heart = np.zeros((len(task.units), WORDS + 1))
     by_heart[np.arange(len(task.units)), task.units] = 30.0
     by_heart[:, -1] = task.labels + generator.normal(0, 1.0, len(task.units))
-    found = linear_probe(scaled(by_heart, task), task)
+    found = linear_probe(scaled(by_heart, ~task.held_out), task)
     assert found.held_out == pytest.approx(area(by_heart[task.held_out, -1], task.labels[task.held_out]), abs=1e-9)
     fold = probes._folds(task, 0)
     assert set(fold[task.held_out]) == {-1}
@@ -100,7 +100,7 @@ def test_nothing_is_learnt_from_the_held_out_side():
     other[task.held_out] = np.random.default_rng(9).random((task.held_out.sum(), 60)) * 7
     for probe in (linear_probe, lambda *given: sparse_probes(*given)[5]):
         for kind in (csr_array, np.asarray):
-            first, second = (probe(scaled(kind(of), task), task) for of in (codes, other))
+            first, second = (probe(scaled(kind(of), ~task.held_out), task) for of in (codes, other))
             assert first.training == second.training
             assert first.held_out != second.held_out
     first, second = (best_feature_information(csr_array(of), task) for of in (codes, other))
@@ -110,11 +110,11 @@ def test_nothing_is_learnt_from_the_held_out_side():
 def test_a_feature_of_the_concept_is_pure_and_one_of_words_is_not():
     task = make_task()
     pure, by_heart = (csr_array(make_codes(task, memory_alone=alone)) for alone in (False, True))
-    found = sparse_probes(scaled(pure, task), task)
+    found = sparse_probes(scaled(pure, ~task.held_out), task)
     assert found[1][:2] == (1.0, 1.0)
     assert best_feature_information(pure, task)[:2] == pytest.approx((1.0, 1.0))
-    assert linear_probe(scaled(pure, task), task).held_out > 0.99
-    memorised = sparse_probes(scaled(by_heart, task), task)
+    assert linear_probe(scaled(pure, ~task.held_out), task).held_out > 0.99
+    memorised = sparse_probes(scaled(by_heart, ~task.held_out), task)
     assert memorised[1].training == 1.0
     assert memorised[1].held_out == 0.5
     information = best_feature_information(by_heart, task)
@@ -127,7 +127,7 @@ def test_shuffled_labels_are_at_chance():
     for seed in range(30):
         task = make_task(seed)
         codes = csr_array(make_codes(task, seed))
-        features = scaled(codes, task)
+        features = scaled(codes, ~task.held_out)
         scores.append([linear_probe(features, task).shuffled, sparse_probes(features, task)[1].shuffled])
         information.append(best_feature_information(codes, task).shuffled)
     assert np.mean(scores, 0) == pytest.approx(0.5, abs=0.06)

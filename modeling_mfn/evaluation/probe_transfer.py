@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.sparse import csr_array
 
 from ..modeling_mfn import MFNForCausalLM
 from .activations import Windows, activations_at
-from .probes import sparse_probes
+from .probes import area, fit_sparse, scaled
 from .tasks import Task, rows_of, task_places
 from .transfer import Probes
 
@@ -28,7 +27,7 @@ def joined(windows: Mapping[str, Windows]) -> list[Mapping[str, Any]]:
 def probes_across(
     windows: Mapping[str, Windows], tasks: Sequence[Task], *, num_features: int = 5, batch_size: int = 8
 ) -> Probes:
-    """The `probes` of `transfer_gap`: for each task a probe of few features (`probes.sparse_probes`), chosen and fitted
+    """The `probes` of `transfer_gap`: for each task a probe of few features (`probes.fit_sparse`), chosen and fitted
     on the training side of the source's text and judged on the held-out side of each domain's; a mean over layers. NaN
     where a domain has fewer than ten tokens of a label on the side that is needed.
 
@@ -45,35 +44,31 @@ def probes_across(
 
     def probes(model: MFNForCausalLM, source: str) -> dict[str, list[float]]:
         codes = activations_at(model, text, places, batch_size=batch_size).codes
-        found: dict[str, list[float]] = {name: [] for name in windows}
+        areas = []
         for task in tasks:
             rows = rows_of(task, places)
             fitted = ~task.held_out & (domain[rows] == list(windows).index(source))
-            for number, name in enumerate(windows):
-                used = fitted | (task.held_out & (domain[rows] == number))
-                part = _part(task, used)
-                found[name].append(np.nan if part is None else _area(codes, rows[used], part, num_features))
-        return found
+            judged = [task.held_out & (domain[rows] == number) for number in range(len(windows))]
+            by_layer = [_areas(code[rows], task.labels, fitted, judged, num_features) for code in codes.values()]
+            areas.append(np.mean(by_layer, axis=0))
+        return {name: [float(of[number]) for of in areas] for number, name in enumerate(windows)}
 
     return probes
 
 
-def _area(codes: Mapping[int, csr_array], rows: np.ndarray, task: Task, num_features: int) -> float:
-    """A mean over layers."""
-    scores = [sparse_probes(code[rows], task, [num_features])[num_features] for code in codes.values()]
-    return float(np.mean([score.held_out for score in scores]))
+def _areas(
+    code: csr_array, labels: np.ndarray, fitted: np.ndarray, judged: Sequence[np.ndarray], num_features: int
+) -> list[float]:
+    """Under the ROC curve of a probe that is fitted on some rows (n,) bool, on each of several others."""
+    if not _enough(labels, fitted):
+        return [np.nan] * len(judged)
+    code = scaled(code, fitted)
+    values = fit_sparse(code, labels, fitted, [num_features])[num_features](code)
+    return [area(values[rows], labels[rows]) if _enough(labels, rows) else np.nan for rows in judged]
 
 
-def _part(task: Task, used: np.ndarray) -> Task | None:
-    """Some of a task's tokens, (n,) bool; `None` if they are too few."""
-    counts = np.bincount(task.held_out[used] * 2 + task.labels[used], minlength=4)
-    if counts.min() < LEAST_TOKENS:
-        return None
-    labels = task.labels[used]  # shuffled ones might be of one kind alone, and are not asked for
-    return replace(
-        task, places=task.places[used], labels=labels, shuffled=labels, units=task.units[used],
-        held_out=task.held_out[used],
-    )  # fmt: skip
+def _enough(labels: np.ndarray, rows: np.ndarray) -> bool:
+    return int(np.bincount(labels[rows], minlength=2).min()) >= LEAST_TOKENS
 
 
 __all__ = ["joined", "probes_across"]

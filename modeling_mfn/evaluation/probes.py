@@ -24,7 +24,7 @@ Matrix: TypeAlias = np.ndarray | csr_array
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)
 """Among which the linear probe's C, the inverse of its L2 regularisation, is chosen."""
 FOLDS = 3
-SPARSE_STRENGTH = 1.0
+SPARSE_C = 1.0
 """C of sparse probes, which have too few weights to need a choice."""
 
 
@@ -38,11 +38,11 @@ class Score(NamedTuple):
     """On the held-out side, of a probe that was fitted to shuffled labels, for these: what chance makes of the text."""
 
 
-def scaled(features: Matrix, task: Task) -> Matrix:
-    """Activations in units that make one range of C serve all models, by the training side alone. A code is divided by
-    the root mean square of its firings, one number: what is large stays large, and zeros stay zeros. Dense columns are
-    standardised each by itself."""
-    training = features[~task.held_out]
+def scaled(features: Matrix, fitted: np.ndarray) -> Matrix:
+    """Activations in units that make one range of C serve all models, by the tokens (n,) bool that a probe is fitted
+    on alone. A code is divided by the root mean square of its firings, one number: what is large stays large, and zeros
+    stay zeros. Dense columns are standardised each by itself."""
+    training = features[fitted]
     if issparse(features):
         size = np.sqrt(np.mean(training.data**2)) if training.nnz else 1.0
         return features / size
@@ -65,22 +65,41 @@ def linear_probe(features: Matrix, task: Task, seed: int = 0) -> Score:
     return _score([features @ weights for weights in probes], task)
 
 
-def sparse_probes(features: Matrix, task: Task, sizes: Sequence[int] = (1, 2, 5)) -> dict[int, Score]:
+class SparseProbe(NamedTuple):
+    """A probe that reads few columns."""
+
+    columns: np.ndarray
+    """(s,) indices."""
+    weights: np.ndarray
+    """(s,)."""
+
+    def __call__(self, features: Matrix) -> np.ndarray:
+        """(n,) what it makes of each token."""
+        return _dense(features[:, self.columns]) @ self.weights
+
+
+def fit_sparse(
+    features: Matrix, labels: np.ndarray, fitted: np.ndarray, sizes: Sequence[int]
+) -> dict[int, SparseProbe]:
     """Logistic regression on few columns of scaled activations: those whose means over positive and over negative
-    tokens differ most on the training side (Gurnee et al. 2023, "Finding neurons in a haystack", section 3; so does
-    SAEBench's sparse probing). Columns and weights for the shuffled labels are chosen by these."""
-    values: dict[int, list[np.ndarray]] = {size: [] for size in sizes}
-    for labels in (task.labels, task.shuffled):
-        differences = mean_differences(features, labels, ~task.held_out)
-        chosen = np.argsort(-np.abs(differences), kind="stable")[: max(sizes)]
-        columns = features[:, chosen]
-        columns = columns if isinstance(columns, np.ndarray) else columns.toarray()
-        for size in sizes:
-            # one weight is known but for its size, which has no part in the area
-            single = np.sign(differences[chosen[:1]])
-            weights = single if size == 1 else _fit(columns[:, :size], labels, ~task.held_out, SPARSE_STRENGTH)
-            values[size].append(columns[:, :size] @ weights)
-    return {size: _score(of, task) for size, of in values.items()}
+    tokens differ most among the `fitted` ones (n,) bool (Gurnee et al. 2023, "Finding neurons in a haystack", section
+    3; so does SAEBench's sparse probing)."""
+    differences = mean_differences(features, labels, fitted)
+    order = np.argsort(-np.abs(differences), kind="stable")
+    found = {}
+    for size in sizes:
+        chosen = order[:size]
+        # one weight is known but for its size, which has no part in the area
+        alone = size == 1
+        weights = np.sign(differences[chosen]) if alone else _fit(_dense(features[:, chosen]), labels, fitted, SPARSE_C)
+        found[size] = SparseProbe(chosen, weights)
+    return found
+
+
+def sparse_probes(features: Matrix, task: Task, sizes: Sequence[int] = (1, 2, 5)) -> dict[int, Score]:
+    """Of the probes of [`fit_sparse`]. Columns and weights for the shuffled labels are chosen by these."""
+    probes = [fit_sparse(features, labels, ~task.held_out, sizes) for labels in (task.labels, task.shuffled)]
+    return {size: _score([of_labels[size](features) for of_labels in probes], task) for size in sizes}
 
 
 def mean_differences(features: Matrix, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -93,6 +112,10 @@ def area(values: np.ndarray, labels: np.ndarray) -> float:
     """The area under the ROC curve of (n,) values, for telling positive tokens from negative ones; ties count half."""
     distinct, level = np.unique(values, return_inverse=True)
     return float(auroc(*(np.bincount(level[labels == label], minlength=len(distinct)) for label in (True, False))))
+
+
+def _dense(features: Matrix) -> np.ndarray:
+    return features if isinstance(features, np.ndarray) else features.toarray()
 
 
 def _fit(features: Matrix, labels: np.ndarray, rows: np.ndarray, c: float) -> np.ndarray:
@@ -121,4 +144,4 @@ def _folds(task: Task, seed: int) -> np.ndarray:
     return np.where(task.held_out, -1, fold[unit])
 
 
-__all__ = ["Score", "area", "linear_probe", "mean_differences", "scaled", "sparse_probes"]
+__all__ = ["Score", "area", "fit_sparse", "linear_probe", "mean_differences", "scaled", "sparse_probes"]

@@ -168,7 +168,7 @@ def probe_tokens(windows: Windows, tasks: Sequence[Task], *, seed: int = 0) -> p
 
 
 def _scores(features: Any, task: Task, source: str, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
-    in_units = scaled(features, task)
+    in_units = scaled(features, ~task.held_out)
     for size, score in sparse_probes(in_units, task, tuple(SPARSE)).items():
         yield SPARSE[size], score._asdict()
     yield LINEAR, linear_probe(in_units, task, seed)._asdict()
