@@ -1,4 +1,5 @@
-"""What the features of a model do while it trains: firing rates, dead features, explained variance."""
+"""What the features of a model do while it trains: firing rates, dead features, explained variance; and how much of
+what they read varies at all."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -14,14 +16,30 @@ from .distributed import all_reduce_sum
 from .mfn_layer import MFNLayer, Reconstruction
 
 STATE_FILE = "feature_statistics.safetensors"
+LEAST_VARIATION = 0.01
+
+
+def standardised(residual: Tensor) -> Tensor:
+    """Each token's residual stream (..., d) without its mean over entries, and of mean square 1."""
+    return F.layer_norm(residual.float(), residual.shape[-1:])
+
+
+def variation_of(residual: Tensor, mask: Tensor) -> float:
+    """As [`FeatureStatistics.variation`], of these tokens alone, without the bias that there are few of them."""
+    tokens = standardised(residual[mask.bool().to(residual.device)])
+    count = len(tokens)
+    if count < 2:
+        return 1.0
+    return max(LEAST_VARIATION, (1 - float(tokens.mean(0).square().mean())) * count / (count - 1))
 
 
 class FeatureStatistics:
     """Running figures of all MFN layers, the same in every process.
 
     `rates` (L, m) are firing rates, averaged over about `window` tokens with exponentially falling weights, or over all
-    as long as there were fewer; `silent_for` (L, m) counts the tokens since a feature was last active. The figures of
-    `take` are those of the tokens since it was last called. Pruned features, given by layer as in the config, are
+    as long as there were fewer; so is `common` (L, d), the mean over tokens of the standardised residual stream.
+    `silent_for` (L, m) counts the tokens since a feature was last active. The figures of `take` are those of the tokens
+    since it was last called. Pruned features, given by layer as in the config, are
     neither dead nor alive: they are left out of all but `rates` and `silent_for`.
     """
 
@@ -38,12 +56,14 @@ class FeatureStatistics:
         self.window = window
         shape = (len(self.layers), num_features)
         self.rates = torch.zeros(shape, device=device)
-        self._weight = torch.zeros(1, device=device)  # of the tokens in `rates`: at most `window`
+        self.common = torch.zeros(len(self.layers), hidden_size, device=device)
+        self._weight = torch.zeros(1, device=device)  # of the tokens in both: at most `window`
         self.silent_for = torch.zeros(shape, device=device)
         self._kept = torch.ones(shape, dtype=torch.bool, device=device)
         for layer, features in (pruned or {}).items():
             self._kept[self.layers.index(int(layer)), list(features)] = False
         self._fired, self._tokens = torch.zeros(shape, device=device), torch.zeros(1, device=device)
+        self._summed = torch.zeros_like(self.common)
         # per layer: sums over tokens of x (d), of |x|^2 and of the squared error, in the encoder's standardised space
         self._sums = torch.zeros(len(self.layers), hidden_size + 2, device=device)
         self._start_window()
@@ -60,6 +80,7 @@ class FeatureStatistics:
             counted = torch.ones(item.residual.shape[:-1]) if mask is None else mask
             counted = counted.bool().to(item.residual.device)
             active = item.code.indices[counted][item.code.values[counted] > 0]
+            self._summed[place] += standardised(item.residual[counted]).sum(0).to(self._summed)
             self._fired[place] += torch.bincount(active, minlength=self._fired.shape[1]).to(self._fired)
             x = layers[layer].standardise(item.residual)[0][counted].float()
             error = layers[layer].error(item)[counted].float()
@@ -74,12 +95,21 @@ class FeatureStatistics:
             return
         kept = math.exp(-tokens / self.window)
         self._weight = self._weight * kept + self.window * (1 - kept)
-        self.rates = torch.lerp(self.rates, fired / tokens, self.window * (1 - kept) / self._weight)
+        newest = self.window * (1 - kept) / self._weight
+        self.rates = torch.lerp(self.rates, fired / tokens, newest)
+        self.common = torch.lerp(self.common, all_reduce_sum(self._summed) / tokens, newest)
         self.silent_for = torch.where(fired > 0, 0, self.silent_for + tokens)
         self._window_fired += fired
         self._window_tokens += tokens
         self._fired.zero_()
+        self._summed.zero_()
         self._tokens.zero_()
+
+    def variation(self) -> dict[int, float]:
+        """Layer -> share of the standardised residual stream's square that is not the same in every token; 1 before
+        anything was counted."""
+        shares = (1 - self.common.square().mean(-1)).clamp_min(LEAST_VARIATION)
+        return dict(zip(self.layers, shares.tolist(), strict=True))
 
     def below(self, rate: float) -> dict[int, Tensor]:
         """Layer -> features (R,) whose firing rate is below `rate`; layers without any are left out. None at all before
@@ -141,4 +171,6 @@ class FeatureStatistics:
                 tensor.copy_(saved[name])
 
     def _state(self) -> dict[str, Tensor]:
-        return {"rates": self.rates, "silent_for": self.silent_for, "weight": self._weight}
+        return {
+            "rates": self.rates, "common": self.common, "silent_for": self.silent_for, "weight": self._weight,
+        }  # fmt: skip

@@ -63,13 +63,17 @@ class FeatureObjective:
         stop = self.args.stop_gradient
         return ReconstructionRequest(stop, candidates, perturb, chosen, revive, self.aux_k)
 
-    def losses(self, item: Reconstruction, mask: Tensor, request: ReconstructionRequest) -> dict[str, Tensor]:
+    def losses(
+        self, item: Reconstruction, mask: Tensor, request: ReconstructionRequest, variation: float = 1.0
+    ) -> dict[str, Tensor]:
         """Each part without its lambda: token means over this process's batch; rate and competition over the batch of
-        all processes."""
+        all processes. `variation` is the share of the residual stream that is not the same in every token, which takes
+        no feature: the reconstruction loss is normalised by what is left."""
         args, parts = self.args, {}
         mask = mask.to(item.residual.device)
         if args.lambda_recon:
-            parts["recon"] = reconstruction_loss(item.residual, item.reconstructed, mask, args.normalize_losses)
+            error = reconstruction_loss(item.residual, item.reconstructed, mask, args.normalize_losses)
+            parts["recon"] = error / variation if args.normalize_losses else error
         if args.lambda_rate or args.lambda_comp:
             code = gather_code(item.code, mask)
         if args.lambda_rate:

@@ -17,7 +17,7 @@ from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback, s
 from .checkpoints import checkpoint_step, find_complete_checkpoint, write_record
 from .conversion import as_base
 from .distributed import all_reduce_sum, unshard_for_gradients, world_size
-from .feature_statistics import FeatureStatistics
+from .feature_statistics import FeatureStatistics, variation_of
 from .losses import distillation_loss
 from .mfn_layer import Reconstruction, ReconstructionRequest
 from .objective import FeatureObjective, choose
@@ -244,9 +244,11 @@ class MFNTrainer(Trainer):
     def _layer_losses(
         self, reconstructions: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest
     ) -> dict[int, dict[str, Tensor]]:
-        layers = {}
+        layers, known = {}, self.statistics.variation()
         for layer, item in reconstructions.items():
-            parts = self.feature_objective.losses(item, mask, request)
+            # an evaluation says the same whatever was trained on before
+            variation = known[layer] if self.model.training else variation_of(item.residual, mask)
+            parts = self.feature_objective.losses(item, mask, request, variation)
             if not self.model.training:
                 parts.pop("aux", None)  # a means of training, no measure of the model
             layers[layer] = {name: loss.to(mask.device) for name, loss in parts.items()}

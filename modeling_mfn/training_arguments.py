@@ -34,8 +34,9 @@ class MFNTrainingArguments(TrainingArguments):
     )
     normalize_losses: bool = _option(
         True,
-        "Count reconstruction errors as a share of the residual's variance, and competition and stability in units of "
-        "the code's mean square: one set of weights then serves every layer. Without it, eqs. 5, 7 and 8 as written.",
+        "Count reconstruction errors as a share of the residual's variance over tokens, and competition and stability "
+        "in units of the code's mean square: one set of weights then serves every layer. Without it, eqs. 5, 7 and 8 "
+        "as written.",
     )
 
     stop_gradient: bool = _option(

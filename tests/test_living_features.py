@@ -1,6 +1,7 @@
 """Features stay alive and of unit norm: statistics, the auxiliary loss, re-initialisation, every optimizer."""
 
 import math
+from statistics import mean
 
 import pytest
 import torch
@@ -54,7 +55,29 @@ def test_statistics_are_those_of_a_brute_force_count():
         shares = torch.where(ages > 0, first * math.exp(-16 / 1000) / 36, second / 16).double()
         expected = (z > 0).T.double() @ (shares / shares.sum())
         torch.testing.assert_close(statistics.rates[place].double(), expected, atol=1e-6, rtol=1e-5)
+        u = (h - h.mean(-1, keepdim=True)) / (h - h.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
+        common = (u * (shares / shares.sum())[:, None]).sum(0)
+        assert statistics.variation()[layer] == pytest.approx(float(1 - common.square().mean()), abs=1e-4)
     assert statistics.below(1 / 60) == {}  # of 52 tokens, no rate is known to be so low
+
+
+def test_the_reconstruction_loss_is_a_share_of_what_varies(tmp_path):
+    """A vector that is added to every token's residual stream takes no feature, and hides no error."""
+    base = make_base("gpt2-tied")
+    with torch.no_grad():
+        base.transformer.wpe.weight += 3 * base.transformer.wte.weight.std() * torch.randn(32)
+    model = make_mfn(base, alpha=0.0)
+    args = arguments(
+        tmp_path, max_steps=40, learning_rate=1e-12, logging_steps=1, lambda_util=0.0, alpha_end=0.0, rate_window=10**6
+    )
+    trainer = MFNTrainer(model, args, train_dataset=rows(200))
+    trainer.train()
+    layers = trainer.statistics.variation()
+    assert layers[0] < 0.4
+    late = [log for log in trainer.state.log_history if log.get("step", 0) > 20 and "recon_loss" in log]
+    recon, variance = (mean(log[name] for log in late) for name in ("recon_loss", "explained_variance"))
+    assert recon == pytest.approx(1 - variance, rel=0.1)
+    assert trainer.evaluate(rows(200))["eval_recon_loss"] == pytest.approx(1 - variance, rel=0.1)
 
 
 def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():
