@@ -39,10 +39,10 @@ from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.demo_assets import cache_folder, smollm2
 
 RESULTS = Path(__file__).parent / "results"
-MFN_RATES = [{"learning_rate": rate} for rate in (4e-3, 6e-3, 1e-2)]
+MFN_RATES = [{"learning_rate": rate} for rate in (4e-3, 6e-3)]
 LIVING = {"rate_window": 20_000, "reinit_dead_every": 10}
-JOINT_RATES = [{"learning_rate": rate} for rate in (1e-4, 3e-4)]
-ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (2e-3, 4e-3)]
+JOINT_RATES = [{"learning_rate": rate} for rate in (3e-4, 6e-4)]
+ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (2e-3, 4e-3, 6e-3)]
 SIGNUM_SHARES = (1 / 4, 1)
 """Of sparsify's default learning rate, for its default optimizer."""
 JOINT_BATCH = 4

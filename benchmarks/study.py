@@ -151,7 +151,8 @@ class Study:
         best = min(range(len(tries)), key=lambda number: records[number]["validation_loss"])
         shutil.rmtree(self.folder / stage, ignore_errors=True)
         (self.folder / "tries" / f"{stage}-{best}").rename(self.folder / stage)
-        shutil.rmtree(self.folder / "tries")
+        for number in set(range(len(tries))) - {best}:
+            shutil.rmtree(self.folder / "tries" / f"{stage}-{number}")
         chosen = records[best]
         return {
             "tried": records,
