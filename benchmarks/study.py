@@ -153,6 +153,8 @@ class Study:
         (self.folder / "tries" / f"{stage}-{best}").rename(self.folder / stage)
         for number in set(range(len(tries))) - {best}:
             shutil.rmtree(self.folder / "tries" / f"{stage}-{number}")
+        if not any((self.folder / "tries").iterdir()):
+            (self.folder / "tries").rmdir()
         chosen = records[best]
         return {
             "tried": records,

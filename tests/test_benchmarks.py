@@ -103,13 +103,18 @@ def test_a_setting_that_was_tried_is_not_tried_again(study, monkeypatch, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         study.fit("x", train, settings, range(24), 4)
     tried.append("again")
+    (study.folder / "tries" / "y-0").mkdir()  # another stage's
     record = study.fit("x", train, settings, range(24), 4)
     assert tried == [1, 2, "again", 3]
     assert (record["chosen"], record["validation_loss"]) == ({"lr": 2}, 2.0)
     assert [of["validation_loss"] for of in record["tried"]] == [3.0, 2.0, 2.5]
     kept = MFNForCausalLM.from_pretrained(study.folder / "x")
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), models[1].parameters(), strict=True))
-    assert [folder.name for folder in study.folder.iterdir()] == ["x"]
+    assert sorted(str(each.relative_to(study.folder)) for each in study.folder.glob("*/*-*")) == ["tries/y-0"]
+    study.fit("z", lambda rows, lr: models[0], [{"lr": 1}], range(24), 4)
+    (study.folder / "tries" / "y-0").rmdir()
+    study.fit("x", lambda rows, lr: models[1], [{"lr": 1}], range(24), 4)
+    assert {folder.name for folder in study.folder.iterdir()} == {"x", "z"}
 
 
 def test_ablation_recovers_nothing_of_itself_and_all_else_is_on_the_same_scale(study):
