@@ -17,6 +17,7 @@ import copy
 import fnmatch
 import json
 import shlex
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -256,6 +257,15 @@ def runs() -> dict[str, Run]:
     return table
 
 
+def commit() -> str | None:
+    """Of this code; `None` outside its repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def main(
     only: Annotated[str, typer.Option(help="Pattern of the names of runs.")] = "*",
     threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2,
@@ -270,7 +280,7 @@ def main(
         if names:
             continue
         begun = time.time()
-        record = {"command": f"python benchmarks/fidelity.py --only {shlex.quote(name)}"} | run()
+        record = {"command": f"python benchmarks/fidelity.py --only {shlex.quote(name)}", "commit": commit()} | run()
         record["minutes"] = round((time.time() - begun) / 60, 1)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
