@@ -7,6 +7,7 @@ import corpora
 import fidelity
 import numpy as np
 import pytest
+import residual_streams
 import small_models
 import torch
 from conftest import make_base, make_mfn
@@ -82,3 +83,20 @@ def test_each_run_is_made_once_and_says_how(small, monkeypatch):
     assert record["command"] == "python benchmarks/fidelity.py --only a/b"
     assert record["commit"] == fidelity.commit()
     assert not (small / "results" / "c").exists()
+
+
+def test_what_is_no_news_of_a_token():
+    """One vector in all tokens, one at each position, and one of the token's own, all at right angles: of the square,
+    9 of 14 parts are the same everywhere, and 4 of the other 5 are told by the position."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(256, 256, generator=generator))[0]
+    basis[:, 0] = 1 / 16  # entries' means, which are taken out
+    basis = torch.linalg.qr(basis)[0][:, 1:].T
+    own = basis[torch.randint(20, 250, (60, 12), generator=generator)]
+    h = 7 * (3 * basis[0] + 2 * basis[1:13] + own) + 5
+    active = torch.zeros(60, 12, 3)
+    active[:, :7, 0] = active[::2, :, 1] = 1
+    found = residual_streams.figures(h, active > 0)
+    assert found["same_in_every_token"] == pytest.approx((9 + 4 / 12) / 14, abs=0.01)
+    assert found["of_the_rest_told_by_position"] == pytest.approx(4 * 11 / 12 / (4 * 11 / 12 + 1), abs=0.03)
+    assert found["features_active_on_most_tokens"] == 1
