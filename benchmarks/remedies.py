@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import predictions
+import small_models
 import torch
 import typer
 from fidelity import K
@@ -32,7 +33,7 @@ from modeling_mfn.evaluation.transfer import Transfer
 from modeling_mfn.whole_files import write_whole
 
 USUAL = "as-it-is"
-M = predictions.small_models.HIDDEN * 8
+M = 8 * small_models.HIDDEN
 REMEDIES: dict[str, dict[str, Recipe]] = {
     "P2": {
         "competition-x10": Recipe({"lambda_comp": 2.5}),

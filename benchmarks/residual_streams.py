@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import corpora
 import small_models
 import torch
-import torch.nn.functional as F
 import typer
 from torch import Tensor
 
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo_assets import cache_folder
+from modeling_mfn.feature_statistics import standardised
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = ("recipe/cache-first-distilled", "main/cache-first-distilled")
@@ -31,7 +31,7 @@ TOKENS = 16_384
 def figures(h: Tensor, active: Tensor) -> dict[str, float]:
     """Of a layer's residual streams (rows, T, d), each standardised by itself, and of where features are active, (rows,
     T, m). Means at positions are of half of the rows, and judged on the others."""
-    x = F.layer_norm(h, h.shape[-1:])
+    x = standardised(h)
     fitted, judged = x[::2], x[1::2]
     by_position, overall = fitted.mean(0), fitted.mean((0, 1))
     left, whole = ((judged - mean).square().sum() for mean in (by_position, overall))

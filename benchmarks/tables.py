@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modeling_mfn.evaluation.report import deciding
 from modeling_mfn.evaluation.result import MFN, RESIDUAL_STREAM, PredictionResult, figures_of
 
 ROOT = Path(__file__).parent.parent
@@ -139,10 +140,7 @@ def verdict_table() -> Iterator[list[str]]:
     found = [(title, load(file)) for family, title in TITLES.items() for file in (PREDICTIONS / family).glob("P?.json")]
     for title, of in sorted(found, key=lambda each: each[1]["prediction"]):
         result = PredictionResult.from_json({key: value for key, value in of.items() if key != "settings"})
-        own, theirs = (result.figures.get(name, {}).get(result.headline) for name in (MFN, result.baseline))
-        baseline = f"{result.baseline}: {theirs}" if theirs else ""
-        figure = result.headline.replace("_", " ")
-        yield [f"{result.prediction} {result.claim}", title, result.outcome, figure, str(own or ""), baseline]
+        yield [f"{result.prediction} {result.claim}", title, result.outcome, *deciding(result)]
 
 
 def remedy_table(family: str, group: str) -> Iterator[list[str]]:

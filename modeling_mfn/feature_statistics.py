@@ -39,8 +39,8 @@ class FeatureStatistics:
     `rates` (L, m) are firing rates, averaged over about `window` tokens with exponentially falling weights, or over all
     as long as there were fewer; so is `common` (L, d), the mean over tokens of the standardised residual stream.
     `silent_for` (L, m) counts the tokens since a feature was last active. The figures of `take` are those of the tokens
-    since it was last called. Pruned features, given by layer as in the config, are
-    neither dead nor alive: they are left out of all but `rates` and `silent_for`.
+    since it was last called. Pruned features, given by layer as in the config, are neither dead nor alive: they are
+    left out of all but `rates` and `silent_for`.
     """
 
     def __init__(

@@ -244,11 +244,13 @@ class MFNTrainer(Trainer):
     def _layer_losses(
         self, reconstructions: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest
     ) -> dict[int, dict[str, Tensor]]:
-        layers, known = {}, self.statistics.variation()
+        layers = {}
+        if self.model.training:
+            variation = self.statistics.variation()
+        else:  # an evaluation says the same whatever was trained on before
+            variation = {layer: variation_of(item.residual, mask) for layer, item in reconstructions.items()}
         for layer, item in reconstructions.items():
-            # an evaluation says the same whatever was trained on before
-            variation = known[layer] if self.model.training else variation_of(item.residual, mask)
-            parts = self.feature_objective.losses(item, mask, request, variation)
+            parts = self.feature_objective.losses(item, mask, request, variation[layer])
             if not self.model.training:
                 parts.pop("aux", None)  # a means of training, no measure of the model
             layers[layer] = {name: loss.to(mask.device) for name, loss in parts.items()}

@@ -129,7 +129,7 @@ def test_another_column(tmp_path):
         ({"a.jsonl": '{"one": "x"}\n'}, "{folder}", "it has no column 'text', only one; choose with --text-column"),
         ({"a.jsonl": '{"text": ["x"]}\n'}, "{folder}", "its column 'text' holds list, not text"),
         ({"a.csv": "text\n1\n"}, "{folder}", "{folder}/a.csv cannot be read as text: its column 'text' holds int"),
-        ({"a.jsonl": '{"text": '}, "{folder}", "{folder}/a.jsonl cannot be read as text: "),
+        ({"a.jsonl": '{"text": '}, "{folder}", "{folder}/a.jsonl cannot be read as text: JSON parse error"),
         ({"a.parquet": "x"}, "{folder}", "{folder}/a.parquet cannot be read as text: Parquet"),
     ],
 )

@@ -78,11 +78,18 @@ def verdicts(results: Sequence[PredictionResult], subject: str = "MFN") -> str:
     and the baseline's."""
     rows = []
     for result in results:
-        own, baseline = (result.figures.get(name, {}).get(result.headline) for name in (subject, result.baseline))
-        against = f"{result.baseline}: {baseline}" if baseline is not None else ""
-        headline = f"{result.headline.replace('_', ' ')}: {own}" if own is not None else ""
+        figure, own, against = deciding(result, subject)
+        headline = f"{figure}: {own}" if own else ""
         rows.append([f"**{result.prediction}** {result.claim}", result.outcome, headline, against])
     return markdown_table(["prediction", "outcome", "figure that decided [95 %]", "baseline"], rows)
+
+
+def deciding(result: PredictionResult, subject: str = "MFN") -> tuple[str, str, str]:
+    """The name of the figure that decided, what it is of a subject with its interval, and what of the baseline; empty
+    where there is none."""
+    own, baseline = (result.figures.get(name, {}).get(result.headline) for name in (subject, result.baseline))
+    against = "" if baseline is None else f"{result.baseline}: {baseline}"
+    return result.headline.replace("_", " "), "" if own is None else str(own), against
 
 
 def _table(figures: Mapping[str, Mapping[str, Figure]]) -> str:
@@ -103,4 +110,13 @@ def _text(value: Any) -> str:
     return f"`{json.dumps(value)}`" if isinstance(value, dict | list) else f"`{value}`"
 
 
-__all__ = ["Measures", "load_further", "load_result", "save_further", "save_result", "verdicts", "write_report"]
+__all__ = [
+    "Measures",
+    "deciding",
+    "load_further",
+    "load_result",
+    "save_further",
+    "save_result",
+    "verdicts",
+    "write_report",
+]
