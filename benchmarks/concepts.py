@@ -16,7 +16,7 @@ from typing import Any
 
 from corpora import debian_package
 
-from modeling_mfn.atlas.build import token_text
+from modeling_mfn.atlas.build import token_texts
 
 # fmt: off
 CLASSES = (  # lexnames(5WN), in the order of their numbers
@@ -150,6 +150,6 @@ def admission(tokenizer: Any) -> Callable[[str], bool]:
     without a tokenizer, of any number of tokens."""
     if tokenizer is None:
         return lambda word: len(word) > 2 and word.isascii() and word.isalpha() and word.islower()
-    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
+    texts = token_texts(tokenizer)
     tokens = {text[1:] for text in texts if text[:1] == " " and admission(None)(text[1:])}
     return tokens.__contains__

@@ -32,7 +32,7 @@ from rich.progress import track
 from transformers import AutoTokenizer
 
 from modeling_mfn import Clamp, FeatureAtlas, MFNForCausalLM
-from modeling_mfn.atlas.build import token_text
+from modeling_mfn.atlas.build import token_texts
 from modeling_mfn.atlas.concepts import HELD_IN, HELD_OUT, Concepts, Lexicon, WordFinder
 from modeling_mfn.atlas.labelling import label_features
 from modeling_mfn.atlas.labels import Label
@@ -186,7 +186,7 @@ def steering_runs(
     """Each feature held at `strength` times its typical activation, another one of the same firing rate held alike, and
     none."""
     lexicon = Lexicon.of(concepts, how.seed)
-    finder = WordFinder(lexicon, tokenizer, [token_text(tokenizer, token) for token in range(len(tokenizer))])
+    finder = WordFinder(lexicon, tokenizer, token_texts(tokenizer))
     plain = write(model, tokenizer, how, held_out)
     runs = []
     for label in track(labels, "steering"):

@@ -159,10 +159,15 @@ def token_text(tokenizer: Any, token: int) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def token_texts(tokenizer: Any) -> list[str]:
+    """Of every token of the vocabulary."""
+    return [token_text(tokenizer, token) for token in range(len(tokenizer))]
+
+
 def public_name(name_or_path: str) -> str | None:
     """The id on the Hub; of a folder its last part, since an atlas is made to be shared."""
     name = str(name_or_path or "")
     return (Path(name).absolute().name if os.path.isdir(name) or Path(name).is_absolute() else name) or None
 
 
-__all__ = ["build_atlas", "public_name", "token_text"]
+__all__ = ["build_atlas", "public_name", "token_text", "token_texts"]

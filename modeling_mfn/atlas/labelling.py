@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..display import for_terminal
 from ..feature_names import format_feature
 from ..modeling_mfn import MFNForCausalLM
-from .build import token_text
+from .build import token_texts
 from .concepts import HELD_IN, HELD_OUT, LEFT_OUT, Concepts, Lexicon, WordFinder, token_halves
 from .feature_atlas import FeatureAtlas
 from .firings import Firings, TokenBatch
@@ -130,7 +130,7 @@ def label_features(
     """
     _check(atlas, model, min_auroc, min_occurrences, min_words, tokens, batch_size)
     lexicon = Lexicon.of(concepts, seed)
-    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
+    texts = token_texts(tokenizer)
     finder = WordFinder(lexicon, tokenizer, texts)
     counts = _Counts(atlas, lexicon, finder, max(model.config.vocab_size, len(texts)), seed)
     dataset, first = peek(dataset)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..atlas.build import token_text
+from ..atlas.build import token_texts
 from ..atlas.concepts import LEFT_OUT, Concepts, Lexicon, WordFinder, check_concepts
 from .activations import Windows
 from .formatting import IN_CONTEXT, OF_TOKENS, marks_of_window
@@ -85,7 +85,7 @@ def word_tasks(
     """
     ids, counted = token_arrays(windows)
     source = _numbered(sources, ids)
-    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
+    texts = token_texts(tokenizer)
     known = {word.casefold() for row in ids for word in re.findall(r"\w+", "".join(texts[token] for token in row))}
     tasks = []
     for group, concepts in groups.items():
@@ -123,7 +123,7 @@ def formatting_tasks(
     of `formatting.IN_CONTEXT`, split by window. Arguments are those of `word_tasks`."""
     ids, counted = token_arrays(windows)
     source, limits = _numbered(sources, ids), limits or Limits()
-    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
+    texts = token_texts(tokenizer)
     for special in tokenizer.all_special_ids:
         texts[special] = "\n"
     tasks = []
