@@ -20,7 +20,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results"
 MFN_RATES = [{"learning_rate": rate} for rate in (4e-3, 6e-3)]
 LIVING = {"rate_window": 20_000, "reinit_dead_every": 10}
 JOINT_RATES = [{"learning_rate": rate} for rate in (3e-4, 6e-4)]
-ADAM_RATES = [{"optimizer": "adam", "lr": rate} for rate in (2e-3, 4e-3, 6e-3)]
+ADAM_RATES = (2e-3, 4e-3, 6e-3, 1e-2)
 SIGNUM_SHARES = (1 / 4, 1)
 """Of sparsify's default learning rate, for its default optimizer."""
 JOINT_BATCH = 4
@@ -84,10 +84,13 @@ def features(study: Study) -> dict[str, Any]:
     return study.fit("features", train, MFN_RATES, study.order(), study.batch) | {"living": LIVING}
 
 
-def sae(study: Study, stage: str, input_norm: str, **settings: Any) -> dict[str, Any]:
+def sae(
+    study: Study, stage: str, input_norm: str, adam: Sequence[float], signum: Sequence[float], **settings: Any
+) -> dict[str, Any]:
     start, rows_of = study.convert(input_norm=input_norm), study.cache("train")
     default = 5e-3 / (study.num_features / 2**14) ** 0.5  # as in sparsify's trainer
-    rates = ADAM_RATES + [{"optimizer": "signum", "lr": round(share * default, 6)} for share in SIGNUM_SHARES]
+    rates: list[dict[str, Any]] = [{"optimizer": "adam", "lr": rate} for rate in adam]
+    rates += [{"optimizer": "signum", "lr": round(share * default, 6)} for share in signum]
 
     def train(rows: Rows, **rate: Any) -> MFNForCausalLM:
         model = copy.deepcopy(start)
@@ -186,12 +189,14 @@ STAGES: dict[str, Callable[[Study], dict[str, Any]]] = {
     "features": features,
     "joint": partial(joint, stage="joint", util_target="tokens"),
     "joint-kl": partial(joint, stage="joint-kl", util_target="kl"),
-    "sae-raw": partial(sae, stage="sae-raw", input_norm="none"),
+    "sae-raw": partial(sae, stage="sae-raw", input_norm="none", adam=ADAM_RATES[2:3], signum=SIGNUM_SHARES[1:]),
     "sae-standardised": partial(
         # what keeps our features alive, for theirs as well
         sae,
         stage="sae-standardised",
         input_norm="layer",
+        adam=ADAM_RATES,
+        signum=SIGNUM_SHARES,
         auxk_alpha=1 / 32,
         dead_feature_threshold=50_000,
     ),
