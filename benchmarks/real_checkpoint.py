@@ -39,9 +39,13 @@ from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.demo_assets import cache_folder, smollm2
 
 RESULTS = Path(__file__).parent / "results"
-MFN_RATES = [{"learning_rate": rate} for rate in (4e-3, 6e-3)]
+LIKE_SMALL_MODELS = {"adam_beta2": 0.99, "lr_scheduler_type": "linear"}
+MFN_SETTINGS = [
+    *({"learning_rate": rate} for rate in (4e-3, 6e-3)),
+    *({"learning_rate": rate} | LIKE_SMALL_MODELS for rate in (4e-3, 8e-3)),
+]
 LIVING = {"rate_window": 20_000, "reinit_dead_every": 10}
-JOINT_RATES = [{"learning_rate": rate} for rate in (3e-4, 6e-4)]
+JOINT_RATES = [{"learning_rate": rate} for rate in (6e-4, 1.2e-3)]
 ADAM_RATES = (2e-3, 4e-3, 6e-3, 1e-2)
 SIGNUM_SHARES = (1 / 4, 1)
 """Of sparsify's default learning rate, for its default optimizer."""
@@ -81,7 +85,7 @@ def features(study: Study) -> dict[str, Any]:
         MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows_of, rows)).train()
         return model
 
-    return study.fit("features", train, MFN_RATES, study.order(), study.batch) | {"living": LIVING}
+    return study.fit("features", train, MFN_SETTINGS, study.order(), study.batch) | {"living": LIVING}
 
 
 def sae(

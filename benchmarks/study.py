@@ -108,25 +108,24 @@ class Study:
         return training_order(len(self.windows["train"]), self.epochs, self.batch, self.seed)
 
     def arguments(self, rows: Rows, batch: int, **settings: Any) -> MFNTrainingArguments:
-        """Of one pass over rows, for the MFN layers alone."""
+        """Of one pass over rows, for the MFN layers alone; settings go before those that all have in common."""
         steps = len(rows) // batch
-        return MFNTrainingArguments(
-            output_dir=str(self.folder / "training"),
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            train_sampling_strategy="sequential",
-            lr_scheduler_type="cosine",
-            warmup_steps=steps // 20,
-            trainable="mfn",
-            logging_steps=max(1, steps // 20),
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            seed=self.seed,
-            **settings,
-        )
+        common = {
+            "max_steps": steps,
+            "per_device_train_batch_size": batch,
+            "train_sampling_strategy": "sequential",
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": steps // 20,
+            "trainable": "mfn",
+            "logging_steps": max(1, steps // 20),
+            "save_strategy": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+            "disable_tqdm": True,
+            "seed": self.seed,
+        }
+        return MFNTrainingArguments(output_dir=str(self.folder / "training"), **(common | settings))
 
     def fit(
         self, stage: str, train: Callable[..., MFNForCausalLM], tries: list[dict[str, Any]], order: Rows, batch: int
