@@ -39,9 +39,14 @@ class BaselineModels:
     folder: Path
 
     @cached_property
+    def base_model(self) -> PreTrainedModel:
+        """As it comes."""
+        return AutoModelForCausalLM.from_pretrained(self.base)
+
+    @cached_property
     def base_digest(self) -> str:
         """Tells the base model's weights from others."""
-        return digest_of(AutoModelForCausalLM.from_pretrained(self.base))
+        return digest_of(self.base_model)
 
     def kept(self, name: str, made_from: Mapping[str, Any], train: Callable[[], PreTrainedModel]) -> Any:
         """The model of this name in the folder, trained if there is none that was made from the same."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
 
     from ..modeling_mfn import MFNForCausalLM
     from .baseline_models import BaselineModels
@@ -105,15 +106,16 @@ def evaluate(
         ],
     }  # fmt: skip
     transfers: Mapping[str, Sequence[Transfer]] = {}
+    plain = None
     if base is not None:
         baselines = _baselines(base, models[0], training, epochs, output / "baselines")
+        plain = baselines.base_model
         subjects |= baselines.subjects(len(models), source)
         if source is not None:
             targets = [name for name in held_out if name != source]
-            transfers = baselines.transfers(source, targets, models, references or _frozen(base, models))
+            transfers = baselines.transfers(source, targets, models, references or _frozen(plain, models))
     other = {name: rows.select(range(min(len(rows), tokens // window))) for name, rows in training.items()}
     choosing = concatenate_datasets(list(other.values())) if other else None
-    plain = None if base is None else AutoModelForCausalLM.from_pretrained(base)
     evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed, plain)
     results = measure_predictions(evidence, chosen, settings, output)
     Console().print(verdict_table(results))
@@ -204,18 +206,17 @@ def _baselines(
     return BaselineModels(base, rows, size, epochs, folder)
 
 
-def _frozen(base: str, models: Sequence[MFNForCausalLM]) -> list[None]:
+def _frozen(base: PreTrainedModel, models: Sequence[MFNForCausalLM]) -> list[None]:
     """What stands for dense models if backbones were not trained: the models themselves, at alpha = 0."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    weights = AutoModelForCausalLM.from_pretrained(base).base_model.state_dict()
+    weights = base.base_model.state_dict()
     for number, model in enumerate(models):
         own = model.model.backbone.state_dict()
         if any(not torch.equal(own[name], weight.to(own[name])) for name, weight in weights.items()):
             raise ValueError(
-                f"the backbone of model {number + 1} is not that of {base}: it learnt, too; give --dense, a model "
-                "without MFN layers that was trained on as long"
+                f"the backbone of model {number + 1} is not that of {base.name_or_path}: it learnt, too; give --dense, "
+                "a model without MFN layers that was trained on as long"
             )
     return [None] * len(models)
 
