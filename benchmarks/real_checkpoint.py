@@ -51,7 +51,7 @@ SIGNUM_SHARES = (1 / 4, 1)
 """Of sparsify's default learning rate, for its default optimizer."""
 JOINT_BATCH = 4
 ABLATIONS = ("zero", "mean")
-TRAINED = ("features", "joint", "joint-kl", "sae-raw", "sae-standardised")
+TRAINED = ("features", "joint", "sae-raw", "sae-standardised")
 POSITIONS = ("all_positions", "without_first")
 """Every position replaced, or, in all blocks at once, all but the first of each window, whose residual stream is like
 no other's."""
@@ -106,18 +106,18 @@ def sae(
     return study.fit(stage, train, rates, study.order(), study.batch) | {"sparsify": settings}
 
 
-def joint(study: Study, stage: str, util_target: str) -> dict[str, Any]:
+def joint(study: Study) -> dict[str, Any]:
     start = MFNForCausalLM.from_pretrained(study.folder / "features")
     data = corpora.as_data_set(study.windows["joint"].numpy())
 
     def train(rows: Rows, **settings: Any) -> MFNForCausalLM:
         model = copy.deepcopy(start)
-        arguments = study.arguments(rows, JOINT_BATCH, alpha_start=1.0, util_target=util_target, **settings)
+        arguments = study.arguments(rows, JOINT_BATCH, alpha_start=1.0, **settings)
         MFNTrainer(model, arguments, train_dataset=data.select(rows)).train()
         return model
 
     rows = range(len(data) // JOINT_BATCH * JOINT_BATCH)
-    return study.fit(stage, train, JOINT_RATES, rows, JOINT_BATCH)
+    return study.fit("joint", train, JOINT_RATES, rows, JOINT_BATCH)
 
 
 def evaluate(study: Study, method: str) -> dict[str, Any]:
@@ -191,8 +191,7 @@ def summary(study: Study) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Study], dict[str, Any]]] = {
     "cache": cache,
     "features": features,
-    "joint": partial(joint, stage="joint", util_target="tokens"),
-    "joint-kl": partial(joint, stage="joint-kl", util_target="kl"),
+    "joint": joint,
     "sae-raw": partial(sae, stage="sae-raw", input_norm="none", adam=ADAM_RATES[2:3], signum=SIGNUM_SHARES[1:]),
     "sae-standardised": partial(
         # what keeps our features alive, for theirs as well

@@ -72,7 +72,7 @@ def test_all_layers_cost_what_the_saved_model_costs_at_alpha_1(study, method):
     assert record["layer_2"]["active_features"] <= K
 
 
-@pytest.mark.parametrize("stage", ["features", "joint", "joint-kl"])
+@pytest.mark.parametrize("stage", ["features", "joint"])
 def test_mfn_layers_alone_are_trained_with_the_best_learning_rate_tried(study, stage):
     record = study.result(stage)
     best = min(record["tried"], key=lambda tried: tried["validation_loss"])
