@@ -54,6 +54,9 @@ class ReconstructionRequest:
     """The most of them that are active on a token."""
     perturb_embeddings: Callable[[Tensor], Tensor] | None = None
     """Makes the embeddings that the whole model runs on of the tokens' own, (B, T, d) -> (B, T, d)."""
+    reaches_all: bool = False
+    """Whether a loss made of h_hat will give every weight of the layer a gradient, as the reconstruction loss does. At
+    alpha 0 the model's output, whose gradient is 0 there, then need not."""
 
 
 class MFNPass:
@@ -165,8 +168,8 @@ class MFNLayer(nn.Module):
                 code = mfn_pass.edits[self.layer_index].apply(code)
             mfn_pass.collect(self, h, x, ranked, code)
         h_hat = self.reconstruct(code, mean, std).to(h.dtype)
-        if self.config.alpha == 0 and mfn_pass is not None and mfn_pass.reconstructions is not None:
-            h_hat = h_hat.detach()  # blocks above need no graph for a gradient of 0; the losses have their own path
+        if self.config.alpha == 0 and mfn_pass is not None and mfn_pass.request.reaches_all:
+            h_hat = h_hat.detach()  # blocks above need no graph for a gradient of 0; the loss has its own path
         return torch.lerp(h, h_hat, self.config.alpha)  # exact at both ends
 
     def normalise_directions(self) -> None:

@@ -271,9 +271,7 @@ class MFNTrainer(Trainer):
             for name, value in inputs.items()
             if name != "labels"
         }
-        perturb = self.feature_objective.perturbation
-        request = ReconstructionRequest(self.args.stop_gradient, perturb_embeddings=perturb)
-        again |= {"output_reconstructions": request, "logits_to_keep": 1}
+        again |= {"output_reconstructions": self.feature_objective.second_request(), "logits_to_keep": 1}
         perturbed = model(**again).reconstructions
         unshard_for_gradients(model, perturbed)
         for layer, parts in layers.items():

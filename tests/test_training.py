@@ -126,6 +126,30 @@ def test_accumulated_batches_give_the_gradients_of_one_large_batch(tmp_path, lam
         assert small_log[name] == pytest.approx(large_log[name], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lambda_recon": 0.0, "lambda_rate": 0.01},
+        {"lambda_recon": 0.0, "trainable": "mfn"},
+        {"lambda_recon": 0.0, "trainable": "mfn", "util_target": "kl"},
+    ],
+    ids=lambda settings: "-".join(settings) or "default",
+)
+def test_every_weight_has_a_gradient_at_alpha_0(tmp_path, settings):
+    """DDP waits for one of each, and without any there is no backward."""
+    missing = []
+
+    class Watched(MFNTrainer):
+        def _clip_grad_norm(self, model):
+            missing.append({n for n, p in model.named_parameters() if p.requires_grad and p.grad is None})
+            return super()._clip_grad_norm(model)
+
+    model = make_mfn(make_base("llama-tied"), alpha=0.0)
+    Watched(model, arguments(tmp_path, max_steps=2, **settings), train_dataset=rows(16)).train()
+    assert missing == [set(), set()]
+
+
 def test_evaluation_reports_the_parts(tmp_path):
     model = make_mfn(make_base("llama-tied"), alpha=0.0, k=6)
     data = rows(16, padded=True)
