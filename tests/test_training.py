@@ -421,6 +421,9 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"mfn_learning_rate": 0.0}, "mfn_learning_rate is 0.0"),
         ({"rate_window": 0}, "rate_window is 0"),
         ({"reinit_dead_every": -1}, "reinit_dead_every is -1"),
+        ({"optim": "schedule_free_adamw"}, "optim is 'schedule_free_adamw'"),
+        ({"optim": "adamw_bnb_8bit", "reinit_dead_every": 5}, "optim is 'adamw_bnb_8bit'.* reinit_dead_every must be"),
+        ({"optim": "adamw_torch_4bit", "reinit_dead_every": 5}, "optim is 'adamw_torch_4bit'"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
     ],
 )
