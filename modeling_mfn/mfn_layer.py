@@ -214,11 +214,12 @@ class MFNLayer(nn.Module):
             revived = self._revive(x.detach(), std, features, request.revive_k)
         return Reconstruction(h, h_hat, code, ranked if request.candidates else None, perturbed, revived)
 
-    def error(self, item: Reconstruction) -> Tensor:
-        """What a reconstruction lacks, x - x_hat (..., d) in the encoder's space, without a gradient."""
-        error = (item.residual - item.reconstructed).detach()
-        std = self.standardise(item.residual)[2]
-        return error if std is None else error / (std + self.epsilon)
+    @torch.no_grad()
+    def input_and_error(self, item: Reconstruction) -> tuple[Tensor, Tensor]:
+        """What the encoder read, x (..., d), and what a reconstruction lacks of it, x - x_hat, without a gradient."""
+        x, _, std = self.standardise(item.residual)
+        error = item.residual - item.reconstructed
+        return x, error if std is None else error / (std + self.epsilon)
 
     def encode(self, h: Tensor) -> SparseCode:
         """The code (..., K) of a residual stream (..., d)."""

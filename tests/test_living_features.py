@@ -27,7 +27,7 @@ def test_statistics_are_those_of_a_brute_force_count():
     inputs = tokens(5, 12) | {"attention_mask": torch.ones(5, 12, dtype=torch.long)}
     inputs["attention_mask"][3, 4:] = 0
     items = model(**inputs, output_reconstructions=True).reconstructions
-    statistics = FeatureStatistics([0, 2], 80, 32, window=1000)
+    statistics = FeatureStatistics(model.config, window=1000)
     for half in (slice(3), slice(3, 5)):
         part = {name: tensor[half] for name, tensor in inputs.items()}
         found = model(**part, output_reconstructions=True).reconstructions
