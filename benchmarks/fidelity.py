@@ -221,8 +221,7 @@ def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
     data = small_models.data()
     tokens = len(corpora.DOMAINS) * 32_768
     figures: dict[str, Any] = {}
-    config = model.config
-    statistics = FeatureStatistics(config.layers, config.num_features, config.hidden_size, tokens)
+    statistics = FeatureStatistics(model.config, tokens)
     for domain in corpora.DOMAINS:
         for rows in torch.tensor(data.evaluation(domain)["input_ids"]).split(16):
             items = model(input_ids=rows, output_reconstructions=True, logits_to_keep=1).reconstructions

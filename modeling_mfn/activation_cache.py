@@ -9,7 +9,7 @@ While alpha is 0 and the backbone frozen, without dropout, this is a training th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from .mfn_layer import MFNLayer, MFNPass, ReconstructionRequest
 from .modeling_mfn import MFNForCausalLM, MFNModelOutput, family_of
 
 DESCRIPTION = "activations.json"
+READ = ("input_ids", "attention_mask", "position_ids")
+"""Columns of windows that the model is run on."""
 
 
 class ResidualsTooLarge(ValueError):
@@ -35,7 +37,8 @@ class ResidualsTooLarge(ValueError):
 class ActivationCache(torch.utils.data.Dataset):
     """The residual streams (T, d) that each MFN layer read in windows of text, one memory-mapped file a layer.
 
-    Rows are what [`CachedResiduals`] takes: `input_ids` (T,) and `residuals` (L, T, d), in the order of `layers`.
+    Rows are what [`CachedResiduals`] takes: `input_ids` (T,), `residuals` (L, T, d), in the order of `layers`, and
+    `attention_mask` (T,) where the windows had one.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -44,15 +47,16 @@ class ActivationCache(torch.utils.data.Dataset):
             raise ValueError(f"{folder} holds no cached activations: it has no {DESCRIPTION}")
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         self.layers: list[int] = description["layers"]
-        self._tokens = np.load(folder / "input_ids.npy", mmap_mode="r")
+        columns = description.get("columns", ["input_ids"])
+        self._columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in columns}
         self._residuals = [np.load(folder / f"layer_{layer}.npy", mmap_mode="r") for layer in self.layers]
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._columns["input_ids"])
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        residuals = np.stack([file[row] for file in self._residuals])
-        return {"input_ids": torch.tensor(self._tokens[row]), "residuals": torch.from_numpy(residuals)}
+        residuals = torch.from_numpy(np.stack([file[row] for file in self._residuals]))
+        return {name: torch.tensor(file[row]) for name, file in self._columns.items()} | {"residuals": residuals}
 
     @classmethod
     @torch.no_grad()
@@ -65,12 +69,19 @@ class ActivationCache(torch.utils.data.Dataset):
         dtype: str | None = None,
     ) -> ActivationCache:
         """Runs the model at alpha = 0, up to its last MFN layer, over windows of tokens, (T,) each, and keeps what its
-        MFN layers read.
+        MFN layers read. Windows have `input_ids`, and `attention_mask` and `position_ids` where the model shall have
+        them; at padding the residual streams are kept as 0.
 
         `dtype` is float16 by default, L x d x 2 bytes a token; where residual streams are too large for it (its largest
         number is 65,504) the writing starts again in float32. A dtype that is given and too small is a `ValueError`. A
-        writing that is broken off leaves no cache, also none that was there before.
+        writing that is broken off leaves no cache, also none that was there before. So is a data set that is streamed,
+        or whose windows are not all of one length.
         """
+        if not hasattr(windows, "__len__"):
+            raise ValueError(
+                f"windows is of type {type(windows).__name__}, whose length is not known; a cache is made of a data "
+                "set that is not streamed"
+            )
         if dtype is None:
             try:
                 return cls.write(model, windows, folder, batch_size, "float16")
@@ -81,28 +92,48 @@ class ActivationCache(torch.utils.data.Dataset):
         (folder / DESCRIPTION).unlink(missing_ok=True)  # an older cache's; it comes last, so that no half of one loads
         layers, rows, length = model.config.layers, len(windows), len(windows[0]["input_ids"])
         shape = (rows, length, model.config.hidden_size)
-        ids = np.lib.format.open_memmap(folder / "input_ids.npy", "w+", np.dtype(np.int32), shape[:2])
+        columns = {
+            name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(np.int32), shape[:2])
+            for name in ("input_ids", "attention_mask")
+            if name in windows[0]
+        }
         files = [
             np.lib.format.open_memmap(folder / f"layer_{layer}.npy", "w+", np.dtype(dtype), shape) for layer in layers
         ]
         with as_base(model), _without_blocks_above(model):
             for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
                 batch = slice(start, start + batch_size)
-                ids[batch] = windows[batch]["input_ids"]
-                tokens = torch.tensor(ids[batch], dtype=torch.long, device=model.device)
-                found = model.model(input_ids=tokens, output_reconstructions=True, use_cache=False).reconstructions
+                texts = windows[batch]
+                inputs = {name: _of_one_length(texts[name], length).to(model.device) for name in READ if name in texts}
+                for name, column in columns.items():
+                    column[batch] = inputs[name].cpu().numpy()
+                padding = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) == 0
+                found = model.model(**inputs, output_reconstructions=True, use_cache=False).reconstructions
                 for file, layer in zip(files, layers, strict=True):
                     with np.errstate(over="ignore"):  # an infinity says as much
-                        residual = found[layer].residual.float().cpu().numpy().astype(dtype)
+                        residual = found[layer].residual.float().masked_fill(padding[..., None], 0)
+                        residual = residual.cpu().numpy().astype(dtype)
                     if not np.isfinite(residual).all():
                         raise ResidualsTooLarge(
                             f'residuals of block {layer} are too large for {dtype}; use dtype="float32"'
                         )
                     file[batch] = residual
-        for file in (ids, *files):
+        for file in (*columns.values(), *files):
             file.flush()
-        (folder / DESCRIPTION).write_text(json.dumps({"layers": layers}) + "\n", encoding="utf-8")
+        description = {"layers": layers, "columns": list(columns)}
+        (folder / DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
         return cls(folder)
+
+
+def _of_one_length(rows: Sequence[Any], length: int) -> Tensor:
+    """(B, T) of B rows, each of T numbers."""
+    for row in rows:
+        if len(row) != length:
+            raise ValueError(
+                f"a window has {len(row)} tokens and the first one {length}; those of a cache are all of one length, "
+                "padded under an attention_mask where texts are shorter"
+            )
+    return torch.as_tensor(rows, dtype=torch.long)
 
 
 @contextmanager
@@ -137,11 +168,12 @@ class CachedResiduals(nn.Module):
         self,
         residuals: Tensor,
         input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         output_reconstructions: bool | ReconstructionRequest = True,
         **kwargs: Any,
     ) -> MFNModelOutput:
         """(B, L, T, d) residual streams -> each layer's reconstruction. Other arguments are those that the whole model
-        would take, and mean nothing here."""
+        would take, and mean nothing here; the Trainer brings a mask to its losses if it is one of them."""
         request = output_reconstructions if isinstance(output_reconstructions, ReconstructionRequest) else None
         mfn_pass = MFNPass({}, None, {}, request)
         for place, layer in enumerate(self.mfn_layers.values()):

@@ -16,6 +16,11 @@ from .training_arguments import MFNTrainingArguments
 
 logger = logging.get_logger(__name__)
 
+MOMENTS = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg", "grad_avg", "state1", "state2",
+}  # fmt: skip
+"""What the Trainer's optimizers call their averages of gradients, bitsandbytes' the last two."""
+
 
 class ScheduleCallback(TrainerCallback):
     """Sets the model's alpha and k for the step to come, and freezes all but the MFN layers during their warm-up. A
@@ -140,9 +145,10 @@ def _draw(errors: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def _forget(optimizer: Any, parameter: Tensor, rows: Tensor) -> None:
-    """Sets what an optimizer remembers about some rows of a parameter back to 0."""
-    for memory in optimizer.state.get(parameter, {}).values():
-        if torch.is_tensor(memory) and memory.shape == parameter.shape:
+    """Sets an optimizer's moments of some rows of a parameter back to 0, and nothing else that it keeps: that may be a
+    copy of the weights, or quantised."""
+    for name, memory in optimizer.state.get(parameter, {}).items():
+        if name in MOMENTS and memory.shape == parameter.shape and memory.is_floating_point():
             memory[rows.to(memory.device)] = 0
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .configuration_mfn import MFNConfig
 from .distributed import all_reduce_sum
 from .mfn_layer import MFNLayer, Reconstruction
 
@@ -39,33 +40,25 @@ class FeatureStatistics:
     `rates` (L, m) are firing rates, averaged over about `window` tokens with exponentially falling weights, or over all
     as long as there were fewer; so is `common` (L, d), the mean over tokens of the standardised residual stream.
     `silent_for` (L, m) counts the tokens since a feature was last active. The figures of `take` are those of the tokens
-    since it was last called. Pruned features, given by layer as in the config, are neither dead nor alive: they are
-    left out of all but `rates` and `silent_for`.
+    since it was last called. Pruned features are neither dead nor alive: they are left out of all but `rates` and
+    `silent_for`.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[int],
-        num_features: int,
-        hidden_size: int,
-        window: int,
-        device: torch.device | str = "cpu",
-        pruned: Mapping[str, Sequence[int]] | None = None,
-    ) -> None:
-        self.layers = list(layers)
+    def __init__(self, config: MFNConfig, window: int, device: torch.device | str = "cpu") -> None:
+        self.layers = list(config.layers)
         self.window = window
-        shape = (len(self.layers), num_features)
+        shape = (len(self.layers), config.num_features)
         self.rates = torch.zeros(shape, device=device)
-        self.common = torch.zeros(len(self.layers), hidden_size, device=device)
+        self.common = torch.zeros(len(self.layers), config.hidden_size, device=device)
         self._weight = torch.zeros(1, device=device)  # of the tokens in both: at most `window`
         self.silent_for = torch.zeros(shape, device=device)
         self._kept = torch.ones(shape, dtype=torch.bool, device=device)
-        for layer, features in (pruned or {}).items():
+        for layer, features in config.pruned_features.items():
             self._kept[self.layers.index(int(layer)), list(features)] = False
         self._fired, self._tokens = torch.zeros(shape, device=device), torch.zeros(1, device=device)
         self._summed = torch.zeros_like(self.common)
         # per layer: sums over tokens of x (d), of |x|^2 and of the squared error, in the encoder's standardised space
-        self._sums = torch.zeros(len(self.layers), hidden_size + 2, device=device)
+        self._sums = torch.zeros(len(self.layers), config.hidden_size + 2, device=device)
         self._start_window()
 
     def _start_window(self) -> None:
@@ -82,8 +75,7 @@ class FeatureStatistics:
             active = item.code.indices[counted][item.code.values[counted] > 0]
             self._summed[place] += standardised(item.residual[counted]).sum(0).to(self._summed)
             self._fired[place] += torch.bincount(active, minlength=self._fired.shape[1]).to(self._fired)
-            x = layers[layer].standardise(item.residual)[0][counted].float()
-            error = layers[layer].error(item)[counted].float()
+            x, error = (part[counted].float() for part in layers[layer].input_and_error(item))
             sums = torch.cat([x.sum(0), x.square().sum()[None], error.square().sum()[None]])
             self._sums[place] += sums.to(self._sums)
         self._tokens += int(counted.sum())
@@ -157,6 +149,15 @@ class FeatureStatistics:
             }
         self._start_window()
         return figures
+
+    def figures(self, by_layer: bool) -> dict[str, float]:
+        """Means over layers of what `take` gives, and with `by_layer` those of each layer as `layer_6/...`, too."""
+        layers = self.take()
+        names = next(iter(layers.values()))
+        found = {name: sum(layer[name] for layer in layers.values()) / len(layers) for name in names}
+        if by_layer:
+            found |= {f"layer_{layer}/{name}": value for layer in layers for name, value in layers[layer].items()}
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Writes what a resumed run needs."""

@@ -54,6 +54,9 @@ class ReconstructionRequest:
     """The most of them that are active on a token."""
     perturb_embeddings: Callable[[Tensor], Tensor] | None = None
     """Makes the embeddings that the whole model runs on of the tokens' own, (B, T, d) -> (B, T, d)."""
+    reaches_all: bool = False
+    """Whether a loss made of h_hat will give every weight of the layer a gradient, as the reconstruction loss does. At
+    alpha 0 the model's output, whose gradient is 0 there, then need not."""
 
 
 class MFNPass:
@@ -165,8 +168,8 @@ class MFNLayer(nn.Module):
                 code = mfn_pass.edits[self.layer_index].apply(code)
             mfn_pass.collect(self, h, x, ranked, code)
         h_hat = self.reconstruct(code, mean, std).to(h.dtype)
-        if self.config.alpha == 0 and mfn_pass is not None and mfn_pass.reconstructions is not None:
-            h_hat = h_hat.detach()  # blocks above need no graph for a gradient of 0; the losses have their own path
+        if self.config.alpha == 0 and mfn_pass is not None and mfn_pass.request.reaches_all:
+            h_hat = h_hat.detach()  # blocks above need no graph for a gradient of 0; the loss has its own path
         return torch.lerp(h, h_hat, self.config.alpha)  # exact at both ends
 
     def normalise_directions(self) -> None:
@@ -211,11 +214,12 @@ class MFNLayer(nn.Module):
             revived = self._revive(x.detach(), std, features, request.revive_k)
         return Reconstruction(h, h_hat, code, ranked if request.candidates else None, perturbed, revived)
 
-    def error(self, item: Reconstruction) -> Tensor:
-        """What a reconstruction lacks, x - x_hat (..., d) in the encoder's space, without a gradient."""
-        error = (item.residual - item.reconstructed).detach()
-        std = self.standardise(item.residual)[2]
-        return error if std is None else error / (std + self.epsilon)
+    @torch.no_grad()
+    def input_and_error(self, item: Reconstruction) -> tuple[Tensor, Tensor]:
+        """What the encoder read, x (..., d), and what a reconstruction lacks of it, x - x_hat, without a gradient."""
+        x, _, std = self.standardise(item.residual)
+        error = item.residual - item.reconstructed
+        return x, error if std is None else error / (std + self.epsilon)
 
     def encode(self, h: Tensor) -> SparseCode:
         """The code (..., K) of a residual stream (..., d)."""

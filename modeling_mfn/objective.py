@@ -60,8 +60,15 @@ class FeatureObjective:
                 self.perturbation,
                 choose(mask.flatten().nonzero().flatten(), self.args.stability_fraction),
             )
-        stop = self.args.stop_gradient
-        return ReconstructionRequest(stop, candidates, perturb, chosen, revive, self.aux_k)
+        return ReconstructionRequest(
+            self.args.stop_gradient, candidates, perturb, chosen, revive, self.aux_k,
+            reaches_all=bool(self.args.lambda_recon),
+        )  # fmt: skip
+
+    def second_request(self) -> ReconstructionRequest:
+        """What the second forward of `stability_pass="model"` shall compute."""
+        stop, reaches_all = self.args.stop_gradient, bool(self.args.lambda_recon)
+        return ReconstructionRequest(stop, perturb_embeddings=self.perturbation, reaches_all=reaches_all)
 
     def losses(
         self, item: Reconstruction, mask: Tensor, request: ReconstructionRequest, variation: float = 1.0

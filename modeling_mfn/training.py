@@ -101,15 +101,14 @@ class MFNTrainer(Trainer):
             )
         # `objective` is the Trainer's own name for the figure of a hyperparameter search
         self.feature_objective = FeatureObjective(args, config)
-        self.statistics = self._statistics_callback.statistics = FeatureStatistics(
-            config.layers,
-            config.num_features,
-            config.hidden_size,
-            args.rate_window,
-            args.device,
-            config.pruned_features,
-        )
+        self.statistics = FeatureStatistics(config, args.rate_window, args.device)
+        self._statistics_callback.statistics = self.statistics
+        self._eval_statistics = self._statistics_of_an_evaluation()
         self._train_parts, self._eval_parts = Averages(), Averages()
+
+    def _statistics_of_an_evaluation(self) -> FeatureStatistics:
+        # which is one step to them: a feature that was silent for a token was silent on all
+        return FeatureStatistics(self.model.config, 1, self.args.device)
 
     def _check_shared_decoder(self) -> None:
         """`ValueError` where layers would get decoders of their own, or their one could not be saved."""
@@ -271,9 +270,7 @@ class MFNTrainer(Trainer):
             for name, value in inputs.items()
             if name != "labels"
         }
-        perturb = self.feature_objective.perturbation
-        request = ReconstructionRequest(self.args.stop_gradient, perturb_embeddings=perturb)
-        again |= {"output_reconstructions": request, "logits_to_keep": 1}
+        again |= {"output_reconstructions": self.feature_objective.second_request(), "logits_to_keep": 1}
         perturbed = model(**again).reconstructions
         unshard_for_gradients(model, perturbed)
         for layer, parts in layers.items():
@@ -287,8 +284,11 @@ class MFNTrainer(Trainer):
         plain = {n: v for n, v in inputs.items() if n not in ("labels", "output_reconstructions")}
         with torch.no_grad(), self._as_base() if self.base_model is None else nullcontext():
             target = (self.base_model or model)(**plain).logits
-        outputs = model(**plain, output_reconstructions=inputs["output_reconstructions"])
         labels = inputs.get("labels")
+        measured = None if self.model.training else labels
+        outputs = model(**plain, labels=measured, output_reconstructions=inputs["output_reconstructions"])
+        if measured is not None:
+            self._eval_parts.add({"next_token_loss": outputs.loss}, len(measured), len(measured))
         counted = (_mask(inputs) if labels is None else labels != -100)[:, 1:]
         loss = distillation_loss(outputs.logits[:, :-1], target[:, :-1], counted)
         if num_items is None:
@@ -336,34 +336,31 @@ class MFNTrainer(Trainer):
             self.statistics.count(self.model.mfn_layers, reconstructions, mask)
             if self.args.reinit_dead_every:
                 self._statistics_callback.errors = {
-                    layer: self.model.mfn_layers[layer].error(item)[mask.bool().to(item.residual.device)]
+                    layer: self.model.mfn_layers[layer].input_and_error(item)[1][mask.bool().to(item.residual.device)]
                     for layer, item in reconstructions.items()
                 }
         else:
             rows = len(mask)
             self._eval_parts.add(named, rows, rows)
+            self._eval_statistics.count(self.model.mfn_layers, reconstructions, mask)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the parts of the loss, alpha, k and what the features do to the Trainer's own figures."""
         if "loss" in logs:
             config = self.accelerator.unwrap_model(self.model).config
-            logs |= self._train_parts.take() | {"alpha": config.alpha, "k": config.k} | self._feature_figures()
+            logs |= self._train_parts.take() | {"alpha": config.alpha, "k": config.k}
+            logs |= self.statistics.figures(self.args.log_layers)
         super().log(logs, *args, **kwargs)
 
-    def _feature_figures(self) -> dict[str, float]:
-        layers = self.statistics.take()
-        names = next(iter(layers.values()))
-        figures = {name: sum(layer[name] for layer in layers.values()) / len(layers) for name in names}
-        if self.args.log_layers:
-            figures |= {f"layer_{layer}/{name}": value for layer in layers for name, value in layers[layer].items()}
-        return figures
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Adds the parts of the loss to the metrics."""
+        """Adds the parts of the loss and what the features did to the metrics."""
         self._eval_parts.take()
+        self._eval_statistics = self._statistics_of_an_evaluation()
         output = super().evaluation_loop(*args, **kwargs)
+        self._eval_statistics.step()
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": value for name, value in self._eval_parts.take().items()})
+        found = self._eval_parts.take() | self._eval_statistics.figures(self.args.log_layers)
+        output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         return output
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

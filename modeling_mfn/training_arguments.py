@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .schedules import Schedule, Shape, resolve_steps
@@ -138,6 +139,15 @@ class MFNTrainingArguments(TrainingArguments):
             raise ValueError(f"stability_strength is {self.stability_strength}; it must be at least 0, dropout below 1")
         if not 0 <= self.rate_floor <= 1:
             raise ValueError(f"rate_floor is {self.rate_floor}; it is a share of rho, from 0 to 1")
+        optimizer = OptimizerNames(self.optim).value
+        if optimizer.startswith("schedule_free"):
+            raise ValueError(
+                f"optim is {optimizer!r}; an average of weights, as it is saved, does not keep directions at unit norm"
+            )
+        if self.reinit_dead_every and ("8bit" in optimizer or "4bit" in optimizer):
+            raise ValueError(
+                f"optim is {optimizer!r}, whose quantised moments cannot be reset; reinit_dead_every must be 0"
+            )
         if self.reinit_dead_every < 0:
             raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; it must be a number of steps, 0 for none")
         if self.label_smoothing_factor != 0:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_base, make_mfn
+from datasets import Dataset
 from test_training import arguments, history, rows
 
 from modeling_mfn import MFNTrainer
@@ -14,9 +15,26 @@ from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
 SETTINGS = {"lambda_util": 0.0, "alpha_end": 0.0, "trainable": "mfn", "lambda_rate": 0.01, "lambda_comp": 0.1}
 
 
+def left_padded(data):
+    """The same windows with their padding first, and positions that begin with their text."""
+
+    def turned(row):
+        padding = [0] * row["attention_mask"].count(0)
+        length = len(row["input_ids"]) - len(padding)
+        ids, mask = padding + row["input_ids"][:length], padding + [1] * length
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": padding + list(range(length))}
+
+    return data.map(turned)
+
+
+PADDED = {"none": lambda: rows(20), "right": lambda: rows(20, padded=True)}
+PADDED["left"] = lambda: left_padded(PADDED["right"]())
+
+
+@pytest.mark.parametrize("padding", PADDED)
 @pytest.mark.parametrize("base", ["llama-tied", "gpt2-tied"])
-def test_cached_training_is_training_through_the_model(base, tmp_path):
-    data = rows(20)
+def test_cached_training_is_training_through_the_model(base, padding, tmp_path):
+    data = PADDED[padding]()
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if base == "gpt2-tied" else {}
     whole, cached = (make_mfn(make_base(base, **no_dropout), layers=[0, 2], alpha=0.4) for _ in range(2))
     cache = ActivationCache.write(cached, data, tmp_path / "cache", batch_size=3, dtype="float32")
@@ -26,10 +44,11 @@ def test_cached_training_is_training_through_the_model(base, tmp_path):
         trainer = MFNTrainer(model, arguments(tmp_path, max_steps=6, **SETTINGS), train_dataset=dataset)
         trainer.train()
         trainers.append(trainer)
+    assert trainers[1].state.num_input_tokens_seen == trainers[0].state.num_input_tokens_seen
     for name in ("loss", "recon_loss", "rate_loss", "comp_loss", "explained_variance"):
         assert history(trainers[1], name) == pytest.approx(history(trainers[0], name), rel=1e-4)
     measured, expected = (trainer.evaluate(trainer.train_dataset) for trainer in trainers[::-1])
-    for name in ("eval_loss", "eval_recon_loss", "eval_comp_loss"):
+    for name in ("eval_loss", "eval_recon_loss", "eval_comp_loss", "eval_explained_variance"):
         assert measured[name] == pytest.approx(expected[name], rel=1e-4)
     for (name, ours), theirs in zip(cached.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
@@ -81,8 +100,32 @@ def test_bad_caches(tmp_path):
     assert list((tmp_path / "cache").glob("*.json")) == []
     cache = ActivationCache.write(model, rows(2), tmp_path / "cache")
     assert cache[1]["residuals"].dtype == torch.float32
-    assert json.loads((tmp_path / "cache" / "activations.json").read_text()) == {"layers": [1]}
+    assert json.loads((tmp_path / "cache" / "activations.json").read_text()) == {
+        "layers": [1],
+        "columns": ["input_ids"],
+    }
     assert np.isfinite(cache[1]["residuals"].numpy()).all()
+
+
+def test_windows_that_a_cache_cannot_hold(tmp_path):
+    model = make_mfn(make_base("llama-tied"), layers=[1])
+    uneven = Dataset.from_dict({"input_ids": [[3, 4, 5], [3, 4]]})
+    with pytest.raises(ValueError, match="a window has 2 tokens and the first one 3; those of a cache are all of one"):
+        ActivationCache.write(model, uneven, tmp_path)
+    with pytest.raises(ValueError, match="windows is of type IterableDataset, whose length is not known"):
+        ActivationCache.write(model, rows(4).to_iterable_dataset(), tmp_path)
+
+
+def test_what_stands_at_padding_is_not_kept(tmp_path):
+    """Numbers that are too large for float16 are of no matter there."""
+    model, data = make_mfn(make_base("llama-tied"), layers=[1], alpha=0.0), PADDED["left"]()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] *= 1e7
+    cache = ActivationCache.write(model, data, tmp_path, dtype="float16")
+    row = cache[1]
+    assert row["attention_mask"].tolist() == [0] * 3 + [1] * 9
+    assert not row["residuals"][:, :3].any()
+    assert row["residuals"][:, 3:].any(-1).all()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from conftest import make_base, make_mfn, tokens
 from peft import LoraConfig, get_peft_model
 from test_training import arguments, history, rows, train
+from transformers import TrainerCallback
 
 from modeling_mfn import MFNTrainer
 from modeling_mfn.activation_cache import CachedResiduals
@@ -26,7 +27,7 @@ def test_statistics_are_those_of_a_brute_force_count():
     inputs = tokens(5, 12) | {"attention_mask": torch.ones(5, 12, dtype=torch.long)}
     inputs["attention_mask"][3, 4:] = 0
     items = model(**inputs, output_reconstructions=True).reconstructions
-    statistics = FeatureStatistics([0, 2], 80, 32, window=1000)
+    statistics = FeatureStatistics(model.config, window=1000)
     for half in (slice(3), slice(3, 5)):
         part = {name: tensor[half] for name, tensor in inputs.items()}
         found = model(**part, output_reconstructions=True).reconstructions
@@ -221,6 +222,50 @@ def test_where_a_decoder_cannot_be_shared(tmp_path, wrap, what):
 
 
 OPTIMIZERS = ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
+
+
+class KeepsWeights(torch.optim.SGD):
+    """An optimizer with a copy of the weights, and with something of their shape in which 0 is no zero."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] |= {"z": parameter.detach().clone(), "state1": torch.full_like(parameter, 127).byte()}
+
+
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, KeepsWeights], ids=str)
+def test_what_an_optimizer_forgets_of_features_that_start_again(tmp_path, kind):
+    """Its moments of them, and nothing of the others."""
+    dead, model = torch.tensor([2, 30, 31]), make_mfn(make_base("llama-tied"), alpha=0.0, layers=[0])
+    kill(model, 0, dead)
+    before = {}
+
+    class Keep(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
+            for parameter in model.mfn_layers[0].parameters():
+                before[parameter] = {n: v.clone() for n, v in optimizer.state[parameter].items() if torch.is_tensor(v)}
+
+    settings = {"lambda_util": 0.0, "alpha_end": 0.0, "trainable": "mfn", "lambda_aux": 0.0}
+    settings |= {"rate_window": 90, "reinit_dead_every": 2, "max_steps": 2}
+    named = {} if kind is KeepsWeights else {"optim": kind}
+    own = (None, None)
+    if kind is KeepsWeights:
+        own = (kind(model.mfn_layers[0].parameters(), lr=1e-3, momentum=0.9), None)
+    args = arguments(tmp_path, **settings, **named)
+    trainer = MFNTrainer(model, args, train_dataset=rows(64), callbacks=[Keep()], optimizers=own)
+    trainer.train()
+    others = torch.ones(80, dtype=torch.bool)
+    others[trainer.statistics.below(1e-6)[0]] = False
+    assert not others[dead].any()
+    moments = ("exp_avg", "exp_avg_sq", "momentum_buffer", "sum", "square_avg")
+    for parameter in model.mfn_layers[0].encoder.parameters():
+        for name, memory in before[parameter].items():
+            now = trainer.optimizer.state[parameter][name]
+            if name in moments and now.shape == parameter.shape:
+                assert not now[~others].any(), name
+                assert torch.equal(now[others], memory[others]), name
+            else:
+                assert torch.equal(now, memory), name
 
 
 @pytest.mark.parametrize(

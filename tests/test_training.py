@@ -1,5 +1,6 @@
 """Training: the objective, accumulation, schedules, exact resume, and unit-norm directions."""
 
+import copy
 import json
 
 import pytest
@@ -126,6 +127,30 @@ def test_accumulated_batches_give_the_gradients_of_one_large_batch(tmp_path, lam
         assert small_log[name] == pytest.approx(large_log[name], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lambda_recon": 0.0, "lambda_rate": 0.01},
+        {"lambda_recon": 0.0, "trainable": "mfn"},
+        {"lambda_recon": 0.0, "trainable": "mfn", "util_target": "kl"},
+    ],
+    ids=lambda settings: "-".join(settings) or "default",
+)
+def test_every_weight_has_a_gradient_at_alpha_0(tmp_path, settings):
+    """DDP waits for one of each, and without any there is no backward."""
+    missing = []
+
+    class Watched(MFNTrainer):
+        def _clip_grad_norm(self, model):
+            missing.append({n for n, p in model.named_parameters() if p.requires_grad and p.grad is None})
+            return super()._clip_grad_norm(model)
+
+    model = make_mfn(make_base("llama-tied"), alpha=0.0)
+    Watched(model, arguments(tmp_path, max_steps=2, **settings), train_dataset=rows(16)).train()
+    assert missing == [set(), set()]
+
+
 def test_evaluation_reports_the_parts(tmp_path):
     model = make_mfn(make_base("llama-tied"), alpha=0.0, k=6)
     data = rows(16, padded=True)
@@ -146,6 +171,60 @@ def test_evaluation_reports_the_parts(tmp_path):
         0.5 * 3 * metrics["eval_recon_loss"] + 2 * metrics["eval_util_loss"], rel=1e-5
     )
     assert trainer.predict(data).predictions.shape == (16, 12, 96)
+
+
+def test_evaluation_counts_what_the_features_do(tmp_path):
+    """Over all batches at once, against dense codes, and in the midst of a training whose own counts go on."""
+    data = rows(10, padded=True)
+    settings = {"max_steps": 4, "rate_window": 10**6, "log_layers": True, "per_device_eval_batch_size": 4}
+    logs, model = [], make_mfn(make_base("llama-tied"), alpha=0.0, k=3, layers=[0, 2])
+    model.prune_features(2, [5, 6])
+    for strategy in ({"eval_strategy": "no"}, {"eval_strategy": "steps", "eval_steps": 2}):
+        trained = copy.deepcopy(model)
+        trainer = MFNTrainer(
+            trained, arguments(tmp_path, **settings, **strategy), train_dataset=rows(64), eval_dataset=data
+        )
+        trainer.train()
+        logs.append([history(trainer, name) for name in ("recon_loss", "explained_variance", "firing_rate_cv")])
+    assert logs[0] == logs[1]
+    measured = trainer.evaluate()
+    real = torch.tensor(data["attention_mask"]).bool()
+    batch = {name: torch.tensor(data[name]) for name in ("input_ids", "attention_mask")}
+    items = trained.eval()(**batch, output_reconstructions=True).reconstructions
+    layers = []
+    for layer, item in items.items():
+        h, h_hat = (part[real].detach().double() for part in item[:2])
+        std = h.std(-1, keepdim=True)
+        x, error = (h - h.mean(-1, keepdim=True)) / std, (h - h_hat) / std
+        active = item.code.to_dense()[real] > 0
+        kept = torch.tensor([feature not in (5, 6) or layer != 2 for feature in range(80)])
+        rates = active[:, kept].double().mean(0)
+        layers.append(
+            {
+                "explained_variance": 1 - error.square().sum() / (x - x.mean(0)).square().sum(),
+                "active_features": active.double().sum(-1).mean(),
+                "dead_share": (rates == 0).double().mean(),
+                "firing_rate_std": rates.std(),
+                "firing_rate_cv": rates.std() / rates.mean(),
+            }
+        )
+        assert layers[-1]["dead_share"] > 0
+        for name, value in layers[-1].items():
+            assert measured[f"eval_layer_{layer}/{name}"] == pytest.approx(value.item(), rel=1e-3), name
+    for name in layers[0]:
+        mean = sum(layer[name].item() for layer in layers) / 2
+        assert measured[f"eval_{name}"] == pytest.approx(mean, rel=1e-3), name
+
+
+def test_evaluation_with_distillation_has_the_next_token_loss_beside(tmp_path):
+    model, data = make_mfn(make_base("gpt2-tied")), rows(16, padded=True)
+    kl, tokens = (
+        MFNTrainer(model, arguments(tmp_path, trainable="mfn", util_target=target), eval_dataset=data).evaluate()
+        for target in ("kl", "tokens")
+    )
+    assert kl["eval_next_token_loss"] == pytest.approx(tokens["eval_util_loss"], rel=1e-6)
+    assert kl["eval_util_loss"] != pytest.approx(tokens["eval_util_loss"], rel=0.1)
+    assert "eval_next_token_loss" not in tokens
 
 
 @pytest.mark.parametrize("settings", [{"lambda_util": 0.0}, {"util_target": "kl", "trainable": "mfn"}, {}])
@@ -397,6 +476,9 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"mfn_learning_rate": 0.0}, "mfn_learning_rate is 0.0"),
         ({"rate_window": 0}, "rate_window is 0"),
         ({"reinit_dead_every": -1}, "reinit_dead_every is -1"),
+        ({"optim": "schedule_free_adamw"}, "optim is 'schedule_free_adamw'"),
+        ({"optim": "adamw_bnb_8bit", "reinit_dead_every": 5}, "optim is 'adamw_bnb_8bit'.* reinit_dead_every must be"),
+        ({"optim": "adamw_torch_4bit", "reinit_dead_every": 5}, "optim is 'adamw_torch_4bit'"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
     ],
 )

@@ -40,8 +40,7 @@ def reconstruction_errors(
             items = model.model(**inputs, output_reconstructions=True, use_cache=False).reconstructions
             of_layers = []
             for number, layer in model.mfn_layers.items():
-                x = layer.standardise(items[number].residual)[0] * mask
-                error = layer.error(items[number]) * mask
+                x, error = (part * mask for part in layer.input_and_error(items[number]))
                 squares = [part.square().sum((1, 2)) for part in (x, error)]
                 of_layers.append(torch.cat([x.sum(1), torch.stack([*squares, mask.sum((1, 2))], 1)], 1))
             found.append(torch.stack(of_layers, 1).cpu().numpy())
