@@ -56,9 +56,29 @@ def test_mfn_layers_trained_beside_lora_follow_blend_and_steering(model, tmp_pat
     adapted.save_pretrained(tmp_path / "adapter")
     adapted.unload().save_pretrained(tmp_path / "base")
     base = type(model).from_pretrained(tmp_path / "base", dtype=torch.float64)
-    base.set_blend(0.3)
+    base.set_blend(0.0)
+    base.set_k(3)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     torch.testing.assert_close(loaded(**batch).logits, trained)
+
+
+def test_an_adapter_brings_its_alpha_and_k_in_any_precision(family_base, tmp_path):
+    model = make_mfn(family_base, layers=[0, 2], k=5)
+    names = set(model.state_dict())
+    model.set_blend(0.3)  # which bfloat16 would round
+    get_peft_model(model.bfloat16(), lora(model, modules_to_save=["mfn"])).save_pretrained(tmp_path)
+    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], alpha=0.0).bfloat16()
+    loaded = PeftModel.from_pretrained(fresh, tmp_path, low_cpu_mem_usage=True)
+    assert (loaded.config.alpha, loaded.config.k) == (0.3, 5)
+    torch.testing.assert_close(loaded(**tokens(2, 6)).logits, model(**tokens(2, 6)).logits)
+    twin = copy.deepcopy(loaded)
+    twin.set_blend(0.7)
+    assert loaded.config.alpha == 0.3
+    assert twin(**tokens(2, 6)).logits.ne(loaded(**tokens(2, 6)).logits).any()
+    # an ordinary checkpoint has the weights that it always had
+    merged = loaded.merge_and_unload()
+    assert set(merged.state_dict()) == names
+    assert (merged.config.alpha, merged.config.k) == (0.3, 5)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +103,7 @@ def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, t
 
     adapted.eval()
     trained = adapted(**tokens(2, 6)).logits
-    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], k=4, seed=5)
+    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], alpha=0.0, seed=5)
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "training" / "checkpoint-4")
     torch.testing.assert_close(loaded(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
     merged = adapted.merge_and_unload()
