@@ -115,6 +115,25 @@ def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, t
     assert again.config.alpha == 1.0
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"alpha_end": 0.0}, "no MFN layer is trained"),  # but there is a loss of its features
+        ({"lambda_recon": 0.0}, "no MFN layer is trained"),  # but alpha goes to 1
+        ({"trainable": "mfn"}, "the adapter would not keep"),
+        ({"lambda_recon": 0.0, "alpha_start": 1.0}, None),  # adapters for a model whose features are there
+    ],
+)
+def test_mfn_layers_that_the_adapter_leaves_out(model, tmp_path, settings, problem):
+    adapted = get_peft_model(model, lora(model))
+    if problem is None:
+        MFNTrainer(adapted, arguments(tmp_path, **settings))
+        return
+    with pytest.raises(ValueError, match=rf'{problem}.*modules_to_save=\["mfn"\]'):
+        MFNTrainer(adapted, arguments(tmp_path, **settings))
+    MFNTrainer(adapted.unload(), arguments(tmp_path, **settings))  # no PEFT model any longer
+
+
 def test_a_prediction_is_explained_as_that_of_the_merged_model(model):
     """Also where PEFT put a layer of its own around each MFN layer."""
     adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False))
