@@ -365,7 +365,7 @@ class MFNTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            write_record(output_dir or self.args.output_dir, self.args, self.state)
+            write_record(output_dir or self.args.output_dir, self.args, self.state, self.model.config)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

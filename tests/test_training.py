@@ -316,15 +316,30 @@ def test_resuming_leaves_out_a_checkpoint_that_was_not_written_to_its_end(tmp_pa
 
 def test_the_record_tells_how_the_model_was_trained(tmp_path):
     data = rows(64, padded=True)
-    trainer = train(tmp_path, data=data, max_steps=3, save_strategy="steps", save_steps=2, lambda_rate=0.25)
+    settings = {"max_steps": 3, "alpha_anneal": 1.0, "logging_steps": 3, "lambda_rate": 0.25}
+    trainer = train(tmp_path, data=data, save_strategy="steps", save_steps=2, **settings)
     trainer.save_model()
     record = json.loads((tmp_path / "training_record.json").read_text())
-    assert json.loads((tmp_path / "checkpoint-2" / "training_record.json").read_text())["steps"] == 2
+    saved = json.loads((tmp_path / "checkpoint-2" / "training_record.json").read_text())
+    assert (saved["steps"], saved["alpha"], saved["k"]) == (2, pytest.approx(2 / 3), 6)  # nothing was logged yet
+    assert record["alpha"] == 1.0
+    assert not {"alpha", "k"} & record["figures"].keys()
     assert record["steps"] == 3
     assert (record["arguments"]["lambda_rate"], record["arguments"]["learning_rate"]) == (0.25, 5e-3)
     assert record["figures"]["recon_loss"] == history(trainer, "recon_loss")[-1]
     assert 12 * 6 < record["tokens"] < 12 * 12
     assert str(tmp_path) not in json.dumps(record)
+
+
+def test_the_record_keeps_places_and_secrets_to_itself(tmp_path):
+    (tmp_path / "secret.json").write_text(json.dumps({"split_batches": False}))
+    places = {"resume_from_checkpoint": "secret/checkpoint-1", "project": "secret", "trackio_space_id": "secret/board"}
+    places |= {"hub_token": "secret", "run_name": "secret", "accelerator_config": str(tmp_path / "secret.json")}
+    places |= {"optim_args": "/home/secret", "hub_revision": "C:\\secret", "metric_for_best_model": "loss"}
+    MFNTrainer(make_mfn(make_base("llama-tied"), k=6), arguments(tmp_path, **places)).save_model()
+    text = (tmp_path / "training_record.json").read_text()
+    assert "secret" not in text
+    assert json.loads(text)["arguments"]["metric_for_best_model"] == "loss"
 
 
 def test_distillation_trains_without_labels(tmp_path):
