@@ -13,8 +13,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .activation_cache import CachedResiduals
 from .averages import Averages
-from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback, set_to_schedule
-from .checkpoints import checkpoint_step, find_complete_checkpoint, write_record
+from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
+from .checkpoints import find_complete_checkpoint, write_record
 from .conversion import as_base
 from .distributed import all_reduce_sum, unshard_for_gradients, world_size
 from .feature_statistics import FeatureStatistics, variation_of
@@ -367,11 +367,15 @@ class MFNTrainer(Trainer):
         if self.args.should_save:
             write_record(output_dir or self.args.output_dir, self.args, self.state, self.model.config)
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        # its weights were trained for its alpha and k; not every kind of checkpoint holds the config
-        step = checkpoint_step(self.state.best_model_checkpoint)
-        set_to_schedule(self.model, self.args, step, self.state.max_steps)
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Compares models whose alpha and k have arrived at their ends. The bottleneck is not there yet in earlier
+        ones: the first would be best."""
+        before = self.state.best_metric, self.state.best_global_step
+        found = super()._determine_best_metric(metrics, trial)
+        if not self.args.has_arrived(self.model.config):
+            self.state.best_metric, self.state.best_global_step = before
+            return False
+        return found
 
 
 def _mask(batch: Mapping[str, Any]) -> Tensor:

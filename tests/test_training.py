@@ -7,6 +7,7 @@ import torch
 from conftest import make_base, make_mfn
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import EarlyStoppingCallback
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
@@ -207,13 +208,13 @@ def test_each_model_of_model_init_is_trained_like_one_that_is_given(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapter", "cached"])
-def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path, kind):
-    """Also where a checkpoint has no config of the model."""
+def test_no_checkpoint_is_best_before_alpha_and_k_have_arrived(tmp_path, kind):
+    """Of figures that only get worse the first to count is the best, and patience begins with it."""
     trained = model = make_mfn(make_base("llama-tied"), alpha=0.0, layers=[1])
     data, end = rows(64), 1.0
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 8}
-    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "alpha_is_small", "greater_is_better": True}
-    settings |= {"k_start": 9, "k_end": 3, "alpha_anneal": 1.0}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "less_trained", "greater_is_better": True}
+    settings |= {"k_start": 9, "k_end": 3, "alpha_anneal": 0.25, "k_anneal": 0.5}
     if kind == "adapter":
         trained = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["mfn"]))
     elif kind == "cached":
@@ -222,14 +223,17 @@ def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path, kind):
         settings |= {"lambda_util": 0.0, "alpha_end": end}
 
     class FirstIsBest(MFNTrainer):
-        def evaluate(self, *args, **kwargs):
-            metrics = super().evaluate(*args, **kwargs)
-            return metrics | {"eval_alpha_is_small": -self.state.global_step}
+        def evaluation_loop(self, *args, **kwargs):
+            output = super().evaluation_loop(*args, **kwargs)
+            output.metrics["eval_less_trained"] = -self.state.global_step
+            return output
 
     trainer = FirstIsBest(trained, arguments(tmp_path, **settings), train_dataset=data, eval_dataset=data)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
     trainer.train()
-    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
-    assert (trained.config.alpha, trained.config.k) == (end / 4, 6)
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert trainer.state.global_step == 6
+    assert (trained.config.alpha, trained.config.k) == (end, 3)
 
 
 def test_schedules():
