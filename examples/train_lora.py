@@ -4,7 +4,7 @@ python examples/train_lora.py
 """
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
@@ -15,7 +15,8 @@ base = smollm2()
 tokenizer = AutoTokenizer.from_pretrained(base)
 windows = pack(load_text(shakespeare()[0][:4]), tokenizer, window=128)
 calibration = {"input_ids": torch.tensor(windows[:16]["input_ids"])}
-model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, calibration=calibration)
+settings = {"layers": [10], "expansion_factor": 4, "k": 32}
+model = MFNForCausalLM.from_base(base, calibration=calibration, **settings)
 
 # The MFN layers are new and trained as a whole; of the backbone only the adapters learn.
 model = get_peft_model(
@@ -35,6 +36,11 @@ model.save_pretrained("runs/lora/adapter")  # LoRA and MFN layers alone
 model.eval()
 inputs = tokenizer("The king is", return_tensors="pt")
 logits = model(**inputs).logits
+
+# An adapter brings its alpha and k to a model that is fresh from its base.
+loaded = PeftModel.from_pretrained(MFNForCausalLM.from_base(base, **settings), "runs/lora/adapter")
+print("alpha of the loaded adapter:", loaded.config.alpha)
+print("largest difference of a logit after loading:", (loaded(**inputs).logits - logits).abs().max().item())
 
 merged = model.merge_and_unload()
 merged.save_pretrained("runs/lora/merged")

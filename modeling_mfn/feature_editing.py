@@ -33,8 +33,6 @@ class FeatureEditing:
         @property
         def mfn_layers(self) -> dict[int, MFNLayer]: ...
 
-        def _mfn_configs(self) -> list[MFNConfig]: ...
-
     @torch.no_grad()
     def prune_features(self, layer: int, indices: Iterable[int]) -> None:
         """Features of one layer count for nothing from now on: logits are those with each of them ablated.
@@ -192,17 +190,16 @@ class FeatureEditing:
     def _record(self, name: str, layer: int, features: set[int]) -> None:
         """Writes a layer's features into the config, and gives the layer the tables that follow."""
         mfn = self._layer(layer)
-        for config in {id(config): config for config in self._mfn_configs()}.values():
-            recorded = {**getattr(config, name), str(layer): sorted(features)}
-            setattr(config, name, {at: recorded[at] for at in sorted(recorded, key=int) if recorded[at]})
+        recorded = {**getattr(self.config, name), str(layer): sorted(features)}
+        setattr(self.config, name, {at: recorded[at] for at in sorted(recorded, key=int) if recorded[at]})
         rows = FeatureRows.of(self.config, layer)
         mfn.rows = rows if rows is None else rows.to(mfn.encoder.weight.device)
 
     def _forget_norms(self, layer: int, features: list[int]) -> None:
         """What `bake` made of directions that are no longer there."""
         gone = {format_feature(layer, index) for index in features}
-        for config in self._mfn_configs():
-            config.direction_norms = {name: norm for name, norm in config.direction_norms.items() if name not in gone}
+        norms = self.config.direction_norms
+        self.config.direction_norms = {name: norm for name, norm in norms.items() if name not in gone}
 
     def _refuse_shared(self, method: str) -> None:
         if self.config.shared_decoder:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .adapter_copies import AdapterCopy
 from .configuration_mfn import MFNConfig
 from .feature_names import parse_feature
 from .feature_rows import FeatureRows
@@ -135,7 +136,7 @@ class FeatureDecoder(nn.Module):
             self.weight.grad -= along * self.weight
 
 
-class MFNLayer(nn.Module):
+class MFNLayer(AdapterCopy):
     """The sparse layer of one block: z = TopK(ReLU(W_e x + b_e), K), h_hat = D z, h' = alpha h_hat + (1 - alpha) h.
 
     With `input_norm="layer"`, x is h standardised over its d entries, (h - mean) / (std + 1e-5), and h_hat is

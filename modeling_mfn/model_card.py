@@ -315,7 +315,7 @@ def _training(record: dict[str, Any]) -> str:
     facts = [
         ("optimizer steps", f"{record.get('steps')} of {record.get('planned_steps')} planned"),
         ("tokens", record.get("tokens")),
-        ("processes", record.get("processes")),
+        *((name, record.get(name)) for name in ("processes", "alpha", "k")),
         *((f"version of {name}", value) for name, value in record.get("versions", {}).items()),
         *sorted(record.get("arguments", {}).items()),
     ]

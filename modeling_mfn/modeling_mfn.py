@@ -193,18 +193,12 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
     def set_blend(self, alpha: float) -> None:
         """Sets alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
         check_alpha(alpha)
-        for config in self._mfn_configs():
-            config.alpha = float(alpha)
+        self.config.alpha = float(alpha)
 
     def set_k(self, k: int) -> None:
         """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
         check_k(k, self.config.num_features, self.config.most_removed)
-        for config in self._mfn_configs():
-            config.k = k
-
-    def _mfn_configs(self) -> list[MFNConfig]:
-        # one object, unless a layer was deep-copied on its own, as PEFT's modules_to_save does
-        return [self.config, *(module.config for module in self.modules() if isinstance(module, MFNLayer))]
+        self.config.k = k
 
 
 class MFNModel(MFNPreTrainedModel):

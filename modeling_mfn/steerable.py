@@ -113,8 +113,7 @@ class SteerableModel:
         for (layer, index), intervention in checked.items():
             name, (scale, _) = format_feature(layer, index), intervention.coefficients
             norms[name] = abs(scale) * norms.get(name, 1.0)
-        for config in self._mfn_configs():
-            config.direction_norms = {feature: norm for feature, norm in norms.items() if norm != 1}
+        self.config.direction_norms = {feature: norm for feature, norm in norms.items() if norm != 1}
 
     def _checked(self, interventions: Any) -> CheckedInterventions:
         checked = check_interventions(interventions, self.config.layers, self.config.num_features)

@@ -13,8 +13,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .activation_cache import CachedResiduals
 from .averages import Averages
-from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback, set_to_schedule
-from .checkpoints import checkpoint_step, find_complete_checkpoint, write_record
+from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
+from .checkpoints import find_complete_checkpoint, write_record
 from .conversion import as_base
 from .distributed import all_reduce_sum, unshard_for_gradients, world_size
 from .feature_statistics import FeatureStatistics, variation_of
@@ -22,6 +22,7 @@ from .losses import distillation_loss
 from .mfn_layer import Reconstruction, ReconstructionRequest
 from .objective import FeatureObjective, choose
 from .trainable_features import TrainableFeatures
+from .trained_parts import check_peft, check_shared_decoder, freeze_backbone, trains_backbone
 from .training_arguments import MFNTrainingArguments
 
 GLOBAL = ("rate", "comp")
@@ -85,17 +86,17 @@ class MFNTrainer(Trainer):
         if isinstance(self.model, CachedResiduals):
             args.check_cached()
         if config.shared_decoder:
-            self._check_shared_decoder()
+            check_shared_decoder(self.model, self.is_fsdp_enabled)
         if args.trainable == "mfn":
-            for name, parameter in self.model.named_parameters():
-                # PEFT keeps the layers that it copied
-                parameter.requires_grad_(".mfn." in name and ".original_module." not in name)
+            freeze_backbone(self.model)
         self._chosen = TrainableFeatures(args.trainable_features, config) if args.trainable_features else None
         if self._chosen is not None:
             self.remove_callback(TrainableFeatures)
             self.add_callback(self._chosen)  # after that of unit norm
             self._chosen.freeze_the_rest(self.model)
-        if args.util_target == "kl" and self.base_model is None and self._trains_backbone():
+        if hasattr(self.model, "peft_config"):
+            check_peft(self.model, args)
+        if args.util_target == "kl" and self.base_model is None and trains_backbone(self.model):
             raise ValueError(
                 'util_target is "kl", but training moves the logits of the backbone: give the base model as base_model'
             )
@@ -110,26 +111,11 @@ class MFNTrainer(Trainer):
         # which is one step to them: a feature that was silent for a token was silent on all
         return FeatureStatistics(self.model.config, 1, self.args.device)
 
-    def _check_shared_decoder(self) -> None:
-        """`ValueError` where layers would get decoders of their own, or their one could not be saved."""
-        copies = len({layer.decoder.weight for layer in self.model.mfn_layers.values()}) > 1
-        for found, what in (
-            (self.is_fsdp_enabled, "FSDP"),
-            (isinstance(self.model, CachedResiduals), "CachedResiduals"),
-            (copies, 'modules_to_save=["mfn"] of PEFT'),
-        ):
-            if found:
-                raise ValueError(f"the model has shared_decoder=True, which is not available with {what}")
-
     def _hp_search_setup(self, trial: Any) -> None:
         # where `train` has its model from `model_init`, and a search has set its arguments
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             self._set_up()
-
-    def _trains_backbone(self) -> bool:
-        own = (n for n, p in self.model.named_parameters() if p.requires_grad)
-        return any(".mfn." not in name and "lora_" not in name for name in own)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Gives MFN layers groups of their own where they have a learning rate of their own."""
@@ -376,13 +362,17 @@ class MFNTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            write_record(output_dir or self.args.output_dir, self.args, self.state)
+            write_record(output_dir or self.args.output_dir, self.args, self.state, self.model.config)
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        # its weights were trained for its alpha and k; not every kind of checkpoint holds the config
-        step = checkpoint_step(self.state.best_model_checkpoint)
-        set_to_schedule(self.model, self.args, step, self.state.max_steps)
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Compares models whose alpha and k have arrived at their ends. The bottleneck is not there yet in earlier
+        ones: the first would be best."""
+        before = self.state.best_metric, self.state.best_global_step
+        found = super()._determine_best_metric(metrics, trial)
+        if not self.args.has_arrived(self.model.config):
+            self.state.best_metric, self.state.best_global_step = before
+            return False
+        return found
 
 
 def _mask(batch: Mapping[str, Any]) -> Tensor:

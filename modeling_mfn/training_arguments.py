@@ -198,6 +198,10 @@ class MFNTrainingArguments(TrainingArguments):
             return None
         return self._schedule(self.k_start, self.k_end, self.k_anneal, self.k_shape, total_steps)
 
+    def has_arrived(self, config: MFNConfig) -> bool:
+        """Whether a model of this config has the alpha and k with which its training ends."""
+        return config.alpha == self.alpha_end and self.k_end in (None, config.k)
+
     def _schedule(self, start: float, end: float, anneal: float, shape: Shape, total_steps: int) -> Schedule:
         begin = self.warmup_end(total_steps)
         # shares that are rounded each by itself may be a step too long together

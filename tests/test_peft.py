@@ -56,9 +56,29 @@ def test_mfn_layers_trained_beside_lora_follow_blend_and_steering(model, tmp_pat
     adapted.save_pretrained(tmp_path / "adapter")
     adapted.unload().save_pretrained(tmp_path / "base")
     base = type(model).from_pretrained(tmp_path / "base", dtype=torch.float64)
-    base.set_blend(0.3)
+    base.set_blend(0.0)
+    base.set_k(3)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     torch.testing.assert_close(loaded(**batch).logits, trained)
+
+
+def test_an_adapter_brings_its_alpha_and_k_in_any_precision(family_base, tmp_path):
+    model = make_mfn(family_base, layers=[0, 2], k=5)
+    names = set(model.state_dict())
+    model.set_blend(0.3)  # which bfloat16 would round
+    get_peft_model(model.bfloat16(), lora(model, modules_to_save=["mfn"])).save_pretrained(tmp_path)
+    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], alpha=0.0).bfloat16()
+    loaded = PeftModel.from_pretrained(fresh, tmp_path, low_cpu_mem_usage=True)
+    assert (loaded.config.alpha, loaded.config.k) == (0.3, 5)
+    torch.testing.assert_close(loaded(**tokens(2, 6)).logits, model(**tokens(2, 6)).logits)
+    twin = copy.deepcopy(loaded)
+    twin.set_blend(0.7)
+    assert loaded.config.alpha == 0.3
+    assert twin(**tokens(2, 6)).logits.ne(loaded(**tokens(2, 6)).logits).any()
+    # an ordinary checkpoint has the weights that it always had
+    merged = loaded.merge_and_unload()
+    assert set(merged.state_dict()) == names
+    assert (merged.config.alpha, merged.config.k) == (0.3, 5)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +103,7 @@ def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, t
 
     adapted.eval()
     trained = adapted(**tokens(2, 6)).logits
-    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], k=4, seed=5)
+    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], alpha=0.0, seed=5)
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "training" / "checkpoint-4")
     torch.testing.assert_close(loaded(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
     merged = adapted.merge_and_unload()
@@ -93,6 +113,25 @@ def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, t
     torch.testing.assert_close(again(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
     assert again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
     assert again.config.alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"alpha_end": 0.0}, "no MFN layer is trained"),  # but there is a loss of its features
+        ({"lambda_recon": 0.0}, "no MFN layer is trained"),  # but alpha goes to 1
+        ({"trainable": "mfn"}, "the adapter would not keep"),
+        ({"lambda_recon": 0.0, "alpha_start": 1.0}, None),  # adapters for a model whose features are there
+    ],
+)
+def test_mfn_layers_that_the_adapter_leaves_out(model, tmp_path, settings, problem):
+    adapted = get_peft_model(model, lora(model))
+    if problem is None:
+        MFNTrainer(adapted, arguments(tmp_path, **settings))
+        return
+    with pytest.raises(ValueError, match=rf'{problem}.*modules_to_save=\["mfn"\]'):
+        MFNTrainer(adapted, arguments(tmp_path, **settings))
+    MFNTrainer(adapted.unload(), arguments(tmp_path, **settings))  # no PEFT model any longer
 
 
 def test_a_prediction_is_explained_as_that_of_the_merged_model(model):

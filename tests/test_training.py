@@ -8,6 +8,7 @@ import torch
 from conftest import make_base, make_mfn
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import EarlyStoppingCallback
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
@@ -286,13 +287,13 @@ def test_each_model_of_model_init_is_trained_like_one_that_is_given(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapter", "cached"])
-def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path, kind):
-    """Also where a checkpoint has no config of the model."""
+def test_no_checkpoint_is_best_before_alpha_and_k_have_arrived(tmp_path, kind):
+    """Of figures that only get worse the first to count is the best, and patience begins with it."""
     trained = model = make_mfn(make_base("llama-tied"), alpha=0.0, layers=[1])
     data, end = rows(64), 1.0
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 8}
-    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "alpha_is_small", "greater_is_better": True}
-    settings |= {"k_start": 9, "k_end": 3, "alpha_anneal": 1.0}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "less_trained", "greater_is_better": True}
+    settings |= {"k_start": 9, "k_end": 3, "alpha_anneal": 0.25, "k_anneal": 0.5}
     if kind == "adapter":
         trained = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["mfn"]))
     elif kind == "cached":
@@ -301,14 +302,17 @@ def test_the_best_checkpoint_comes_with_its_alpha_and_k(tmp_path, kind):
         settings |= {"lambda_util": 0.0, "alpha_end": end}
 
     class FirstIsBest(MFNTrainer):
-        def evaluate(self, *args, **kwargs):
-            metrics = super().evaluate(*args, **kwargs)
-            return metrics | {"eval_alpha_is_small": -self.state.global_step}
+        def evaluation_loop(self, *args, **kwargs):
+            output = super().evaluation_loop(*args, **kwargs)
+            output.metrics["eval_less_trained"] = -self.state.global_step
+            return output
 
     trainer = FirstIsBest(trained, arguments(tmp_path, **settings), train_dataset=data, eval_dataset=data)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
     trainer.train()
-    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
-    assert (trained.config.alpha, trained.config.k) == (end / 4, 6)
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert trainer.state.global_step == 6
+    assert (trained.config.alpha, trained.config.k) == (end, 3)
 
 
 def test_schedules():
@@ -395,15 +399,30 @@ def test_resuming_leaves_out_a_checkpoint_that_was_not_written_to_its_end(tmp_pa
 
 def test_the_record_tells_how_the_model_was_trained(tmp_path):
     data = rows(64, padded=True)
-    trainer = train(tmp_path, data=data, max_steps=3, save_strategy="steps", save_steps=2, lambda_rate=0.25)
+    settings = {"max_steps": 3, "alpha_anneal": 1.0, "logging_steps": 3, "lambda_rate": 0.25}
+    trainer = train(tmp_path, data=data, save_strategy="steps", save_steps=2, **settings)
     trainer.save_model()
     record = json.loads((tmp_path / "training_record.json").read_text())
-    assert json.loads((tmp_path / "checkpoint-2" / "training_record.json").read_text())["steps"] == 2
+    saved = json.loads((tmp_path / "checkpoint-2" / "training_record.json").read_text())
+    assert (saved["steps"], saved["alpha"], saved["k"]) == (2, pytest.approx(2 / 3), 6)  # nothing was logged yet
+    assert record["alpha"] == 1.0
+    assert not {"alpha", "k"} & record["figures"].keys()
     assert record["steps"] == 3
     assert (record["arguments"]["lambda_rate"], record["arguments"]["learning_rate"]) == (0.25, 5e-3)
     assert record["figures"]["recon_loss"] == history(trainer, "recon_loss")[-1]
     assert 12 * 6 < record["tokens"] < 12 * 12
     assert str(tmp_path) not in json.dumps(record)
+
+
+def test_the_record_keeps_places_and_secrets_to_itself(tmp_path):
+    (tmp_path / "secret.json").write_text(json.dumps({"split_batches": False}))
+    places = {"resume_from_checkpoint": "secret/checkpoint-1", "project": "secret", "trackio_space_id": "secret/board"}
+    places |= {"hub_token": "secret", "run_name": "secret", "accelerator_config": str(tmp_path / "secret.json")}
+    places |= {"optim_args": "/home/secret", "hub_revision": "C:\\secret", "metric_for_best_model": "loss"}
+    MFNTrainer(make_mfn(make_base("llama-tied"), k=6), arguments(tmp_path, **places)).save_model()
+    text = (tmp_path / "training_record.json").read_text()
+    assert "secret" not in text
+    assert json.loads(text)["arguments"]["metric_for_best_model"] == "loss"
 
 
 def test_distillation_trains_without_labels(tmp_path):
