@@ -21,6 +21,7 @@ from .atlas_files import AtlasSummary, LabelledFeature, read_atlas
 from .checkpoints import RECORD_FILE
 from .configuration_mfn import MFNConfig
 from .display import for_table_cell, markdown_table, visible
+from .feature_names import parse_feature
 
 CARD_FILE = "README.md"
 EVALUATION_FILE = "evaluation.json"
@@ -62,7 +63,7 @@ def model_card(
         validate_repo_id(base_model)
     evaluation = _read_evaluation(folder / EVALUATION_FILE)
     record = _read_json(folder / RECORD_FILE) or {}
-    atlas = read_atlas(folder)
+    atlas = _without_pruned(read_atlas(folder), config)
     data = ModelCardData(
         base_model=base_model,
         library_name="transformers",
@@ -236,10 +237,28 @@ def _steering(config: MFNConfig, atlas: AtlasSummary | None) -> str:
     """Interventions for the example: on labelled features where there are any."""
     labelled = [feature for feature in (atlas.labelled if atlas else []) if feature.max_activation][:2]
     if not labelled:
-        return f"({config.layers[-1]}, 0): Clamp(4.0)"
+        there = (
+            f"({layer}, {index}): Clamp(4.0)"
+            for layer in reversed(config.layers)
+            for index in range(config.num_features)
+            if not _is_pruned(config, layer, index)
+        )
+        return next(there, "")
     first, *rest = (f'"{feature.name}": ' for feature in labelled)
-    strength = f"{labelled[0].max_activation:.1f}"
+    strength = f"{labelled[0].max_activation:.3g}"
     return f"{first}Clamp({strength})" + "".join(f", {name}Ablate()" for name in rest)
+
+
+def _is_pruned(config: MFNConfig, layer: int, index: int) -> bool:
+    return index in config.pruned_features.get(str(layer), [])
+
+
+def _without_pruned(atlas: AtlasSummary | None, config: MFNConfig) -> AtlasSummary | None:
+    """Without the labelled features that are pruned, when the atlas was made or since: none can be steered."""
+    if atlas is None:
+        return None
+    there = [feature for feature in atlas.labelled if not _is_pruned(config, *parse_feature(feature.name))]
+    return atlas._replace(labelled=there)
 
 
 def _alpha_note(config: MFNConfig) -> str:

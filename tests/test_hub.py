@@ -21,12 +21,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from modeling_mfn import FeatureAtlas
 from modeling_mfn.cli import main
 from modeling_mfn.hub import check_model
 
 CODE = {f"{name}.py" for name in ("configuration_mfn", "modeling_mfn", "mfn_layer", "sparse_code", "interventions")}
 PUBLIC = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "training_record.json"}
-PUBLIC |= {"README.md", "features/atlas.json", "features/features.parquet", "features/labels.json"}
+PUBLIC |= {f"features/{name}" for name in ("atlas.json", "features.parquet", "examples.parquet", "labels.json")}
+PUBLIC |= {"README.md"}
+LARGE_TABLES = 2
+"""Of the atlas, uploaded as large files."""
 PRIVATE = ("training_args.bin", "trainer_state.json", "notes.txt", "secrets.json", "run.py", "checkpoint-5/config.json")
 
 
@@ -132,7 +136,7 @@ def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hu
     assert set(files) == PUBLIC | code | shards(folder) | {"model.safetensors.index.json", ".gitattributes"}
     for name in set(files) - {".gitattributes"}:
         assert files[name] == (folder / name).read_bytes()
-    assert len(hub.uploads) == len(shards(folder)) + 1  # weights and the atlas' table, as large files
+    assert len(hub.uploads) == len(shards(folder)) + LARGE_TABLES
 
     ids = tokens(2, 9)["input_ids"]
     logits = AutoModelForCausalLM.from_pretrained(folder)(ids).logits.detach()
@@ -172,7 +176,7 @@ def test_a_killed_upload_goes_on_and_sends_nothing_twice(clients, hub, folder):
     assert len(arrived) == 2
     hub.drops = 0
     clients.run(mfn, "push", folder, "me/trained")
-    assert len(hub.uploads) == len(shards(folder)) + 1
+    assert len(hub.uploads) == len(shards(folder)) + LARGE_TABLES
     assert set(hub.uploads.values()) == {1}
     assert set(shards(folder)) < set(hub.files("me/trained"))
 
@@ -246,19 +250,13 @@ def test_an_atlas_is_downloaded_alone(clients, hub, folder):
     assert set(hub.downloads()) == {name for name in PUBLIC if name.startswith("features/")}
 
 
-class AtlasOf:
-    """Stands in for a `FeatureAtlas`: saves the files of a folder."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def save_pretrained(self, folder):
-        shutil.copytree(self.folder / "features", folder / "features")
-
-
 def push_model(folder, whole):
     model = AutoModelForCausalLM.from_pretrained(folder)
-    parts = {"tokenizer": AutoTokenizer.from_pretrained(folder), "atlas": AtlasOf(folder)} if whole else {}
+    parts = (
+        {"tokenizer": AutoTokenizer.from_pretrained(folder), "atlas": FeatureAtlas.from_pretrained(folder)}
+        if whole
+        else {}
+    )
     model.push_to_hub("me/model", commit_message="from Python", tags=["mine"], **parts)
 
 
