@@ -158,9 +158,26 @@ def test_the_card_has_the_license_that_the_base_has_on_the_hub(clients, hub, fol
     hub.add("me/base", {"README.md": b"---\nlicense: mit\n---\n"})
     clients.run(mfn, "push", folder, "me/trained", "--base-model", "me/base")
     clients.run(read_card, folder / "README.md")
+
+
+def test_a_card_of_ones_own(clients, hub, folder):
     (folder / "README.md").write_text("---\nlicense: mit\n---\nmy own words\n")
-    assert "is kept" in clients.run(mfn, "push", folder, "me/trained")
+    assert "kept" not in clients.run(mfn, "push", folder, "me/trained")
     assert hub.files("me/trained")["README.md"].endswith(b"my own words\n")
+
+
+def test_a_card_edited_on_the_hub_is_kept(clients, hub, folder):
+    clients.run(mfn, "push", folder, "me/trained")
+    edited = {"README.md": b"---\nlicense: mit\n---\nedited on the Hub\n"}
+    repository = hub.repositories["me/trained"]
+    for card in ("as the push left it", "none"):
+        repository.commit("main", hub.files("me/trained") | edited | {"features/old.json": b"{}"}, "edit")
+        assert "README.md that me/trained has is kept" in clients.run(mfn, "push", folder, "me/trained"), card
+        assert hub.files("me/trained")["README.md"] == edited["README.md"]
+        assert "features/old.json" not in hub.files("me/trained")  # the rest was pushed
+        (folder / "README.md").unlink()
+    assert "kept" not in clients.run(mfn, "push", folder, "me/trained", "--revision", "another")
+    assert b"royalty" in hub.files("me/trained", "another")["README.md"]
 
 
 def test_a_killed_upload_goes_on_and_sends_nothing_twice(clients, hub, folder):
@@ -229,6 +246,9 @@ def test_a_private_repository_without_a_token(clients, hub, folder):
         assert words in lines[0]
         assert "Traceback" not in printed
     clients.run(mfn, "push", folder, "me/trained", token="hf_of_somebody_else", code=2)
+    printed = clients.run(push_model, folder, False, code=1, token=None)
+    assert "OSError: " in printed.splitlines()[-1]
+    assert "does not let you write to me/model: log in with `hf auth login`" in printed.splitlines()[-1]
     hub.add("me/open", {"a": b""})
     assert "me/open is there and public" in clients.run(mfn, "push", folder, "me/open", "--private", code=2)
     assert set(hub.files("me/open")) == {"a"}
@@ -277,7 +297,7 @@ def test_a_model_pushes_itself(clients, hub, folder):
     repository.commit(
         "main", files | {"README.md": b"---\nlicense: mit\n---\nmine\n", "features/old.json": b"{}"}, "edit"
     )
-    clients.run(push_model, folder, False)
+    assert "README.md that me/model has is kept" in clients.run(push_model, folder, False)
     assert hub.files("me/model")["README.md"].endswith(b"mine\n")
     assert "features/old.json" in hub.files("me/model")
     clients.run(push_model, folder, True)
