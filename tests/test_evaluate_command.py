@@ -4,11 +4,16 @@ import json
 import random
 
 import pytest
+import torch
 from conftest import make_base, make_mfn
 from test_cli import run
 from test_examples import VERSE, train_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_mfn import MFNForCausalLM
+from modeling_mfn.evaluation.command import read_windows
 from modeling_mfn.evaluation.evidence import PREDICTIONS
+from modeling_mfn.model_card import model_card
 
 WORDS = {"people": ["king", "queen", "lord", "him"], "places": ["tower", "town"], "times": ["night", "old"]}
 
@@ -72,6 +77,41 @@ def test_what_is_not_given_is_not_measured(folder, tmp_path):
     assert run(*command(folder, "--output", out, texts=["court"])) == 0
     outcomes = {name: json.loads((out / f"{name}.json").read_text())["outcome"] for name in PREDICTIONS}
     assert outcomes == dict.fromkeys(PREDICTIONS, "not measured")
+
+
+def test_perplexities_go_into_the_models_card(folder, tmp_path):
+    """Against transformers' own loss; figures of other text stay, and older ones of the same do not."""
+    mfn = tmp_path / "mfn"
+    model = MFNForCausalLM.from_pretrained(folder / "mfn-0")
+    model.set_blend(0.5)
+    model.save_pretrained(mfn)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "mfn-0")
+    tokenizer.save_pretrained(mfn)
+    other = {"data": "elsewhere", "base": 2.0, "alpha_1": 3.0}
+    old = {"data": "court, 8 windows of 16 tokens", "alpha_1": 99.0}
+    (mfn / "evaluation.json").write_text(json.dumps({"perplexity": [other, old], "more": 1}))
+    options = ["--window", 16, "--tokens", 128, "--predictions", "P3", "--output", tmp_path / "out"]
+    text = f"court={folder / 'court'}.txt"
+    assert run("evaluate", mfn, "--text", text, *baselines(folder, "court"), *options) == 0
+
+    ids = torch.tensor(read_windows(str(folder / "court.txt"), tokenizer, 16, 128)["input_ids"])
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    expected = {"base": base(ids, labels=ids).loss.exp().item()}
+    expected |= {"alpha_0": expected["base"], "alpha_0.5": model(ids, labels=ids).loss.exp().item()}
+    assert expected["alpha_0.5"] != pytest.approx(expected["base"], rel=0.01)
+    written = json.loads((mfn / "evaluation.json").read_text())
+    kept, row = written.pop("perplexity")
+    assert (kept, written) == (other, {"more": 1})
+    assert row == {"data": old["data"], "tokens": 128} | {n: pytest.approx(p, abs=1e-2) for n, p in expected.items()}
+    card = model_card(mfn)
+    results = [result for result in card.data.eval_results if "court" in result.dataset_name]
+    found = {result.metric_name: result.metric_value for result in results}
+    assert found == {
+        "perplexity, base model": row["base"],
+        "perplexity, alpha 0": row["alpha_0"],
+        "perplexity, alpha 0.5": row["alpha_0.5"],
+    }
+    assert "| text | tokens | base model | alpha 0 | alpha 0.5 | alpha 1 |" in card.text
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from conftest import make_base
+from huggingface_hub import ModelCard
+from rich.console import Console
 from test_data import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from modeling_mfn import FeatureAtlas, MFNForCausalLM, data, demo_assets
+from modeling_mfn import FeatureAtlas, MFNForCausalLM, data, demo, demo_assets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 VERSE = """Good my lord , the king is dead , and the queen weeps for him in the tower of the old town by night"""
@@ -102,3 +104,19 @@ def test_the_scripts_run_offline(assets, monkeypatch, script, made):
         assert [label.label for label in FeatureAtlas.from_pretrained(made.parent.parent).labels] == ["my favourite"]
     elif made.is_dir():
         assert type(AutoModelForCausalLM.from_pretrained(made)) is MFNForCausalLM
+
+
+def test_the_demo_leaves_a_model_whose_card_says_how_it_was_trained(assets, monkeypatch):
+    for name, value in {"LAYERS": [3, 7], "FEATURES": 64, "K": 4, "WINDOW": 16, "BATCH": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    for name in ("smollm2", "shakespeare"):
+        monkeypatch.setattr(demo, name, getattr(demo_assets, name))
+    figures = demo.run(assets, 0, Console(quiet=True))
+    record = json.loads((assets / "model" / "training_record.json").read_text())
+    last = figures["training"][-1]
+    assert (record["steps"], record["tokens"]) == (24, last["tokens"]) == (24, 24 * 2 * 16)
+    assert record["figures"]["recon_loss"] == last["recon_loss"]
+    card = ModelCard.load(assets / "model" / "README.md")
+    assert "24 of 24 planned" in card.text
+    assert "not recorded" not in card.text
+    assert len(card.data.eval_results) == 3

@@ -21,12 +21,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from modeling_mfn import FeatureAtlas
 from modeling_mfn.cli import main
 from modeling_mfn.hub import check_model
 
 CODE = {f"{name}.py" for name in ("configuration_mfn", "modeling_mfn", "mfn_layer", "sparse_code", "interventions")}
 PUBLIC = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "training_record.json"}
-PUBLIC |= {"README.md", "features/atlas.json", "features/features.parquet", "features/labels.json"}
+PUBLIC |= {f"features/{name}" for name in ("atlas.json", "features.parquet", "examples.parquet", "labels.json")}
+PUBLIC |= {"README.md"}
+LARGE_TABLES = 2
+"""Of the atlas, uploaded as large files."""
 PRIVATE = ("training_args.bin", "trainer_state.json", "notes.txt", "secrets.json", "run.py", "checkpoint-5/config.json")
 
 
@@ -132,7 +136,7 @@ def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hu
     assert set(files) == PUBLIC | code | shards(folder) | {"model.safetensors.index.json", ".gitattributes"}
     for name in set(files) - {".gitattributes"}:
         assert files[name] == (folder / name).read_bytes()
-    assert len(hub.uploads) == len(shards(folder)) + 1  # weights and the atlas' table, as large files
+    assert len(hub.uploads) == len(shards(folder)) + LARGE_TABLES
 
     ids = tokens(2, 9)["input_ids"]
     logits = AutoModelForCausalLM.from_pretrained(folder)(ids).logits.detach()
@@ -154,9 +158,26 @@ def test_the_card_has_the_license_that_the_base_has_on_the_hub(clients, hub, fol
     hub.add("me/base", {"README.md": b"---\nlicense: mit\n---\n"})
     clients.run(mfn, "push", folder, "me/trained", "--base-model", "me/base")
     clients.run(read_card, folder / "README.md")
+
+
+def test_a_card_of_ones_own(clients, hub, folder):
     (folder / "README.md").write_text("---\nlicense: mit\n---\nmy own words\n")
-    assert "is kept" in clients.run(mfn, "push", folder, "me/trained")
+    assert "kept" not in clients.run(mfn, "push", folder, "me/trained")
     assert hub.files("me/trained")["README.md"].endswith(b"my own words\n")
+
+
+def test_a_card_edited_on_the_hub_is_kept(clients, hub, folder):
+    clients.run(mfn, "push", folder, "me/trained")
+    edited = {"README.md": b"---\nlicense: mit\n---\nedited on the Hub\n"}
+    repository = hub.repositories["me/trained"]
+    for card in ("as the push left it", "none"):
+        repository.commit("main", hub.files("me/trained") | edited | {"features/old.json": b"{}"}, "edit")
+        assert "README.md that me/trained has is kept" in clients.run(mfn, "push", folder, "me/trained"), card
+        assert hub.files("me/trained")["README.md"] == edited["README.md"]
+        assert "features/old.json" not in hub.files("me/trained")  # the rest was pushed
+        (folder / "README.md").unlink()
+    assert "kept" not in clients.run(mfn, "push", folder, "me/trained", "--revision", "another")
+    assert b"royalty" in hub.files("me/trained", "another")["README.md"]
 
 
 def test_a_killed_upload_goes_on_and_sends_nothing_twice(clients, hub, folder):
@@ -172,7 +193,7 @@ def test_a_killed_upload_goes_on_and_sends_nothing_twice(clients, hub, folder):
     assert len(arrived) == 2
     hub.drops = 0
     clients.run(mfn, "push", folder, "me/trained")
-    assert len(hub.uploads) == len(shards(folder)) + 1
+    assert len(hub.uploads) == len(shards(folder)) + LARGE_TABLES
     assert set(hub.uploads.values()) == {1}
     assert set(shards(folder)) < set(hub.files("me/trained"))
 
@@ -225,6 +246,9 @@ def test_a_private_repository_without_a_token(clients, hub, folder):
         assert words in lines[0]
         assert "Traceback" not in printed
     clients.run(mfn, "push", folder, "me/trained", token="hf_of_somebody_else", code=2)
+    printed = clients.run(push_model, folder, False, code=1, token=None)
+    assert "OSError: " in printed.splitlines()[-1]
+    assert "does not let you write to me/model: log in with `hf auth login`" in printed.splitlines()[-1]
     hub.add("me/open", {"a": b""})
     assert "me/open is there and public" in clients.run(mfn, "push", folder, "me/open", "--private", code=2)
     assert set(hub.files("me/open")) == {"a"}
@@ -246,19 +270,13 @@ def test_an_atlas_is_downloaded_alone(clients, hub, folder):
     assert set(hub.downloads()) == {name for name in PUBLIC if name.startswith("features/")}
 
 
-class AtlasOf:
-    """Stands in for a `FeatureAtlas`: saves the files of a folder."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def save_pretrained(self, folder):
-        shutil.copytree(self.folder / "features", folder / "features")
-
-
 def push_model(folder, whole):
     model = AutoModelForCausalLM.from_pretrained(folder)
-    parts = {"tokenizer": AutoTokenizer.from_pretrained(folder), "atlas": AtlasOf(folder)} if whole else {}
+    parts = (
+        {"tokenizer": AutoTokenizer.from_pretrained(folder), "atlas": FeatureAtlas.from_pretrained(folder)}
+        if whole
+        else {}
+    )
     model.push_to_hub("me/model", commit_message="from Python", tags=["mine"], **parts)
 
 
@@ -279,7 +297,7 @@ def test_a_model_pushes_itself(clients, hub, folder):
     repository.commit(
         "main", files | {"README.md": b"---\nlicense: mit\n---\nmine\n", "features/old.json": b"{}"}, "edit"
     )
-    clients.run(push_model, folder, False)
+    assert "README.md that me/model has is kept" in clients.run(push_model, folder, False)
     assert hub.files("me/model")["README.md"].endswith(b"mine\n")
     assert "features/old.json" in hub.files("me/model")
     clients.run(push_model, folder, True)

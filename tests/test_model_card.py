@@ -6,14 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from atlas_data import windows, word_tokenizer
 from conftest import make_base, make_mfn
-from features_folder import LAYERS, label, write_features
+from features_folder import built, label, write_features
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from modeling_mfn import Clamp, FeatureAtlas
 from modeling_mfn.display import for_table_cell, markdown_table, visible
 from modeling_mfn.model_card import model_card, write_card
 
@@ -74,7 +77,7 @@ def cells(markdown):
 def test_the_hub_reads_back_every_figure(folder):
     (folder / "evaluation.json").write_text(json.dumps({"perplexity": EVALUATION}))
     (folder / "training_record.json").write_text(json.dumps(RECORD))
-    write_features(folder, [label("L2/7", "royalty", score=0.97), label("L0/3", "weather")])
+    metadata = write_features(folder, [label("L2/7", "royalty", score=0.97), label("L0/3", "weather")])
     write_card(folder, model_card(folder, "me/tiny", base_model="owner/base", license="apache-2.0"))
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == "owner/base"
@@ -86,7 +89,7 @@ def test_the_hub_reads_back_every_figure(folder):
     found = {(result.dataset_name, result.metric_name): result.metric_value for result in card.data.eval_results}
     titles = {"base": "perplexity, base model", "alpha_0": "perplexity, alpha 0", "alpha_1": "perplexity, alpha 1"}
     expected = {(row["data"], title): row[name] for row in EVALUATION for name, title in titles.items() if name in row}
-    for layer, figures in LAYERS.items():
+    for layer, figures in metadata["layers"].items():
         for name, value in figures.items():
             expected["somebody/texts:small, drama.txt", f"{name.replace('_', ' ')}, block {layer}"] = value
     assert found == expected
@@ -100,12 +103,14 @@ def test_the_hub_reads_back_every_figure(folder):
     rows = cells(card.text)
     assert ["two plays", "4,096", "40.62", "40.62", "54.19"] in rows
     assert ["a dictionary", "", "21.5", "", "30.25"] in rows
-    assert ["L2/7", "royalty", "automatic", "0.97", "0.70%", "2.5", " king  queen"] in rows
+    royal = built()["L2/7"]
+    strength = f"{royal.max_activation:.4g}"
+    assert ["L2/7", "royalty", "automatic", "0.97", f"{royal.firing_rate:.2%}", strength, " king  queen"] in rows
     assert ["optimizer steps", "60 of 200 planned"] in rows
     assert ["lambda_recon", "10.0"] in rows
     assert ["recon_loss", "0.1055"] in rows
     assert not any(row[0] in ("epoch", "train_runtime") for row in rows)
-    assert 'model.steer({"L2/7": Clamp(2.5), "L0/3": Ablate()})' in card.text
+    assert f'model.steer({{"L2/7": Clamp({royal.max_activation:.3g}), "L0/3": Ablate()}})' in card.text
     assert "missing" not in card.text
 
 
@@ -155,6 +160,37 @@ def test_people_come_first_and_the_rest_is_counted(folder):
     assert rows[0][:3] == ["L0/5", "ours", "human"]
     assert [row[0] for row in rows[1:]] == [f"L0/{index}" for index in range(59, 10, -1)]
     assert "61 features have a label; the first 50" in text
+
+
+def example(card):
+    """The interventions of the card's example."""
+    return re.search(r"model\.steer\((\{.*\})\)", card.text)[1]
+
+
+def test_the_example_steers_what_is_there_by_as_much_as_it_fires(folder):
+    """Of a model whose activations are small, and which has lost some features; without labels and with them."""
+    model = make_mfn(make_base("llama-tied"), layers=[0, 2])
+    model.prune_features(2, [0, 1, 7])
+    model.config.save_pretrained(folder)
+    with model.steer(eval(example(model_card(folder)), {"Clamp": Clamp})):
+        pass
+    assert example(model_card(folder)) == "{(2, 2): Clamp(4.0)}"
+    with torch.no_grad():
+        for layer in model.mfn_layers.values():
+            layer.encoder.weight *= 1e-3
+            layer.encoder.bias *= 1e-3
+    atlas = FeatureAtlas.build(model, word_tokenizer(), windows(), progress=False)
+    alive = next(name for name in atlas if name.startswith("L2/") and atlas[name].status == "alive")
+    strength = atlas[alive].max_activation
+    assert strength < 0.05
+    for name, score in (("L2/7", 1.0), (alive, 0.5)):
+        atlas.label(name, "royalty", source="automatic", score=score)
+    atlas.save_pretrained(folder)
+    card = model_card(folder)
+    ((name, intervention),) = eval(example(card), {"Clamp": Clamp}).items()
+    assert name == alive
+    assert intervention.value == pytest.approx(strength, rel=0.01)
+    assert not any("L2/7" in row for row in cells(card.text))
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))

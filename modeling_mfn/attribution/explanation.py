@@ -59,8 +59,9 @@ class Example:
     tokens: list[str]
     activations: list[float]
     position: int
-    """Index into tokens."""
-    source: str
+    """Of the token that the example is about: an index into `tokens`."""
+    source: str | None
+    """Where the text is from; `None` where the atlas' data did not say."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class AtlasEntry:
     label: str | None
     firing_rate: float | None
     sources: dict[str, int]
-    """Source -> how many of the atlas' examples of this feature are from it, the most frequent first."""
+    """Source -> tokens of the atlas' text from it on which the feature is active, the most first. Sources without a
+    name, and those in which it never fires, are left out."""
     examples: list[Example]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,15 +20,12 @@ from .explanation import (
 )
 from .gradients import Attributed, TracedText, frozen
 
+if TYPE_CHECKING:
+    from ..atlas import FeatureAtlas
+    from ..atlas.feature_atlas import Example as AtlasExample
+
 EXAMPLES = 3
 """Examples of the atlas that an explanation keeps of a feature."""
-
-
-class Atlas(Protocol):
-    """What is asked of an atlas: `atlas["L6/1234"]` is a record with `label`, `firing_rate` and `examples`; an example
-    has `tokens`, `activations`, `position` and `source`. A feature that it has not is a `KeyError`."""
-
-    def __getitem__(self, feature: str, /) -> Any: ...
 
 
 def explain(
@@ -40,7 +36,7 @@ def explain(
     *,
     token: int | str | None = None,
     against: int | str | None = "mean",
-    atlas: Atlas | None = None,
+    atlas: FeatureAtlas | None = None,
     method: Literal["gradient", "integrated"] = "gradient",
     steps: int = 16,
     top: int = 10,
@@ -71,7 +67,7 @@ def explain(
         token: the token explained, as an id or a text that is one token; by default the likeliest.
         against: `"mean"`, the mean logit of the vocabulary, since what is added to all logits predicts nothing; an id
             for the logit of another token; `None` for 0, so that the value is the logit itself.
-        atlas: a `FeatureAtlas`, or what looks like one, for labels and where features fire in the training text.
+        atlas: for labels and where features fire in the training text. Features that it lacks stay without.
         method: `"gradient"` takes gradients where the model is, in one backward. `"integrated"` averages them over
             `steps` points of the straight path from the baseline (Sundararajan et al. 2017, midpoint rule). With
             enough of them the remainder goes to 0 in the last MFN layer, and in others to what the TopK of later
@@ -104,7 +100,7 @@ def explain(
             feature,
             ablation=ablations[rank] if rank < len(ablations) else None,
             inputs=_inputs(inputs[rank]) if rank < len(inputs) else None,
-            atlas=None if atlas is None else _look_up(atlas, feature.name, tokenizer),
+            atlas=None if atlas is None else _look_up(atlas, feature.name),
         )
         for rank, feature in enumerate(listed)
     ]
@@ -227,26 +223,27 @@ def _inputs(account: Attributed) -> InputAttribution:
     return InputAttribution(account.attributions.tolist(), account.value, account.baseline, account.remainder)
 
 
-def _look_up(atlas: Atlas, name: str, tokenizer: Any) -> AtlasEntry | None:
+def _look_up(atlas: FeatureAtlas, name: str) -> AtlasEntry | None:
     """What the atlas has on a feature; `None` where it has nothing."""
-    try:
-        record = atlas[name]
-    except KeyError:
+    if name not in atlas:
         return None
-    examples = list(record.examples or ())
-    counts = Counter(str(example.source) for example in examples)
+    record = atlas[name]
+    names = [source["name"] for source in atlas.metadata["data"]["sources"]]
+    counts = {
+        source: count
+        for source, count in zip(names, record.source_counts, strict=True)
+        if source is not None and count > 0
+    }
     return AtlasEntry(
-        label=None if record.label is None else str(record.label),
-        firing_rate=None if record.firing_rate is None else float(record.firing_rate),
-        sources=dict(counts.most_common()),
-        examples=[_example(example, tokenizer) for example in examples[:EXAMPLES]],
+        label=record.label,
+        firing_rate=record.firing_rate,
+        sources=dict(sorted(counts.items(), key=lambda item: -item[1])),
+        examples=[_example(example) for example in record.examples[:EXAMPLES]],
     )
 
 
-def _example(example: Any, tokenizer: Any) -> Example:
-    tokens = [t if isinstance(t, str) else tokenizer.decode([int(t)]) for t in example.tokens]
-    activations = [float(activation) for activation in example.activations]
-    return Example(tokens, activations, int(example.position), str(example.source))
+def _example(example: AtlasExample) -> Example:
+    return Example(example.tokens, example.activations, example.offset, example.source)
 
 
-__all__ = ["Atlas", "explain"]
+__all__ = ["explain"]

@@ -68,7 +68,9 @@ def evaluate(
 ) -> None:
     """Measure the paper's five predictions, with intervals and beside baselines.
 
-    What is in the output folder from an earlier run with the same options is taken as it is.
+    What is in the output folder from an earlier run with the same options is taken as it is. Perplexities on each text,
+    of BASE, at alpha 0 and at the model's alpha, go into evaluation.json beside the weights of each MODEL that is a
+    folder; mfn push puts them into the model card.
 
     Example: mfn evaluate gpt2-mfn gpt2-mfn-seed-1 --text news=held-out.txt --base gpt2 --train-text news=corpus.txt
     """
@@ -76,9 +78,11 @@ def evaluate(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..atlas.concepts import read_concepts
+    from ..model_card import add_perplexities
     from ..modeling_mfn import MFNForCausalLM
     from .baseline_models import digest_of, digest_of_rows
     from .evidence import Evidence, check_predictions, measure_predictions
+    from .perplexity import perplexity_rows
     from .result import MFN, NO_RATE_LOSS
 
     chosen = check_predictions(predictions.split(","))
@@ -114,6 +118,9 @@ def evaluate(
         if source is not None:
             targets = [name for name in held_out if name != source]
             transfers = baselines.transfers(source, targets, models, references or _frozen(plain, models))
+    for name, each in zip(model, models, strict=True):
+        if Path(name).is_dir():
+            add_perplexities(name, perplexity_rows(each, plain, held_out))
     other = {name: rows.select(range(min(len(rows), tokens // window))) for name, rows in training.items()}
     choosing = concatenate_datasets(list(other.values())) if other else None
     evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed, plain)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
-from typing import Any
+from collections.abc import Mapping, Sized
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,12 @@ from tqdm.auto import tqdm
 
 from ..atlas.harvest import evaluating
 from .activations import Windows, batches
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from ..modeling_mfn import MFNForCausalLM
 
 
 @torch.no_grad()
@@ -55,4 +61,25 @@ def perplexity(model: Any, windows: Windows, batch_size: int = 4, description: s
     return math.exp(np.nanmean(next_token_losses(model, windows, batch_size, description), dtype=np.float64))
 
 
-__all__ = ["next_token_losses", "perplexity", "window_losses"]
+def perplexity_rows(
+    model: MFNForCausalLM, base: PreTrainedModel | None, held_out: Mapping[str, Dataset]
+) -> list[dict[str, Any]]:
+    """Perplexities of the base model, where it is given, and of the MFN model at alpha 0 and at its own alpha: a row of
+    `evaluation.json` for each text. `held_out`: what the text is -> windows of it, of equal length."""
+    alpha = model.config.alpha
+    rows = []
+    for name, windows in held_out.items():
+        length = len(windows[0]["input_ids"])
+        figures = {} if base is None else {"base": perplexity(base, windows)}
+        for blend in dict.fromkeys((0.0, alpha)):  # the model's own comes last, and stays
+            model.set_blend(blend)
+            figures[f"alpha_{blend:g}"] = perplexity(model, windows)
+        data = f"{name}, {len(windows)} windows of {length} tokens"
+        rows.append(
+            {"data": data, "tokens": len(windows) * length}
+            | {figure: round(value, 3) for figure, value in figures.items()}
+        )
+    return rows
+
+
+__all__ = ["next_token_losses", "perplexity", "perplexity_rows", "window_losses"]
