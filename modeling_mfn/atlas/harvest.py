@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..configuration_mfn import __version__
 from ..distributed import process_index, world_size
 from ..modeling_mfn import MFNForCausalLM
+from ..padding import padded_inputs
 from .directions import recording_scales
 from .firings import TOKEN_LIMIT, TokenBatch
 from .harvest_state import HarvestState, merge_processes
@@ -113,7 +114,8 @@ def run_windows(
         raise ValueError(f"the data has more than {TOKEN_LIMIT} tokens; limit them by tokens=")
     inputs = {"input_ids": torch.from_numpy(ids).to(model.device)}
     if not attended.all():
-        inputs["attention_mask"] = torch.from_numpy(attended.astype(np.int64)).to(model.device)
+        mask = torch.from_numpy(attended.astype(np.int64)).to(model.device)
+        inputs = padded_inputs(inputs["input_ids"], mask)
     codes = model.model(**inputs, output_codes=True, use_cache=False).codes
     counted = attended & (attended.cumsum(1) > skip_first)
     pairs = {}
