@@ -45,7 +45,7 @@ def load_text(sources: Sequence[str | Path], column: str = "text", split: str = 
             is no text in all of them. In the part of a stream beyond `LARGE`, once it gets there.
     """
     # a tuple, since `datasets` takes lists for shards whose order is free
-    found = tuple(part for source in sources for part in _find(str(source)))
+    found = tuple(part for source in sources for part in text_parts(str(source)))
     stream = IterableDataset.from_generator(_rows, gen_kwargs={"sources": found, "column": column, "split": split})
     rows, length = [], 0
     for row in stream:
@@ -85,7 +85,7 @@ def pack(texts: Dataset | IterableDataset, tokenizer: Any, window: int) -> Datas
     return Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
-def _find(source: str) -> list[Path | str]:
+def text_parts(source: str) -> list[Path | str]:
     """The files that a source stands for, or the name of a data set."""
     if os.path.isfile(source):
         return [Path(source)]

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from modeling_mfn import Ablate, Add
 from modeling_mfn.evaluation.activations import token_activations
+from modeling_mfn.evaluation.perplexity import next_token_losses
 
 
 def windows():
@@ -41,6 +42,23 @@ def test_batches_are_the_dense_codes_and_residuals_of_the_tokens_that_count(name
     assert [list(batch.codes) for batch in plain] == [[2]] * 3
     assert (plain[1].residuals, plain[1].codes[2].nnz) == ({}, found[1].codes[2].nnz)
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
+def test_padding_on_either_side_changes_neither_codes_nor_losses(name):
+    model, plain = make_mfn(make_base(name), layers=[0, 2]), windows().remove_columns("attention_mask")
+    (expected,) = token_activations(model, plain, residuals=True)
+    losses = next_token_losses(model, plain)
+    for before, after in ((5, 0), (0, 5), (2, 3)):
+        rows = [
+            {"input_ids": [9] * before + ids + [9] * after, "attention_mask": [0] * before + [1] * 12 + [0] * after}
+            for ids in plain["input_ids"]
+        ]
+        (found,) = token_activations(model, rows, residuals=True)
+        for layer in (0, 2):
+            np.testing.assert_allclose(found.codes[layer].toarray(), expected.codes[layer].toarray(), atol=1e-4)
+            np.testing.assert_allclose(found.residuals[layer], expected.residuals[layer], atol=1e-4)
+        np.testing.assert_allclose(next_token_losses(model, rows)[:, before : before + 11], losses, atol=1e-4)
 
 
 def test_layers_that_a_model_has_not():

@@ -1,5 +1,7 @@
 """`mfn atlas` as a user runs it, on text that means harm; and the document that describes what it writes."""
 
+import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ from test_cli import run
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from modeling_mfn import FeatureAtlas
+from modeling_mfn import FeatureAtlas, MFNForCausalLM
 from modeling_mfn.atlas import schema
 from modeling_mfn.atlas.command import feature_table
+from modeling_mfn.atlas.labelling import label_features
+from modeling_mfn.atlas.text_windows import TextWindows
 from modeling_mfn.display import visible
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "atlas.md"
@@ -57,7 +61,7 @@ def test_hostile_text_does_no_harm(model, tmp_path, capsys):
 
 
 def test_what_is_there_stays(model, tmp_path, capsys):
-    """An atlas with labels is not replaced without being asked, and bad input leaves nothing behind."""
+    """An atlas is not replaced without being asked, nor ever the labels that people gave; bad input leaves nothing."""
     (tmp_path / "text.txt").write_text("some words, and some more of them. " * 20)
     text, small = ("--text", tmp_path / "text.txt"), ("--window", 16, "--tokens", 160)
     out = tmp_path / "out"
@@ -74,12 +78,73 @@ def test_what_is_there_stays(model, tmp_path, capsys):
     assert run("atlas", model, out, *text, *small) == 0
     atlas = FeatureAtlas.from_pretrained(out)
     atlas.label("L1/3", "mine")
+    atlas.label("L1/4", "of others", source="imported")
+    atlas.label("L1/5", "of the old harvest", source="automatic")
     atlas.save_pretrained(out)
-    assert run("atlas", model, out, *text, *small) == 2
-    assert "has an atlas" in capsys.readouterr().err
+    for option in ((), ("--resume", "--labels", tmp_path / "labels.csv")):
+        assert run("atlas", model, out, *text, *small, *option) == 2
+        assert "has an atlas" in capsys.readouterr().err
     assert FeatureAtlas.from_pretrained(out)["L1/3"].label == "mine"
     assert run("atlas", model, out, *text, *small, "--overwrite") == 0
-    assert FeatureAtlas.from_pretrained(out)["L1/3"].label is None
+    replaced = FeatureAtlas.from_pretrained(out)
+    assert [replaced[name].label for name in ("L1/3", "L1/4", "L1/5")] == ["mine", "of others", None]
+
+
+def test_an_atlas_that_is_there_is_labelled_as_it_is(model, tmp_path, capsys):
+    text, labels, concepts = (tmp_path / name for name in ("text.txt", "labels.csv", "concepts.json"))
+    text.write_text("some words, and some more of them. " * 40)
+    labels.write_text("feature,label\nL1/3,imported\n")
+    concepts.write_text('{"amounts": ["some", "more"], "speech": ["words", "them"]}')
+    out = tmp_path / "out"
+    assert run("atlas", model, out, "--text", text, "--window", 16, "--tokens", 160) == 0
+    atlas = FeatureAtlas.from_pretrained(out)
+    atlas.label("L1/2", "mine")
+    atlas.label("L1/0", "of an earlier run", source="automatic")
+    atlas.save_pretrained(out)
+    others = {file: file.read_bytes() for file in (out / "features").iterdir() if file.name != "labels.json"}
+    assert run("atlas", model, out, "--concepts", concepts) == 2
+    assert "give --text" in capsys.readouterr().err
+
+    assert run("atlas", model, out, "--labels", labels) == 0
+    assert run("atlas", model, out, "--concepts", concepts, "--text", text, "--window", 32) == 0
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    words = json.loads(concepts.read_text())
+    loaded = MFNForCausalLM.from_pretrained(model)
+    label_features(atlas, loaded, tokenizer, TextWindows([text], tokenizer, 32), words, progress=False)
+    atlas.label("L1/3", "imported", source="imported")
+    assert list(FeatureAtlas.from_pretrained(out).labels) == list(atlas.labels)
+    assert {label.source for label in atlas.labels} == {"human", "imported", "automatic"}
+    assert {file: file.read_bytes() for file in others} == others
+
+
+def test_a_harvest_that_was_broken_off_is_resumed_or_begun_anew(model, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("some words, and some more of them. " * 40)
+    out = tmp_path / "out"
+    state = out / ".features-harvest"
+    command = ("atlas", model, out, "--text", tmp_path / "text.txt", "--window", 16)
+
+    class Broken(TextWindows):
+        def __iter__(self):
+            yield from islice(super().__iter__(), 20)
+            raise KeyboardInterrupt
+
+    def break_off():
+        loaded, tokenizer = MFNForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        rows = Broken([tmp_path / "text.txt"], tokenizer, 16)
+        with pytest.raises(KeyboardInterrupt):
+            FeatureAtlas.build(loaded, tokenizer, rows, state_folder=state, save_every=8, progress=False)
+
+    break_off()
+    for options in ((), ("--resume", "--tokens", 640), ("--resume", "--batch-size", 4)):
+        assert run(*command, *options) == 2
+        assert "(--overwrite)" in capsys.readouterr().err
+    assert run("atlas", model, out, "--text", tmp_path / "none.txt", "--overwrite") == 2
+    assert list(state.iterdir())  # bad input costs nothing
+    assert run(*command, "--resume") == 0
+    break_off()
+    assert run(*command, "--overwrite", "--tokens", 640) == 0
+    assert FeatureAtlas.from_pretrained(out).metadata["data"]["windows"] == 40
+    assert not state.exists()
 
 
 def test_the_document_describes_the_files():

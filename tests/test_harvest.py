@@ -24,7 +24,10 @@ def dense_codes(model, data, layer):
     for start in range(0, len(data), BATCH):
         rows = data[start : start + BATCH]
         mask = torch.tensor(rows["attention_mask"])
-        inputs = {"input_ids": torch.tensor(rows["input_ids"])} | ({} if mask.all() else {"attention_mask": mask})
+        inputs = {"input_ids": torch.tensor(rows["input_ids"])}
+        if not mask.all():
+            places = np.maximum(np.cumsum(rows["attention_mask"], 1) - 1, 0)
+            inputs |= {"attention_mask": mask, "position_ids": torch.tensor(places)}
         codes.append(model(**inputs, output_codes=True).codes[layer].to_dense().detach())
     mask = np.array(data["attention_mask"]).astype(bool)
     first = mask.argmax(1)
@@ -209,6 +212,24 @@ def test_settings_of_the_model_that_matter(family_base):
     assert (steered[1, 5].max_activation, steered[1, 5].mean_activation) == (3.0, 3.0)
     assert (steered[1, 7].status, steered[1, 7].promoted, steered[1, 7].nearest) == ("pruned", [], [])
     assert steered.metadata["layers"]["1"]["features"] == 79
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(family_base, side):
+    """Rows of five lengths, padded to one, have the firings that each has by itself."""
+    model, data = make_mfn(family_base, layers=[0, 2]), windows(10, padded=False)
+    lengths = [WINDOW - 2 * (row % 5) for row in range(10)]
+    masks = [[1] * length + [0] * (WINDOW - length) for length in lengths]
+    if side == "left":
+        masks = [mask[::-1] for mask in masks]
+    padded = data.remove_columns("attention_mask").add_column("attention_mask", masks)
+    atlas = build(model, padded)
+    counts = {layer: np.zeros(80, int) for layer in (0, 2)}
+    for ids, mask in zip(data["input_ids"], masks, strict=True):
+        alone = torch.tensor(np.array(ids)[np.array(mask, bool)])[None]
+        for layer, code in model(alone, output_codes=True).codes.items():
+            counts[layer] += (code.to_dense()[0, 1:] > 0).sum(0).numpy()
+    assert atlas.to_pandas()["firing_count"].tolist() == [*counts[0], *counts[2]]
 
 
 @pytest.mark.parametrize(

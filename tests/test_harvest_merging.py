@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from atlas_data import windows, word_tokenizer
 from conftest import make_base, make_mfn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import Whitespace
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.atlas.firings import TokenBatch
 from modeling_mfn.atlas.harvest_state import HarvestState
 from modeling_mfn.atlas.statistics import ExampleLimits
+from modeling_mfn.atlas.text_windows import TextWindows
 
 WORKER = Path(__file__).parent / "atlas_worker.py"
 FEATURES, K, T, B = 12, 4, 6, 2
@@ -123,7 +126,7 @@ def test_two_processes_have_the_atlas_of_one(tmp_path, whole):
 
 
 def test_a_state_belongs_to_its_harvest(tmp_path):
-    """Neither another model nor other settings go on from it, and it is not overwritten without being asked."""
+    """Neither another model, other settings nor other text go on from it, and it is not overwritten unasked."""
     model, data = make_mfn(make_base("gpt2-tied"), layers=[1]), windows(12)
 
     class BrokenOff(Exception):
@@ -142,11 +145,16 @@ def test_a_state_belongs_to_its_harvest(tmp_path):
         build(Windows())
     with pytest.raises(ValueError, match="was broken off; resume it"):
         build(data)
+    ids = np.array(data["input_ids"])
+    ids[3, 7] += 1
+    one_token_changed = data.remove_columns("input_ids").add_column("input_ids", ids.tolist())
     other = make_mfn(make_base("gpt2-tied"), layers=[1], seed=5)
     for change, message in [
         ({"batch_size": 2}, "had batch_size 4, this one has 2"),
         ({"model": other}, "had model"),
-        ({"rows": windows(12, seed=1)}, "had data"),
+        ({"rows": one_token_changed}, "was of other text"),
+        ({"rows": data.remove_columns("source")}, "was of other text"),
+        ({"rows": data.select(range(4))}, "was of other text"),
     ]:
         with pytest.raises(ValueError, match=message):
             build(**({"rows": data, "resume": True} | change))
@@ -156,4 +164,49 @@ def test_a_state_belongs_to_its_harvest(tmp_path):
     with pytest.raises(ValueError, match="no state of a harvest"):
         build(data, resume=True)
     file.write_bytes(good)
+    of_two = file.rename(file.with_name("harvest-00000-of-00002.safetensors"))
+    for resume, message in ((True, "had 2 processes, this one has 1"), (False, "was broken off")):
+        with pytest.raises(ValueError, match=message):
+            build(data, resume=resume)
+    of_two.rename(file)
     assert build(data, resume=True).features.equals(build(data, state_folder=None).features)
+
+
+def test_a_state_belongs_to_its_texts(tmp_path):
+    """Also to those, and to as much of them, as the harvest had not come to when it was broken off."""
+    model, tokenizer = make_mfn(make_base("llama-tied"), layers=[0]), word_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    for name, length in (("a.txt", 400), ("b.txt", 300), ("c.txt", 200)):
+        (tmp_path / name).write_text(" ".join(f"w{3 + (7 * at + at * at) % 90}" for at in range(length)))
+
+    class BrokenOff(Exception):
+        pass
+
+    class Broken(TextWindows):
+        def __iter__(self):
+            yield from islice(super().__iter__(), 8)
+            raise BrokenOff
+
+    def build(kind, names="ab", tokens=512, **options):
+        rows = kind([tmp_path / f"{name}.txt" for name in names], tokenizer, 16, tokens)
+        options = {"batch_size": 4, "save_every": 4, "progress": False} | options
+        return FeatureAtlas.build(model, tokenizer, rows, **options)
+
+    state = {"state_folder": tmp_path / "state"}
+    with pytest.raises(BrokenOff):
+        build(Broken, **state)
+    for change, message in (
+        ({"tokens": 520}, "had tokens of all texts 512, this one has 520"),
+        ({"names": "a"}, r"had texts \[\['a.txt', \d+\], \['b.txt', \d+\]\], this one has \[\['a.txt', \d+\]\]"),
+        ({"names": "ac"}, "had texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(TextWindows, resume=True, **change, **state)
+    text = (tmp_path / "b.txt").read_text()
+    (tmp_path / "b.txt").write_text(text + " w5")
+    with pytest.raises(ValueError, match="had texts"):
+        build(TextWindows, resume=True, **state)
+    (tmp_path / "b.txt").write_text(text)
+    resumed, whole = build(TextWindows, resume=True, **state), build(TextWindows)
+    assert resumed.metadata == whole.metadata
+    assert resumed.features.equals(whole.features)

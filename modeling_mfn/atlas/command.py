@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -12,23 +13,26 @@ from rich.text import Text
 
 from ..display import for_terminal
 from .feature_atlas import Example, FeatureAtlas
-from .schema import FOLDER
+from .schema import FOLDER, LABELS_FILE
+from .storage import read_labels, write_labels
 
 SELDOM, FIRINGS = 0.01, 16
 """Features that are shown fire on at most this share of tokens, and on at least so many tokens."""
+BY_PEOPLE = ("human", "imported")
+"""Sources of labels that a new harvest does not make again."""
 
 
 def atlas(
     model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
+    output: Annotated[Path | None, typer.Argument(help="Folder that gets features/; the model's by default.")] = None,
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--text",
             help="Text file, table, folder of them, or data set on the Hub, as --text of train; may be given several "
-            "times. Firings are counted by text.",
+            "times. Firings are counted by text. Only --labels for an atlas that is there needs none.",
         ),
-    ],
-    output: Annotated[Path | None, typer.Argument(help="Folder that gets features/; the model's by default.")] = None,
+    ] = None,
     text_column: Annotated[str, typer.Option(help="Column of tables and data sets that holds the text.")] = "text",
     split: Annotated[str, typer.Option(help="Split of data sets on the Hub.")] = "train",
     tokens: Annotated[int | None, typer.Option(help="Tokens to read, in equal shares of the texts.")] = None,
@@ -41,16 +45,23 @@ def atlas(
         Path | None, typer.Option(help="Labels to import: .csv, .json, .jsonl, or an export of Neuronpedia's.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a harvest that was broken off.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an atlas that is there, and its labels.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            help="Replace an atlas that is there, but for its human and imported labels, and, without --resume, a "
+            "harvest that was broken off."
+        ),
+    ] = False,
 ) -> None:
     """Describe every feature of a model: how often it fires, where, beside which others, and what it promotes.
+
+    With --labels or --concepts, and neither --resume nor --overwrite, an atlas that is there is labelled as it is.
 
     Example: mfn atlas gpt2-mfn-trained --text corpus.txt --tokens 1000000
     """
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
-    from ..distributed import process_index
     from ..modeling_mfn import MFNForCausalLM
     from .concepts import read_concepts
     from .label_files import read_label_file
@@ -62,8 +73,17 @@ def atlas(
     folder = output if output is not None else Path(model)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; the output must be a folder")
-    if (folder / FOLDER).exists() and not overwrite:
-        raise ValueError(f"{folder} has an atlas; choose another folder, or --overwrite to replace it and its labels")
+    there = (folder / FOLDER).exists()
+    to_label = concepts is not None or labels is not None
+    if there and not overwrite and (resume or not to_label):
+        raise ValueError(
+            f"{folder} has an atlas; choose another folder, label this one with --labels or --concepts and without "
+            "--resume, or --overwrite to replace it, but for its human and imported labels"
+        )
+    harvesting = overwrite or not there
+    reading = harvesting or concepts is not None
+    if reading and not text:
+        raise ValueError("there is no text to read; give --text")
     for name, number in {"tokens": tokens, "batch-size": batch_size}.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 1")
@@ -71,29 +91,40 @@ def atlas(
     words = None if concepts is None else read_concepts(concepts)
     if labels is not None:
         read_label_file(labels)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    windows = TextWindows(text, tokenizer, window, tokens, text_column, split)
-    mfn = MFNForCausalLM.from_pretrained(model).to(PartialState().device)
-    made = FeatureAtlas.build(
-        mfn,
-        tokenizer,
-        windows,
-        batch_size=batch_size,
-        state_folder=folder / f".{FOLDER}-harvest",
-        resume=resume,
-    )
-    if process_index() > 0:
+    labels_file = folder / FOLDER / LABELS_FILE
+    read_labels(labels_file)
+    process = PartialState()
+    if reading and text:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        windows = TextWindows(text, tokenizer, window, tokens, text_column, split)
+        mfn = MFNForCausalLM.from_pretrained(model).to(process.device)
+    if harvesting:
+        state_folder = folder / f".{FOLDER}-harvest"
+        if overwrite and not resume:
+            if process.is_main_process:
+                shutil.rmtree(state_folder, ignore_errors=True)
+            process.wait_for_everyone()
+        made = FeatureAtlas.build(
+            mfn, tokenizer, windows, batch_size=batch_size, state_folder=state_folder, resume=resume
+        )
+        for label in read_labels(labels_file):
+            if label.source in BY_PEOPLE and label.feature in made:
+                made.labels.add(label)
+    else:
+        made = FeatureAtlas.from_pretrained(folder)
+    if not process.is_main_process:
         return
-    made.save_pretrained(folder)
     console = Console()
     data = made.metadata["data"]
+    if harvesting:
+        made.save_pretrained(folder)
     console.print(f"{folder / FOLDER}: {len(made)} features over {data['tokens']} tokens", markup=False)
     if labels is not None:
         console.print(f"{made.import_labels(labels)} features labelled by {labels}", markup=False)
-        made.save_pretrained(folder)
+        write_labels(labels_file, made.labels)
     if words is not None:
         console.print(label_features(made, mfn, tokenizer, windows, words, batch_size=batch_size))
-        made.save_pretrained(folder)
+        write_labels(labels_file, made.labels)
     console.print(feature_table(made, interesting_features(made)))
 
 

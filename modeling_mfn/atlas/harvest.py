@@ -19,10 +19,12 @@ from tqdm.auto import tqdm
 from ..configuration_mfn import __version__
 from ..distributed import process_index, world_size
 from ..modeling_mfn import MFNForCausalLM
+from ..padding import padded_inputs
 from .directions import recording_scales
 from .firings import TOKEN_LIMIT, TokenBatch
-from .harvest_state import HarvestState, merge_processes
+from .harvest_state import RESUME_OR_BEGIN, HarvestState, merge_processes, own_file
 from .statistics import ExampleLimits
+from .text_windows import TextWindows
 
 Rows = dict[str, list[Any]]
 """Columns of a batch of windows."""
@@ -45,27 +47,30 @@ def harvest(
     so that each batch is the same however many processes there are, and the result is the same to the bit."""
     device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
     rank, processes = process_index(), world_size()
-    dataset, first_row = peek(dataset)
+    of_texts = dataset.settings if isinstance(dataset, TextWindows) else {}
+    dataset, window = peek(dataset)
     settings = {
         "model": _fingerprint(model),
-        "data": hashlib.sha256(json.dumps(first_row).encode()).hexdigest()[:12],
-        "processes": processes,
+        "window": window,
         "tokens": tokens,
         "batch_size": batch_size,
         "skip_first": skip_first,
         "examples": list(limits),
-    }
-    window = len(first_row)
+    } | of_texts
     state = HarvestState(model.config.layers, model.config.num_features, limits, window)
     file = None
     if state_folder is not None:
-        file = state_folder / f"harvest-{rank:05d}-of-{processes:05d}.safetensors"
-        if file.exists() and not resume:
-            raise ValueError(f"{state_folder} holds a harvest that was broken off; resume it, or take another folder")
+        file = own_file(state_folder, resume)
         if file.exists():
             state.load(file, settings)
 
     limit = None if tokens is None else -(-tokens // window)
+    batches = window_batches(dataset, window, batch_size, limit)
+    read = ""
+    for rows in islice(batches, state.batches):
+        read = digest_on(read, rows)
+    if read != state.digest:
+        raise ValueError(f"the harvest in {state_folder} was of other text; {RESUME_OR_BEGIN}")
     bar = tqdm(
         total=limit if not isinstance(dataset, Dataset) else min(len(dataset), limit or len(dataset)),
         initial=state.batches * batch_size,
@@ -76,8 +81,9 @@ def harvest(
     )
     saved = state.windows
     with bar, evaluating(model), torch.no_grad(), recording_scales(model) as scales:
-        for rows in window_batches(dataset, window, batch_size, state.batches, limit):
+        for rows in batches:
             number, state.batches = state.batches, state.batches + 1
+            state.digest = digest_on(state.digest, rows)
             if number % processes == rank:
                 count_in(state, model, rows, number * batch_size, skip_first, scales)
             bar.update(len(rows["input_ids"]))
@@ -113,7 +119,8 @@ def run_windows(
         raise ValueError(f"the data has more than {TOKEN_LIMIT} tokens; limit them by tokens=")
     inputs = {"input_ids": torch.from_numpy(ids).to(model.device)}
     if not attended.all():
-        inputs["attention_mask"] = torch.from_numpy(attended.astype(np.int64)).to(model.device)
+        mask = torch.from_numpy(attended.astype(np.int64)).to(model.device)
+        inputs = padded_inputs(inputs["input_ids"], mask)
     codes = model.model(**inputs, output_codes=True, use_cache=False).codes
     counted = attended & (attended.cumsum(1) > skip_first)
     pairs = {}
@@ -128,21 +135,27 @@ def sources_of(rows: Rows) -> list[str | None]:
     return rows.get("source", [None] * len(rows["input_ids"]))
 
 
-def window_batches(dataset: Any, window: int, batch_size: int, first: int, limit: int | None) -> Iterator[Rows]:
-    """Batches of windows from number `first` on, of the first `limit` windows."""
+def digest_on(digest: str, rows: Rows) -> str:
+    """The digest of all windows up to a batch, from that of the windows before it; of none, it is empty."""
+    parts = [np.array(rows[name], np.int64) for name in ("input_ids", "attention_mask") if name in rows]
+    content = [digest.encode(), *(part.tobytes() for part in parts), json.dumps(sources_of(rows)).encode()]
+    return hashlib.sha256(b" ".join(content)).hexdigest()
+
+
+def window_batches(dataset: Any, window: int, batch_size: int, limit: int | None) -> Iterator[Rows]:
+    """Batches of the first `limit` windows."""
     columns = ("input_ids", "attention_mask", "source")
-    start = first * batch_size
     if isinstance(dataset, Dataset):
         dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
         end = min(len(dataset), limit if limit is not None else len(dataset))
-        batches: Iterable[Rows] = (dataset[at : min(at + batch_size, end)] for at in range(start, end, batch_size))
+        batches: Iterable[Rows] = (dataset[at : min(at + batch_size, end)] for at in range(0, end, batch_size))
     else:
-        rows = islice(dataset, start, limit)
+        rows = islice(dataset, limit)
         batches = (
             {name: [row[name] for row in chunk] for name in columns if name in chunk[0]}
             for chunk in iter(lambda: list(islice(rows, batch_size)), [])
         )
-    for number, batch in enumerate(batches, first):
+    for number, batch in enumerate(batches):
         for place, ids in enumerate(batch["input_ids"]):
             if len(ids) != window:
                 raise ValueError(
@@ -152,15 +165,15 @@ def window_batches(dataset: Any, window: int, batch_size: int, first: int, limit
         yield batch
 
 
-def peek(dataset: Any) -> tuple[Any, list[int]]:
-    """The data, and the tokens of its first window; a stream is not begun twice for it."""
+def peek(dataset: Any) -> tuple[Any, int]:
+    """The data, and how many tokens its first window has; a stream is not begun twice for it."""
     rows = iter(dataset)
     row = next(rows, None)
     if not isinstance(dataset, Dataset):
         dataset = chain([row], rows)
     if row is None or "input_ids" not in row:
         raise ValueError("the data has no rows with input_ids; modeling_mfn.data.pack makes windows of text")
-    return dataset, [int(token) for token in row["input_ids"]]
+    return dataset, len(row["input_ids"])
 
 
 @contextmanager

@@ -13,13 +13,15 @@ import safetensors.numpy
 import torch
 import torch.distributed as dist
 
-from ..distributed import world_size
+from ..distributed import process_index, world_size
 from ..whole_files import write_whole
 from .firings import TokenBatch
 from .statistics import ExampleLimits, LayerStatistics
 
 MAX_SOURCES = 256
 """Different values of the column `source`, each of which takes a count a feature."""
+RESUME_OR_BEGIN = "resume it with what it was begun with, or begin it anew (--overwrite)"
+"""How the message ends where a state is another harvest's."""
 
 
 class HarvestState:
@@ -36,6 +38,8 @@ class HarvestState:
         self.windows = 0
         self.batches = 0
         """Of the whole data set, those of other processes too, that this one is past."""
+        self.digest = ""
+        """Of the windows in these batches."""
 
     @property
     def tokens(self) -> int:
@@ -102,14 +106,15 @@ class HarvestState:
             for layer, statistics in self.layers.items()
             for name, array in statistics.arrays().items()
         }
-        progress = {"sources": list(self.sources.items()), "windows": self.windows, "batches": self.batches}
+        progress = {"sources": list(self.sources.items()), "windows": self.windows}
+        progress |= {"batches": self.batches, "digest": self.digest}
         return safetensors.numpy.save(arrays, {"progress": json.dumps(progress), "settings": json.dumps(settings)})
 
     def restore(self, data: bytes) -> None:
         """Becomes the state whose bytes these are."""
         progress = json.loads(_header(data)["progress"])
         self.sources = dict(progress["sources"])
-        self.windows, self.batches = progress["windows"], progress["batches"]
+        self.windows, self.batches, self.digest = (progress[name] for name in ("windows", "batches", "digest"))
         arrays = safetensors.numpy.load(data)
         for layer, statistics in self.layers.items():
             own = {n.partition(".")[2]: a for n, a in arrays.items() if n.partition(".")[0] == str(layer)}
@@ -131,9 +136,28 @@ class HarvestState:
             if found.get(name) != value:
                 raise ValueError(
                     f"the harvest in {file.parent} had {name} {found.get(name)}, this one has {value}; "
-                    "resume it with what it was begun with, or begin it anew"
+                    f"{RESUME_OR_BEGIN}"
                 )
         self.restore(data)
+
+
+def own_file(folder: Path, resume: bool) -> Path:
+    """The file in which this process keeps its state. `ValueError` if `folder` has a state that is not to be resumed,
+    or one of another number of processes."""
+    ending = f"-of-{world_size():05d}.safetensors"
+    found = sorted(folder.glob("harvest-*-of-*.safetensors"))
+    if found and not resume:
+        raise ValueError(
+            f"{folder} holds a harvest that was broken off; resume it (--resume), or begin it anew (--overwrite)"
+        )
+    if others := [file for file in found if not file.name.endswith(ending)]:
+        processes = int(others[0].stem.rpartition("-")[2])
+        raise ValueError(
+            f"the harvest in {folder} had {processes} processes, this one has {world_size()}; {RESUME_OR_BEGIN}"
+        )
+    if world_size() > 1:
+        dist.barrier()  # what a process saves from now on is not taken for an earlier harvest's by another
+    return folder / f"harvest-{process_index():05d}{ending}"
 
 
 def _header(data: bytes) -> dict[str, str]:

@@ -133,13 +133,13 @@ def label_features(
     texts = token_texts(tokenizer)
     finder = WordFinder(lexicon, tokenizer, texts)
     counts = _Counts(atlas, lexicon, finder, max(model.config.vocab_size, len(texts)), seed)
-    dataset, first = peek(dataset)
-    limit = None if tokens is None else -(-tokens // len(first))
+    dataset, window = peek(dataset)
+    limit = None if tokens is None else -(-tokens // window)
     total = min(len(dataset), limit or len(dataset)) if isinstance(dataset, Dataset) else limit
     skip_first = atlas.metadata["data"]["skip_first"]
     bar = tqdm(total=total, desc="labelling", unit="window", disable=not progress, leave=False)
     with bar, evaluating(model), torch.no_grad():
-        for number, rows in enumerate(window_batches(dataset, len(first), batch_size, 0, limit)):
+        for number, rows in enumerate(window_batches(dataset, window, batch_size, limit)):
             ids = rows["input_ids"]
             counts.add(*run_windows(model, rows, number * batch_size, skip_first, np.zeros(len(ids), np.int32)))
             bar.update(len(ids))

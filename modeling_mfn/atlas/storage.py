@@ -124,4 +124,6 @@ def _read_json(file: Path) -> Any:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
-__all__ = ["find_folder", "read_examples", "read_features", "read_labels", "read_metadata", "write_atlas"]
+__all__ = [
+    "find_folder", "read_examples", "read_features", "read_labels", "read_metadata", "write_atlas", "write_labels",
+]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data import load_text, pack
+from ..data import load_text, pack, text_parts
 
 
 class TextWindows:
@@ -28,6 +28,13 @@ class TextWindows:
         """Text is read and tokenised as it is used. With `tokens`, each text gives an equal share of so many tokens, or
         all it has. The other arguments are those of `modeling_mfn.data`, whose errors are raised here, too."""
         self.limit = None if tokens is None else max(1, tokens // (window * len(texts)))
+        self.settings = {
+            "texts": [[source_name(text), text_size(text)] for text in texts],
+            "tokens of all texts": tokens,
+            "text column": column,
+            "split": split,
+        }
+        """What the windows depend on beside the tokenizer, as JSON has it: a harvest is resumed with the same alone."""
         self._parts = []
         for text in texts:
             rows = load_text([text], column, split)
@@ -46,4 +53,9 @@ def source_name(text: str | Path) -> str:
     return path.resolve().name if path.exists() else str(text)
 
 
-__all__ = ["TextWindows", "source_name"]
+def text_size(text: str | Path) -> int:
+    """Bytes of a file, or of all files that are read of a folder; 0 of a data set on the Hub."""
+    return sum(part.stat().st_size for part in text_parts(str(text)) if isinstance(part, Path))
+
+
+__all__ = ["TextWindows", "source_name", "text_size"]

@@ -13,6 +13,7 @@ from scipy.sparse import csr_array, vstack
 from ..atlas.harvest import evaluating
 from ..feature_editing import check_feature
 from ..modeling_mfn import MFNForCausalLM
+from ..padding import padded_inputs
 from ..sparse_code import SparseCode
 
 Windows = Iterable[Mapping[str, Any]]
@@ -112,7 +113,8 @@ def batches(windows: Windows, size: int) -> Iterator[dict[str, torch.Tensor]]:
                 f"windows of one batch have lengths {sorted(lengths)}; pad them to one, or use batch_size=1"
             )
         names = [name for name in ("input_ids", "attention_mask") if name in batch[0]]
-        yield {name: torch.tensor(np.array([row[name] for row in batch]), dtype=torch.long) for name in names}
+        inputs = {name: torch.tensor(np.array([row[name] for row in batch]), dtype=torch.long) for name in names}
+        yield padded_inputs(**inputs) if "attention_mask" in inputs else inputs
 
 
 @torch.no_grad()

@@ -182,7 +182,7 @@ def _changed_contexts(
     positions = torch.arange(half, length, device=counted.device).expand(len(counted), -1)
     cut = {name: tensor[:, half:] for name, tensor in inputs.items()}
     replaced = {name: torch.cat([partners[name][:, :half], tensor], 1) for name, tensor in cut.items()}
-    for kind, changed in ((CUT, cut | {"position_ids": positions}), (REPLACED, replaced)):
+    for kind, changed in ((CUT, {"position_ids": positions} | cut), (REPLACED, replaced)):
         found = model.model(**changed, output_codes=True, use_cache=False).codes
         for layer, code in codes.items():
             yield kind, layer, _last(code, length - half), _last(found[layer], length - half), counted[:, half:]
