@@ -13,10 +13,11 @@ Results go to benchmarks/results/predictions/<name>/; models to the folder of th
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -68,9 +69,7 @@ class Study:
 
     @cached_property
     def data(self) -> small_models.Data:
-        tokenizer = self.tokenizer
-        digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
-        return small_models.tokenised(tokenizer, self.window, cache_folder() / f"windows-{digest}-{self.window}.npz")
+        return small_models.tokenised(self.tokenizer, self.window)
 
     @property
     def tokenizer(self) -> Any:
@@ -182,6 +181,15 @@ def run_family(family: str, seeds: int, predictions: list[str], threads: int) ->
     run(small(family, seeds), predictions, threads)
 
 
+def failures(work: Callable[[str], None], families: Sequence[str]) -> Iterator[tuple[str, BaseException]]:
+    """Each family in a process of its own; those that fail as soon as they do, while the others go on."""
+    with ProcessPoolExecutor(len(families), multiprocessing.get_context("spawn")) as processes:
+        running = {processes.submit(work, family): family for family in families}
+        for done in as_completed(running):
+            if error := done.exception():
+                yield running[done], error
+
+
 def main(
     family: Annotated[list[str] | None, typer.Option(help="llama or gpt2; both by default.")] = None,
     base: Annotated[Path | None, typer.Option(help="Folder of another checkpoint to study instead.")] = None,
@@ -214,9 +222,14 @@ def main(
     families = family or list(small_models.FAMILIES)
     # what both processes would otherwise make at once
     small_models.data(), concepts.concepts(), word_lists.polarity()
-    with ProcessPoolExecutor(len(families), multiprocessing.get_context("spawn")) as processes:
-        for done in [processes.submit(run_family, each, seeds, chosen, threads) for each in families]:
-            done.result()
+    failed = []
+    for failed_family, error in failures(
+        partial(run_family, seeds=seeds, predictions=chosen, threads=threads), families
+    ):
+        print(f"{failed_family} failed:", *traceback.format_exception(error), sep="\n", file=sys.stderr, flush=True)
+        failed.append(failed_family)
+    if failed:
+        sys.exit(f"no results of {', '.join(failed)}; what is there stays, run it again")
 
 
 if __name__ == "__main__":

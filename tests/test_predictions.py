@@ -1,6 +1,8 @@
 """The study of benchmarks/predictions.py on a tiny base and a few random windows."""
 
 import json
+import time
+from functools import partial
 
 import corpora
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from conftest import make_base
 from datasets import concatenate_datasets
 from test_data import make_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn.evaluation.alignment import cross_seed_alignment
 from modeling_mfn.evaluation.perplexity import perplexity
@@ -150,6 +152,51 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     assert torch.equal(learnt(rows).logits, base(rows).logits)  # so it is held against the base
     loss = frozen["figures"]["P5"][MFN]
     assert loss["reference_perplexity_targets"] != on_source["figures"]["P5"][MFN]["reference_perplexity_targets"]
+
+
+def wait_or_fail(family, told):
+    """A family that fails at once, and one that goes on until that was told."""
+    if family == "gpt2":
+        raise ValueError("a reason")
+    limit = time.monotonic() + 600
+    while not told.exists():
+        if time.monotonic() > limit:
+            raise TimeoutError("nobody was told meanwhile")
+        time.sleep(0.05)
+
+
+def test_a_familys_failure_is_told_while_the_other_goes_on(tmp_path):
+    found = predictions.failures(partial(wait_or_fail, told=tmp_path / "told"), ["llama", "gpt2"])
+    family, error = next(found)
+    assert (family, str(error)) == ("gpt2", "a reason")
+    (tmp_path / "told").touch()
+    assert list(found) == []
+
+
+def test_processes_that_tokenise_at_once_make_one_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("MFN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpora, "texts", lambda domain: ([domain], [domain]))
+    monkeypatch.setattr(
+        corpora, "windows", lambda of, tokenizer, length: np.full((2, length), corpora.DOMAINS.index(of[0]))
+    )
+    make_tokenizer().save_pretrained(tmp_path)
+    savez, process, of_other = np.savez, 7, []
+
+    def saved_while_another_makes_it_all(made, **arrays):
+        nonlocal process
+        savez(made, **arrays)
+        if process == 7:
+            process = 8
+            of_other.append(small_models.tokenised(AutoTokenizer.from_pretrained(tmp_path), WINDOW))
+            process = 7
+
+    monkeypatch.setattr(np, "savez", saved_while_another_makes_it_all)
+    monkeypatch.setattr(small_models.os, "getpid", lambda: process)
+    made = small_models.tokenised(make_tokenizer(), WINDOW)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert (
+        [rows.max() for rows in made.train.values()] == [rows.min() for rows in of_other[0].train.values()] == [0, 1, 2]
+    )
 
 
 class Start(Exception):
