@@ -28,6 +28,8 @@ from modeling_mfn.demo_assets import cache_folder
 VOCABULARY, HIDDEN, BLOCKS, WINDOW = 4096, 192, 4, 128
 FAMILIES = ("llama", "gpt2")
 EVALUATION_TOKENS = 32_768
+OPTIMIZER = {"weight_decay": 0.0, "adam_beta2": 0.99}
+"""Of every training, beside its learning rate."""
 
 
 class Data(NamedTuple):
@@ -126,8 +128,7 @@ def training_settings(rows: Dataset, batch: int, seed: int) -> dict[str, Any]:
     return {
         "max_steps": steps,
         "per_device_train_batch_size": batch,
-        "weight_decay": 0.0,
-        "adam_beta2": 0.99,
+        **OPTIMIZER,
         "logging_steps": max(1, steps // 20),
         "save_strategy": "no",
         "report_to": [],
