@@ -45,6 +45,15 @@ CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
 WEIGHTS = {"lambda_rate": 2.5e-3, "lambda_comp": 0.25, "lambda_stab": 0.25}
 """Of the losses that `recon-util`, the recipe alone, leaves out."""
+FROM_CACHE: dict[str, Any] = {
+    "per_device_train_batch_size": 16,
+    "learning_rate": 8e-3,
+    "lr_scheduler_type": "linear",
+    "lambda_util": 0.0,
+    "alpha_end": 0.0,
+    "trainable": "mfn",
+}
+"""Where MFN layers learn alone."""
 RHO = K / (8 * small_models.HIDDEN)
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -195,10 +204,10 @@ def mfn(
 
 def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: int) -> None:
     """The MFN layers alone, from residual streams that the backbone gives once."""
-    batch = 16
-    settings = small_models.training_settings(rows, batch, seed) | {"max_steps": epochs * len(rows) // batch}
-    settings |= {"learning_rate": 8e-3, "lr_scheduler_type": "linear", "lambda_util": 0.0, "alpha_end": 0.0}
-    arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), trainable="mfn", **settings)
+    batch = FROM_CACHE["per_device_train_batch_size"]
+    settings = small_models.training_settings(rows, batch, seed) | FROM_CACHE
+    settings["max_steps"] = epochs * len(rows) // batch
+    arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **settings)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         cache = ActivationCache.write(model, rows, folder)
         MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()

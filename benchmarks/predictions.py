@@ -14,9 +14,12 @@ Results go to benchmarks/results/predictions/<name>/; models to the folder of th
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,13 +32,14 @@ import torch
 import typer
 import word_lists
 from datasets import Dataset
-from fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K
-from recipes import EPOCHS, JOINT, Recipe, train_mfn
+from fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K, commit
+from recipes import EPOCHS, JOINT, Recipe, train_alone, train_together, training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo_assets import cache_folder
-from modeling_mfn.evaluation.baseline_models import BaselineModels, digest_of_rows
+from modeling_mfn.evaluation.baseline_models import BaselineModels, digest_of, digest_of_rows
+from modeling_mfn.evaluation.baselines import LEARNING_RATE, TUNING_RATE, training_settings
 from modeling_mfn.evaluation.evidence import PREDICTIONS, Evidence, check_predictions, measure_predictions
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, Subjects
 from modeling_mfn.evaluation.transfer import Transfer
@@ -43,6 +47,8 @@ from modeling_mfn.evaluation.transfer import Transfer
 RESULTS = Path(__file__).parent / "results" / "predictions"
 SOURCE = "dictionary"
 """The domain that features shall be carried over from."""
+HELD_OUT_TOKENS = 65_536
+"""A domain, or as many as there are: of 16,384, one concept in 16 has words enough to be probed."""
 STANDARD = Recipe()
 
 
@@ -59,7 +65,7 @@ class Study:
     tokens: int
     """That every model learns from: each `EPOCHS` + 1 times."""
     held_out_tokens: int
-    """A domain."""
+    """A domain, if it has as many."""
     learning_rate: float
     """Of the backbone."""
     seeds: int
@@ -68,9 +74,7 @@ class Study:
 
     @cached_property
     def data(self) -> small_models.Data:
-        tokenizer = self.tokenizer
-        digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
-        return small_models.tokenised(tokenizer, self.window, cache_folder() / f"windows-{digest}-{self.window}.npz")
+        return small_models.tokenised(self.tokenizer, self.window)
 
     @property
     def tokenizer(self) -> Any:
@@ -86,7 +90,8 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """What tells this study from another, without this machine's folders."""
         settings = {name: value for name, value in vars(self).items() if name not in ("base", "data")}
-        return settings | {"k": K, "cached_epochs": EPOCHS, "training": JOINT, "source": SOURCE}
+        saes = {"tuning_rate": TUNING_RATE} | training_settings(LEARNING_RATE)
+        return settings | {"k": K, "cached_epochs": EPOCHS, "training": training(), "saes": saes, "source": SOURCE}
 
 
 class Models(BaselineModels):
@@ -100,17 +105,35 @@ class Models(BaselineModels):
 
     def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", recipe: Recipe = STANDARD) -> MFNForCausalLM:
         """Trained on a domain, or on all."""
-        name, rate = f"{kind}-{domain or 'all'}-seed-{seed}", self.study.learning_rate
-        text = digest_of_rows(self.rows(domain, seed))
-        made_from = {"training": JOINT, "recipe": asdict(recipe), "rate": rate, "text": text}
+        rate, rows = self.study.learning_rate, self.rows(domain, seed)
+        before = self.before(seed, domain, recipe)
+        made_from = {"training": training(), "recipe": asdict(recipe), "rate": rate, "before": before}
         return self.kept(
-            name,
-            made_from,
-            lambda: train_mfn(
-                self.base, partial(self.rows, domain), seed, self.folder / "training",
-                size=self.size, learning_rate=rate, recipe=recipe,
+            f"{kind}-{domain or 'all'}-seed-{seed}",
+            made_from | {"text": digest_of_rows(rows)},
+            lambda: train_together(
+                self.alone(seed, domain, recipe, before), rows, seed, self.folder / "training",
+                learning_rate=rate, recipe=recipe,
             ),
         )  # fmt: skip
+
+    def before(self, seed: int, domain: str | None, recipe: Recipe) -> dict[str, Any]:
+        """What MFN layers that have learnt alone are made from. Recipes that differ only in what follows share them."""
+        seeds = recipe.starts_from(seed), recipe.learns_alone(seed)
+        return {
+            "training": {name: of for name, of in training().items() if name in ("optimizer", "from_cache")},
+            "recipe": {"size": recipe.size, "epochs": recipe.epochs, "unfamiliar": recipe.unfamiliar},
+            "seeds": seeds,
+            "texts": [digest_of_rows(self.rows(domain, each)) for each in seeds],
+        }
+
+    def alone(self, seed: int, domain: str | None, recipe: Recipe, before: Mapping[str, Any]) -> MFNForCausalLM:
+        """Whose MFN layers have learnt alone."""
+        digest = hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
+        text = partial(self.rows, domain)
+        return self.kept(
+            f"alone-{digest}", before, lambda: train_alone(self.base, text, seed, size=self.size, recipe=recipe)
+        )
 
     def dense(self, seed: int, domain: str) -> PreTrainedModel:
         """The base model, trained on for as long with the same learning rate and warm-up."""
@@ -122,7 +145,8 @@ class Models(BaselineModels):
             small_models.train_dense(model, rows, self.folder / "training", BATCH, seed, **settings)
             return model
 
-        return self.kept(f"dense-{domain}-seed-{seed}", settings | {"text": digest_of_rows(rows)}, train)
+        made_from = settings | small_models.OPTIMIZER | {"batch": BATCH, "text": digest_of_rows(rows)}
+        return self.kept(f"dense-{domain}-seed-{seed}", made_from, train)
 
 
 def run(study: Study, predictions: list[str], threads: int) -> None:
@@ -138,14 +162,31 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
         NO_RATE_LOSS: [models.mfn(0, kind="no-rate", recipe=Recipe({"lambda_rate": 0.0}))],
         **models.subjects(study.seeds),
     }
-    settings = study.settings() | {"base_weights": models.base_digest}
-    measure_predictions(evidence(study, subjects, transfers), predictions, settings, RESULTS / study.name)
+    # what no recipe was chosen on
+    held_out = {domain: study.data.fresh(domain, study.held_out_tokens) for domain in corpora.DOMAINS}
+    settings = study.settings() | {
+        "base_weights": models.base_digest,
+        "digests": digests([model for of in subjects.values() for model in of], held_out),
+    }
+    found = evidence(models, subjects, transfers, held_out)
+    measure_predictions(found, predictions, settings, RESULTS / study.name, commit())
+
+
+def digests(models: Iterable[PreTrainedModel], held_out: Mapping[str, Dataset]) -> list[str]:
+    """What tells models and windows from others, which settings may not."""
+    return [*map(digest_of, models), *map(digest_of_rows, held_out.values())]
 
 
 def evidence(
-    study: Study, subjects: Subjects, transfers: Mapping[str, Sequence[Transfer]], words: bool = True
+    models: Models,
+    subjects: Subjects,
+    transfers: Mapping[str, Sequence[Transfer]],
+    held_out: Mapping[str, Dataset],
+    seed: int = 0,
+    words: bool = True,
 ) -> Evidence:
-    """Models, on the study's held-out windows; without `words`, for probes of formats alone."""
+    """Subjects and transfers on held-out windows; without `words`, for probes of formats alone."""
+    study = models.study
     groups = {
         "concepts": concepts.concepts,
         "polarity": word_lists.polarity,
@@ -153,12 +194,13 @@ def evidence(
     }
     return Evidence(
         subjects=subjects,
-        held_out={domain: study.data.fresh(domain, study.held_out_tokens) for domain in corpora.DOMAINS},
+        held_out=held_out,
         choosing=study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens),
         tokenizer=study.tokenizer,
         groups={name: make() for name, make in groups.items() if words},
         transfers=transfers,
-        base=AutoModelForCausalLM.from_pretrained(study.base),
+        seed=seed,
+        base=models.base_model,
     )
 
 
@@ -170,7 +212,7 @@ def small(family: str, seeds: int) -> Study:
         layers=None,
         num_features=8 * small_models.HIDDEN,
         tokens=SHORT_TOKENS,
-        held_out_tokens=16_384,
+        held_out_tokens=HELD_OUT_TOKENS,
         learning_rate=CONTINUE["learning_rate"],
         seeds=seeds,
         skip=BASE_TOKENS,
@@ -180,6 +222,15 @@ def small(family: str, seeds: int) -> Study:
 def run_family(family: str, seeds: int, predictions: list[str], threads: int) -> None:
     torch.set_num_threads(threads)  # also for the base model, if that has to be trained first
     run(small(family, seeds), predictions, threads)
+
+
+def failures(work: Callable[[str], None], families: Sequence[str]) -> Iterator[tuple[str, BaseException]]:
+    """Each family in a process of its own; those that fail as soon as they do, while the others go on."""
+    with ProcessPoolExecutor(len(families), multiprocessing.get_context("spawn")) as processes:
+        running = {processes.submit(work, family): family for family in families}
+        for done in as_completed(running):
+            if error := done.exception():
+                yield running[done], error
 
 
 def main(
@@ -205,7 +256,7 @@ def main(
             layers=tuple(layers) if layers else None,
             num_features=expansion_factor * config.hidden_size,
             tokens=tokens,
-            held_out_tokens=16_384,
+            held_out_tokens=HELD_OUT_TOKENS,
             learning_rate=learning_rate,
             seeds=seeds,
         )
@@ -214,9 +265,14 @@ def main(
     families = family or list(small_models.FAMILIES)
     # what both processes would otherwise make at once
     small_models.data(), concepts.concepts(), word_lists.polarity()
-    with ProcessPoolExecutor(len(families), multiprocessing.get_context("spawn")) as processes:
-        for done in [processes.submit(run_family, each, seeds, chosen, threads) for each in families]:
-            done.result()
+    failed = []
+    for failed_family, error in failures(
+        partial(run_family, seeds=seeds, predictions=chosen, threads=threads), families
+    ):
+        print(f"{failed_family} failed:", *traceback.format_exception(error), sep="\n", file=sys.stderr, flush=True)
+        failed.append(failed_family)
+    if failed:
+        sys.exit(f"no results of {', '.join(failed)}; what is there stays, run it again")
 
 
 if __name__ == "__main__":

@@ -49,38 +49,56 @@ class Recipe:
         usual = asdict(Recipe())
         return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
+    def starts_from(self, seed: int) -> int:
+        """The seed whose dictionary and text a model of a seed starts from."""
+        return seed if self.shared == "nothing" else 0
 
-def train_mfn(
-    base: Path,
-    text: Callable[[int], Dataset],
-    seed: int,
-    folder: Path,
-    *,
-    size: Mapping[str, Any],
-    learning_rate: float,
-    recipe: Recipe,
+    def learns_alone(self, seed: int) -> int:
+        """The seed whose text its MFN layers learn from, alone."""
+        return 0 if self.shared == "learnt dictionary" else seed
+
+
+def training() -> dict[str, Any]:
+    """What models are trained with where no recipe differs."""
+    of_all = {"batch": fidelity.BATCH, "optimizer": small_models.OPTIMIZER}
+    return of_all | {"from_cache": fidelity.FROM_CACHE, "joint": JOINT}
+
+
+def train_alone(
+    base: Path, text: Callable[[int], Dataset], seed: int, *, size: Mapping[str, Any], recipe: Recipe
 ) -> MFNForCausalLM:
-    """MFN layers first, from the cache, and then all together to alpha = 1.
+    """A model whose MFN layers have learnt from the cache, and whose backbone is the base model's.
 
     Args:
         base: folder of the base model.
         text: training windows for a seed.
         seed: of the model.
-        folder: for what the trainer writes.
         size: of `MFNConfig`.
+        recipe: what differs.
+    """
+    start, alone = recipe.starts_from(seed), recipe.learns_alone(seed)
+    torch.manual_seed(start)
+    calibration = {"input_ids": torch.tensor(text(start)[:16]["input_ids"])}
+    settings = {**size, **recipe.size}
+    model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
+    rows = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
+    fidelity.learn_from_cache(model, rows, recipe.epochs, alone)
+    return model
+
+
+def train_together(
+    model: MFNForCausalLM, rows: Dataset, seed: int, folder: Path, *, learning_rate: float, recipe: Recipe
+) -> MFNForCausalLM:
+    """The model that `train_alone` gave, after a training of all of it to alpha = 1.
+
+    Args:
+        model: is changed.
+        rows: training windows.
+        seed: of their order.
+        folder: for what the trainer writes.
         learning_rate: of the backbone.
         recipe: what differs.
     """
-    rows = text(seed)
-    start = seed if recipe.shared == "nothing" else 0
-    torch.manual_seed(start)
-    first = text(start)
-    calibration = {"input_ids": torch.tensor(first[:16]["input_ids"])}
-    settings = {**size, **recipe.size}
-    model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
-    alone = start if recipe.shared == "learnt dictionary" else seed
-    cached = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
-    fidelity.learn_from_cache(model, cached, recipe.epochs, alone)
     chosen = small_models.training_settings(rows, fidelity.BATCH, seed) | JOINT
     chosen |= {"learning_rate": learning_rate, **recipe.settings}
     arguments = MFNTrainingArguments(output_dir=str(folder), **chosen)

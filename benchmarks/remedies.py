@@ -1,7 +1,7 @@
 """What may help where one of the five predictions fails: MFN models trained otherwise than those of `predictions.py`,
 measured as these are, before and after.
 
-    python benchmarks/remedies.py                        # every remedy that has no result yet: hours
+    python benchmarks/remedies.py                        # every remedy that was not measured as it is now: hours
     python benchmarks/remedies.py --only 'P3/*'          # those whose names match
     python benchmarks/remedies.py --family gpt2 --only '*/as-it-is'
 
@@ -11,28 +11,42 @@ Each writes benchmarks/results/predictions/<family>/remedies/<name>.json.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import corpora
 import predictions
 import small_models
 import torch
 import typer
-from fidelity import K
-from predictions import SOURCE, Models, Study
+from fidelity import K, commit
+from predictions import SOURCE, Models
 from recipes import Recipe
 
 from modeling_mfn import MFNForCausalLM
-from modeling_mfn.evaluation.evidence import PREDICTIONS
+from modeling_mfn.evaluation.baseline_models import digest_of_rows
+from modeling_mfn.evaluation.baselines import (
+    LEARNING_RATE,
+    TUNING_RATE,
+    fine_tune_sae,
+    post_hoc_sae,
+    random_sae,
+    training_settings,
+)
+from modeling_mfn.evaluation.evidence import PREDICTIONS, Evidence
 from modeling_mfn.evaluation.perplexity import perplexity
-from modeling_mfn.evaluation.result import MFN, plain
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, plain
 from modeling_mfn.evaluation.transfer import Transfer
 from modeling_mfn.whole_files import write_whole
 
 USUAL = "as-it-is"
+SEED = 1
+"""Of samples and of which words are held out; that of the study is 0."""
 M = 8 * small_models.HIDDEN
 REMEDIES: dict[str, dict[str, Recipe]] = {
     "P2": {
@@ -59,7 +73,8 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
     },
 }
 """Prediction -> name -> what differs. Those for P5 learn from one domain; all others from all, and they are measured on
-P1 to P4: what helps one prediction may hurt another."""
+P1 to P4: what helps one prediction may hurt another. What seeds share tells where features come from; it decides P3 by
+itself, so that it is never the study's default."""
 ON_ALL = ("P1", "P2", "P3", "P4")
 
 
@@ -80,19 +95,74 @@ def trained(models: Models, name: str, recipe: Recipe, seeds: int) -> list[MFNFo
     return found
 
 
-def measure(study: Study, models: Models, name: str, recipe: Recipe, seeds: int) -> dict[str, Any]:
-    """The figures of the predictions that such models are for."""
-    own = trained(models, name, recipe, seeds)
+def saes(models: Models, recipe: Recipe, seeds: int) -> list[MFNForCausalLM]:
+    """Post-hoc SAEs that have of a recipe what is not the MFN's own: size, epochs, and what seeds share, which makes
+    features alike without any MFN. None where it has nothing of these: the study's stand beside `USUAL`."""
+    changes = recipe.changes()
+    if not changes:
+        return [models.sae(seed) for seed in range(seeds)]
+    return [sae(models, recipe, seed) for seed in range(seeds) if changes.keys() & {"size", "epochs", "shared"}]
+
+
+def sae(models: Models, recipe: Recipe, seed: int) -> MFNForCausalLM:
+    """Of one seed; as often through the text as the MFN model."""
+    start, text, size = recipe.starts_from(seed), partial(models.rows, None), {**models.size, **recipe.size}
+    shares_learnt = recipe.shared == "learnt dictionary"
+    alone, rate = (recipe.epochs, TUNING_RATE) if shares_learnt else (0, LEARNING_RATE)
+
+    def train() -> MFNForCausalLM:
+        if shares_learnt:
+            first = post_hoc_sae(models.base_model, text(start), epochs=alone, seed=start, **size)
+        else:
+            first = random_sae(models.base_model, text(start), seed=start, **size)
+        epochs = recipe.epochs + 1 - alone
+        return fine_tune_sae(first, text(seed), epochs=epochs, learning_rate=rate, seed=seed)
+
+    made_from = {"recipe": {"size": recipe.size, "epochs": recipe.epochs, "shared": recipe.shared}}
+    name = f"sae-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:8]}-seed-{seed}"
+    made_from |= {"training": [training_settings(LEARNING_RATE), training_settings(rate)]}
+    return models.kept(name, made_from | {"texts": [digest_of_rows(text(each)) for each in (start, seed)]}, train)
+
+
+def evidence(models: Models, name: str, recipe: Recipe, seeds: int) -> Evidence:
+    """Of such models, on windows and with a seed that no verdict of the study is from: remedies are chosen by these."""
+    own, data = trained(models, name, recipe, seeds), models.study.data
+    held_out = {domain: data.evaluation(domain, small_models.EVALUATION_TOKENS) for domain in corpora.DOMAINS}
     if name.startswith("P5/"):
         frozen = recipe.settings.get("trainable") == "mfn"
         dense = [None if frozen else models.dense(seed, SOURCE) for seed in range(seeds)]
         transfers = {MFN: [Transfer(SOURCE, *pair) for pair in zip(own, dense, strict=True)]}
-        found, chosen = predictions.evidence(study, {}, transfers, words=False), ["P5"]
-    else:
-        found, chosen = predictions.evidence(study, {MFN: own}, {}), list(ON_ALL)
+        return predictions.evidence(models, {}, transfers, held_out, SEED, words=False)
+    subjects = {MFN: own, POST_HOC_SAE: saes(models, recipe, seeds)}
+    given = {subject: of for subject, of in subjects.items() if of}
+    return predictions.evidence(models, given, {}, held_out, SEED)
+
+
+def settings_of(models: Models, found: Evidence, seeds: int) -> dict[str, Any]:
+    """What tells a measurement from others."""
+    measured = [model for of in found.subjects.values() for model in of]
+    for transfer in found.transfers.get(MFN, []):
+        measured += [each for each in (transfer.model, transfer.reference) if each is not None]
+    digests = predictions.digests(measured, found.held_out)
+    return models.study.settings() | {
+        "seeds": seeds, "seed": found.seed, "base_weights": models.base_digest, "digests": digests
+    }  # fmt: skip
+
+
+def measure(found: Evidence) -> dict[str, Any]:
+    """The figures of the predictions that such models are for."""
+    own = found.subjects.get(MFN) or [transfer.model for transfer in found.transfers[MFN]]
     losses = {domain: [round(perplexity(model, rows), 3) for model in own] for domain, rows in found.held_out.items()}
+    chosen = ["P5"] if found.transfers else ON_ALL
     figures = {prediction: PREDICTIONS[prediction](found).figures for prediction in chosen}
-    return {"changes": recipe.changes(), "perplexity": losses, "figures": plain(figures)}
+    return {"perplexity": losses, "figures": plain(figures)}
+
+
+def is_known(file: Path, settings: dict[str, Any]) -> bool:
+    """Whether this was measured with the same settings and models."""
+    if not file.exists():
+        return False
+    return bool(json.loads(file.read_text(encoding="utf-8"))["settings"] == json.loads(json.dumps(settings)))
 
 
 def main(
@@ -102,15 +172,18 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2,
 ) -> None:
     torch.set_num_threads(threads)
-    study = predictions.small(family, seeds=3)  # so that the windows are the study's
-    models = Models(study)
+    models = Models(predictions.small(family, seeds=3))  # so that the training windows are the study's
     for name, recipe in recipes().items():
         file = results(family) / f"{name}.json"
-        if not fnmatch.fnmatch(name, only) or file.exists():
+        if not fnmatch.fnmatch(name, only):
             continue
         print(name, flush=True)
-        record = {"command": shlex.join(["python", "benchmarks/remedies.py", *sys.argv[1:]]), "seeds": seeds}
-        record |= measure(study, models, name, recipe, seeds)
+        found = evidence(models, name, recipe, seeds)
+        settings = settings_of(models, found, seeds)
+        if is_known(file, settings):
+            continue
+        record = {"command": shlex.join(["python", "benchmarks/remedies.py", *sys.argv[1:]]), "commit": commit()}
+        record |= {"settings": settings, "changes": recipe.changes()} | measure(found)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(record, indent=2, allow_nan=False) + "\n")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,8 @@ from modeling_mfn.demo_assets import cache_folder
 VOCABULARY, HIDDEN, BLOCKS, WINDOW = 4096, 192, 4, 128
 FAMILIES = ("llama", "gpt2")
 EVALUATION_TOKENS = 32_768
+OPTIMIZER = {"weight_decay": 0.0, "adam_beta2": 0.99}
+"""Of every training, beside its learning rate."""
 
 
 class Data(NamedTuple):
@@ -68,20 +72,22 @@ class Data(NamedTuple):
 @cache
 def data() -> Data:
     """The corpora in the small models' tokens."""
-    return tokenised(corpora.tokenizer(VOCABULARY), WINDOW, cache_folder() / f"windows-{VOCABULARY}-{WINDOW}.npz")
+    return tokenised(corpora.tokenizer(VOCABULARY), WINDOW)
 
 
-def tokenised(tokenizer: Any, window: int, file: Path) -> Data:
-    """The corpora in a tokenizer's tokens, cached in a file."""
+def tokenised(tokenizer: Any, window: int) -> Data:
+    """The corpora in a tokenizer's tokens, made once for each tokenizer and length."""
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+    file = cache_folder() / f"windows-{digest}-{window}.npz"
     if not file.exists():
         arrays = {}
         for domain in corpora.DOMAINS:
             for part, documents in zip(("train", "held_out"), corpora.texts(domain), strict=True):
                 arrays[f"{domain}.{part}"] = corpora.windows(documents, tokenizer, window)
         file.parent.mkdir(parents=True, exist_ok=True)
-        made = file.with_name(f".{file.name}")
+        made = file.with_name(f".{os.getpid()}.{file.name}")  # another process may be at the same
         np.savez(made, **arrays)
-        made.rename(file)
+        os.replace(made, file)
     arrays = np.load(file)
     return Data(*({d: arrays[f"{d}.{part}"] for d in corpora.DOMAINS} for part in ("train", "held_out")))
 
@@ -122,8 +128,7 @@ def training_settings(rows: Dataset, batch: int, seed: int) -> dict[str, Any]:
     return {
         "max_steps": steps,
         "per_device_train_batch_size": batch,
-        "weight_decay": 0.0,
-        "adam_beta2": 0.99,
+        **OPTIMIZER,
         "logging_steps": max(1, steps // 20),
         "save_strategy": "no",
         "report_to": [],

@@ -1,6 +1,8 @@
 """The study of benchmarks/predictions.py on a tiny base and a few random windows."""
 
 import json
+import time
+from functools import partial
 
 import corpora
 import numpy as np
@@ -13,8 +15,9 @@ import torch
 from conftest import make_base
 from datasets import concatenate_datasets
 from test_data import make_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_mfn.evaluation import baseline_models, baselines
 from modeling_mfn.evaluation.alignment import cross_seed_alignment
 from modeling_mfn.evaluation.perplexity import perplexity
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE, plain
@@ -26,7 +29,7 @@ WINDOW = 16
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    make_base("llama-tied").save_pretrained(folder)
+    make_base("llama-tied").to(torch.bfloat16).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return predictions.Study(
         name="tiny", base=folder, window=WINDOW, layers=(1,), num_features=64, tokens=48 * WINDOW,
@@ -53,11 +56,16 @@ def data(tmp_path, monkeypatch):
     return data
 
 
-def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, monkeypatch):
-    found = []
+def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_path, monkeypatch):
+    found, alone, learn_from_cache = [], [], recipes.fidelity.learn_from_cache
     monkeypatch.setattr(predictions, "measure_predictions", lambda *given: found.append(given))
+    monkeypatch.setattr(
+        recipes.fidelity, "learn_from_cache", lambda *given: alone.append(given) or learn_from_cache(*given)
+    )
     predictions.run(study, ["P1", "P5"], torch.get_num_threads())
-    ((evidence, names, settings, folder),) = found
+    ((evidence, names, settings, folder, commit),) = found
+    assert commit == recipes.fidelity.commit()
+    assert len(alone) == 4  # two seeds on all domains and two on one; without the rate loss nothing is other before
 
     assert names == ["P1", "P5"]
     assert folder.name == "tiny"
@@ -69,7 +77,8 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, monk
         (m.config.num_features, m.config.k, tuple(m.config.layers)) for of in evidence.subjects.values() for m in of
     }
     assert sizes == {(64, 4, (1,))}
-    base = AutoModelForCausalLM.from_pretrained(study.base)
+    assert {m.dtype for of in evidence.subjects.values() for m in of} == {evidence.base.dtype} == {torch.float32}
+    base = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.float32)
     rows = torch.tensor(evidence.held_out["code"]["input_ids"])
     for sae in evidence.subjects[POST_HOC_SAE]:
         assert torch.equal(sae(rows).logits, base(rows).logits)
@@ -97,41 +106,82 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, monk
         assert not torch.equal(dense, base(rows).logits)
         assert torch.equal(of_sae.model(rows).logits, dense)  # both lose against the same model
 
+    # as if never written to disk in between
+    text, made = lambda seed: study.rows(None, seed), {"recipe": recipes.Recipe()}
+    model = recipes.train_alone(study.base, text, 1, size={"layers": [1], "num_features": 64, "k": 4}, **made)
+    recipes.train_together(model, text(1), 1, tmp_path / "training", learning_rate=study.learning_rate, **made)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in model.state_dict().items())
+
+    predictions.run(study, ["P1"], torch.get_num_threads())
+    assert found[1][0].transfers == {}
+    assert found[1][2] == settings
+    evidence.subjects[RANDOM_SAE][0].mfn_layers[1].encoder.bias.data.add_(1)
+    evidence.subjects[RANDOM_SAE][0].save_pretrained(predictions.Models(study).folder / "random-seed-0")
+    predictions.run(study, ["P1"], torch.get_num_threads())
+    assert found[2][2] != settings
+
     def fail(*args, **kwargs):
         raise AssertionError("this was there")
 
-    monkeypatch.setattr(recipes, "MFNTrainer", fail)
-    predictions.run(study, ["P1"], torch.get_num_threads())
-    assert found[1][0].transfers == {}
-    monkeypatch.setattr(predictions, "JOINT", predictions.JOINT | {"mfn_learning_rate": 1e-3})
-    with pytest.raises(AssertionError, match="this was there"):  # made with other settings, so made again
-        predictions.run(study, ["P1"], torch.get_num_threads())
+    for place, name in (
+        (recipes.fidelity, "learn_from_cache"), (recipes, "MFNTrainer"), (small_models, "train_dense"),
+        *((baseline_models, name) for name in ("post_hoc_sae", "fine_tune_sae", "random_sae")),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, fail)
+    models = predictions.Models(study)
+    sae = evidence.transfers[POST_HOC_SAE][0].model
+    by_setting = [
+        (recipes.fidelity.FROM_CACHE, "learning_rate", models.mfn),
+        (recipes.JOINT, "mfn_learning_rate", models.mfn),
+        (small_models.OPTIMIZER, "adam_beta2", partial(models.dense, domain="dictionary")),
+        (baselines.RECIPE, "rate_window", models.sae),
+        (baselines.RECONSTRUCTION_ALONE, "lambda_recon", partial(models.tuned_sae, sae=sae, domain="code")),
+    ]
+    for place, name, model in by_setting:
+        model(0)
+        with monkeypatch.context() as patch:
+            patch.setitem(place, name, 0.5)
+            with pytest.raises(AssertionError, match="this was there"):
+                model(0)
 
 
 def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "small", lambda family, seeds: study)
     monkeypatch.setattr(predictions, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(remedies, "ON_ALL", ("P1", "P3"))
-    for only in ("*/as-it-is", "P3/same-first-dictionary", "P5/frozen-backbone"):
-        remedies.main(only=only, seeds=2, threads=torch.get_num_threads())
-    found = {
-        name: json.loads((tmp_path / "results/llama/remedies" / f"{name}.json").read_text())
-        for name in ("all/as-it-is", "P3/same-first-dictionary", "P5/as-it-is", "P5/frozen-backbone")
-    }
-    usual, shared, on_source, frozen = found.values()
-    folders = {folder.name for folder in (tmp_path / "predictions" / "tiny").glob("[!.]*")}
+    half = recipes.Recipe(size={"num_features": 32})
+    monkeypatch.setattr(
+        remedies,
+        "REMEDIES",
+        {of: {name: recipe for name, recipe in remedies.REMEDIES[of].items() if "same" in name or "frozen" in name}
+         for of in ("P3", "P5")} | {"P2": {"half": half}},
+    )  # fmt: skip
+    remedies.main(seeds=2, only="*", threads=torch.get_num_threads())
+    names = (
+        "all/as-it-is", "P3/same-first-dictionary", "P3/same-learnt-dictionary", "P2/half", "P5/as-it-is",
+        "P5/frozen-backbone",
+    )  # fmt: skip
+    files = [tmp_path / "results/llama/remedies" / f"{name}.json" for name in names]
+    usual, shared, shared_learnt, halved, on_source, frozen = (json.loads(file.read_text()) for file in files)
+    folders = {folder.name for folder in (tmp_path / "predictions" / "tiny").glob("[!.as]*")}
     assert folders == {
-        "mfn-all-seed-0", "mfn-all-seed-1", "P3-same-first-dictionary-all-seed-1",  # for seed 0 it is nothing else
+        "mfn-all-seed-0", "mfn-all-seed-1", "P2-half-all-seed-0", "P2-half-all-seed-1",
+        # for seed 0 these are nothing else
+        "P3-same-first-dictionary-all-seed-1", "P3-same-learnt-dictionary-all-seed-1",
         *(f"{kind}-dictionary-seed-{seed}" for kind in ("mfn", "dense", "P5-frozen-backbone") for seed in (0, 1)),
         "training",
     }  # fmt: skip
 
     models = predictions.Models(study)
-    held_out = {d: study.data.fresh(d, study.held_out_tokens) for d in corpora.DOMAINS}
+    held_out = {d: study.data.evaluation(d, 4 * WINDOW) for d in corpora.DOMAINS}
+    for domain, rows in held_out.items():  # no remedy is chosen on what the study is judged on
+        fresh = study.data.fresh(domain, study.held_out_tokens)
+        assert not set(map(tuple, fresh["input_ids"])) & set(map(tuple, rows["input_ids"]))
     first, second = models.mfn(0), models.mfn(1)
     choosing = study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens)
     windows = concatenate_datasets(list(held_out.values()))
-    alignment = cross_seed_alignment({MFN: [first, second]}, windows, choosing)
+    saes = [models.sae(0), models.sae(1)]
+    alignment = cross_seed_alignment({MFN: [first, second], POST_HOC_SAE: saes}, windows, choosing, seed=1)
     assert usual["changes"] == {}
     assert usual["figures"]["P3"] == plain(alignment.figures)
     assert set(usual["figures"]) == {"P1", "P3"}
@@ -139,17 +189,77 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     assert list(usual["perplexity"].values()) == [pytest.approx(each, abs=1e-3) for each in measured]
 
     assert shared["changes"] == {"shared": "first dictionary"}
-    alike = [of["figures"]["P3"][MFN]["matched cosine"]["value"] for of in (usual, shared)]
-    assert alike[0] < 0.6 < alike[1]
+    # what seeds share makes SAEs alike as it does MFN models
+    for subject in (MFN, POST_HOC_SAE):
+        records = (usual, shared, shared_learnt)
+        alike = [of["figures"]["P3"][subject]["matched cosine"]["value"] for of in records]
+        assert alike[0] < 0.6 < min(alike[1:])
+    kept = [json.loads(file.read_text()) for file in (tmp_path / "predictions/tiny").glob("sae-*/config.json")]
+    assert sorted(each["num_features"] for each in kept) == [32] * 2 + [64] * 6
+    assert set(halved["figures"]["P3"]) == {MFN, POST_HOC_SAE}
 
     assert set(on_source["figures"]) == {"P5"}
-    base = AutoModelForCausalLM.from_pretrained(study.base)
+    base = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.float32)
     learnt = models.mfn(0, "dictionary", "P5-frozen-backbone", remedies.REMEDIES["P5"]["frozen-backbone"])
     rows = torch.tensor(held_out["code"]["input_ids"])
     learnt.set_blend(0.0)
     assert torch.equal(learnt(rows).logits, base(rows).logits)  # so it is held against the base
     loss = frozen["figures"]["P5"][MFN]
     assert loss["reference_perplexity_targets"] != on_source["figures"]["P5"][MFN]["reference_perplexity_targets"]
+
+    measured_again = []
+    monkeypatch.setattr(remedies, "measure", lambda evidence: measured_again.append(evidence) or {})
+    remedies.main(seeds=2, only="all/*", threads=torch.get_num_threads())
+    assert not measured_again
+    first.mfn_layers[1].encoder.bias.data.add_(1)
+    first.save_pretrained(models.folder / "mfn-all-seed-0")
+    remedies.main(seeds=2, only="all/*", threads=torch.get_num_threads())
+    assert len(measured_again) == 1
+
+
+def wait_or_fail(family, told):
+    """A family that fails at once, and one that goes on until that was told."""
+    if family == "gpt2":
+        raise ValueError("a reason")
+    limit = time.monotonic() + 600
+    while not told.exists():
+        if time.monotonic() > limit:
+            raise TimeoutError("nobody was told meanwhile")
+        time.sleep(0.05)
+
+
+def test_a_familys_failure_is_told_while_the_other_goes_on(tmp_path):
+    found = predictions.failures(partial(wait_or_fail, told=tmp_path / "told"), ["llama", "gpt2"])
+    family, error = next(found)
+    assert (family, str(error)) == ("gpt2", "a reason")
+    (tmp_path / "told").touch()
+    assert list(found) == []
+
+
+def test_processes_that_tokenise_at_once_make_one_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("MFN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpora, "texts", lambda domain: ([domain], [domain]))
+    monkeypatch.setattr(
+        corpora, "windows", lambda of, tokenizer, length: np.full((2, length), corpora.DOMAINS.index(of[0]))
+    )
+    make_tokenizer().save_pretrained(tmp_path)
+    savez, process, of_other = np.savez, 7, []
+
+    def saved_while_another_makes_it_all(made, **arrays):
+        nonlocal process
+        savez(made, **arrays)
+        if process == 7:
+            process = 8
+            of_other.append(small_models.tokenised(AutoTokenizer.from_pretrained(tmp_path), WINDOW))
+            process = 7
+
+    monkeypatch.setattr(np, "savez", saved_while_another_makes_it_all)
+    monkeypatch.setattr(small_models.os, "getpid", lambda: process)
+    made = small_models.tokenised(make_tokenizer(), WINDOW)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert (
+        [rows.max() for rows in made.train.values()] == [rows.min() for rows in of_other[0].train.values()] == [0, 1, 2]
+    )
 
 
 class Start(Exception):

@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..modeling_mfn import MFNForCausalLM
-from .baselines import fine_tune_sae, post_hoc_sae, random_sae
+from .baselines import (
+    CALIBRATION_WINDOWS,
+    LEARNING_RATE,
+    TUNING_RATE,
+    fine_tune_sae,
+    post_hoc_sae,
+    random_sae,
+    training_settings,
+)
 from .result import MFN, POST_HOC_SAE, RANDOM_SAE, Subjects
 from .transfer import FINE_TUNED_SAE, Transfer
 
@@ -40,8 +49,8 @@ class BaselineModels:
 
     @cached_property
     def base_model(self) -> PreTrainedModel:
-        """As it comes."""
-        return AutoModelForCausalLM.from_pretrained(self.base)
+        """In float32, as SAEs are and MFN models are trained."""
+        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
 
     @cached_property
     def base_digest(self) -> str:
@@ -65,9 +74,10 @@ class BaselineModels:
     def sae(self, seed: int, domain: str | None = None, base: PreTrainedModel | None = None) -> MFNForCausalLM:
         """Trained on a domain, or on all; of the base model, or of another of its size."""
         rows = self.rows(domain, seed)
+        made_from = {"epochs": self.epochs, "training": training_settings(LEARNING_RATE), "text": digest_of_rows(rows)}
         return self.kept(
             f"sae-{domain or 'all'}{'-of-dense' if base is not None else ''}-seed-{seed}",
-            {"epochs": self.epochs, "text": digest_of_rows(rows), "of": None if base is None else digest_of(base)},
+            made_from | {"of": None if base is None else digest_of(base)},
             lambda: post_hoc_sae(self.base if base is None else base, rows, epochs=self.epochs, seed=seed, **self.size),
         )
 
@@ -76,7 +86,7 @@ class BaselineModels:
         rows = self.rows(domain, seed)
         return self.kept(
             f"sae-tuned-on-{domain}-seed-{seed}",
-            {"text": digest_of_rows(rows), "of": digest_of(sae)},
+            {"training": training_settings(TUNING_RATE), "text": digest_of_rows(rows), "of": digest_of(sae)},
             lambda: fine_tune_sae(sae, rows, seed=seed),
         )
 
@@ -85,7 +95,7 @@ class BaselineModels:
         rows = self.rows(None, seed)
         return self.kept(
             f"random-seed-{seed}",
-            {"text": digest_of_rows(rows)},
+            {"calibration_windows": CALIBRATION_WINDOWS, "text": digest_of_rows(rows)},
             lambda: random_sae(self.base, rows, seed=seed, **self.size),
         )
 

@@ -33,6 +33,8 @@ from ..training_arguments import MFNTrainingArguments
 
 CALIBRATION_WINDOWS = 16
 BATCH_TOKENS = 2048
+LEARNING_RATE, TUNING_RATE = 1e-2, 4e-3
+"""Peaks, from the start and from what an SAE has learnt already."""
 RECIPE: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "weight_decay": 0.0,
@@ -62,7 +64,7 @@ def random_sae(
     """An untrained SAE: random directions, biases and scale fitted to the first windows.
 
     Args:
-        base: the base model, or its folder or id.
+        base: the base model, or its folder or id, which is loaded in float32.
         windows: rows with `input_ids` (T,), none of them padding.
         num_features: m.
         k: active features a token.
@@ -76,7 +78,8 @@ def random_sae(
     if isinstance(base, PreTrainedModel):
         tokens = tokens.to(base.device)
     settings |= {"layers": layers, "num_features": num_features, "k": k}
-    return MFNForCausalLM.from_base(base, calibration={"input_ids": tokens}, **settings)
+    in_float32 = None if isinstance(base, PreTrainedModel) else {"dtype": torch.float32}
+    return MFNForCausalLM.from_base(base, calibration={"input_ids": tokens}, base_kwargs=in_float32, **settings)
 
 
 def post_hoc_sae(
@@ -87,7 +90,7 @@ def post_hoc_sae(
     k: int,
     layers: str | list[int] = "all",
     epochs: int = 1,
-    learning_rate: float = 1e-2,
+    learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     cache: ActivationCache | None = None,
     folder: str | Path | None = None,
@@ -114,7 +117,7 @@ def fine_tune_sae(
     windows: Dataset,
     *,
     epochs: int = 1,
-    learning_rate: float = 4e-3,
+    learning_rate: float = TUNING_RATE,
     seed: int = 0,
     cache: ActivationCache | None = None,
     folder: str | Path | None = None,
@@ -171,6 +174,12 @@ def train_sae(
     sae.eval()
 
 
+def training_settings(learning_rate: float) -> dict[str, Any]:
+    """All that tells such a training from another, beside its model, text, epochs and seed; JSON's types alone."""
+    sizes = {"calibration_windows": CALIBRATION_WINDOWS, "batch_tokens": BATCH_TOKENS}
+    return sizes | {"learning_rate": learning_rate} | RECIPE | RECONSTRUCTION_ALONE
+
+
 def training_order(rows: int, epochs: int, batch_size: int, seed: int = 0) -> list[int]:
     """Numbers of rows in the order of training, in whole batches: a permutation an epoch, the same for every method
     that is to see the same text."""
@@ -216,4 +225,4 @@ def _check_windows(windows: Dataset) -> None:
         raise ValueError(f"window {padded[0]} is padded; SAEs are trained on windows that are full of text")
 
 
-__all__ = ["fine_tune_sae", "post_hoc_sae", "random_sae", "train_sae", "training_order"]
+__all__ = ["fine_tune_sae", "post_hoc_sae", "random_sae", "train_sae", "training_order", "training_settings"]

@@ -74,6 +74,7 @@ def evaluate(
 
     Example: mfn evaluate gpt2-mfn gpt2-mfn-seed-1 --text news=held-out.txt --base gpt2 --train-text news=corpus.txt
     """
+    import torch
     from datasets import concatenate_datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -93,11 +94,12 @@ def evaluate(
     held_out = {name: read_windows(part, tokenizer, window, tokens) for name, part in texts.items()}
     share = train_tokens if source else train_tokens // max(1, len(train_texts))  # what one training has of a domain
     training = {name: read_windows(part, tokenizer, window, share) for name, part in train_texts.items()}
-    models = [MFNForCausalLM.from_pretrained(each) for each in model]
+    # of one precision, that of the baselines
+    models = [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in model]
     subjects: dict[str, Sequence[MFNForCausalLM]] = {MFN: models}
     if no_rate:
-        subjects[NO_RATE_LOSS] = [MFNForCausalLM.from_pretrained(each) for each in no_rate]
-    references = [AutoModelForCausalLM.from_pretrained(each) for each in dense or []]
+        subjects[NO_RATE_LOSS] = [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in no_rate]
+    references = [AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in dense or []]
     settings = {
         "models": model, "base": base, "no_rate": no_rate or [], "dense": dense or [], "source": source,
         "text": texts, "train_text": train_texts, "concepts": None if concepts is None else concepts.name,

@@ -110,7 +110,7 @@ def check_predictions(names: Sequence[str]) -> list[str]:
 
 
 def measure_predictions(
-    evidence: Evidence, names: Sequence[str], settings: Mapping[str, Any], folder: Path
+    evidence: Evidence, names: Sequence[str], settings: Mapping[str, Any], folder: Path, commit: str | None = None
 ) -> list[PredictionResult]:
     """Measures predictions, and writes each as soon as it is there, and the report at last.
 
@@ -121,12 +121,15 @@ def measure_predictions(
             measured with the same.
         folder: gets `<prediction>.json`, `further.json`, `figures/` and `report.md`, which has all that was measured
             with these settings.
+        commit: of the code that measures; goes into the details of each result, if there is one.
     """
     results = {}
     for name in tqdm(check_predictions(names), "predictions", unit="prediction"):
         result = load_result(name, settings, folder)
         if result is None:
             result = PREDICTIONS[name](evidence)
+            if commit is not None:
+                result.details["commit"] = commit
             save_result(result, settings, folder)
         results[name] = result
     further = load_further(settings, folder)
