@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from .activation_cache import CachedResiduals
 from .averages import Averages
@@ -20,9 +21,11 @@ from .distributed import all_reduce_sum, unshard_for_gradients, world_size
 from .feature_statistics import FeatureStatistics, variation_of
 from .losses import distillation_loss
 from .mfn_layer import Reconstruction, ReconstructionRequest
-from .objective import FeatureObjective, choose
+from .objective import FeatureObjective, choose, tokens_that_count
 from .trainable_features import TrainableFeatures
 from .training_arguments import MFNTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 GLOBAL = ("rate", "comp")
 """Losses of the batch of all processes."""
@@ -42,7 +45,7 @@ class MFNTrainer(Trainer):
         args: [`MFNTrainingArguments`].
         base_model: with `util_target="kl"`, the model whose distribution is the target. By default this model at
             alpha = 0, without adapters: its base, as long as the backbone's own weights are not trained.
-        kwargs: those of `Trainer`.
+        others, kwargs: those of `Trainer`, in its order.
     """
 
     args: MFNTrainingArguments
@@ -51,6 +54,7 @@ class MFNTrainer(Trainer):
         self,
         model: nn.Module | None = None,
         args: MFNTrainingArguments | None = None,
+        *others: Any,
         base_model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -64,7 +68,7 @@ class MFNTrainer(Trainer):
             raise ValueError(
                 f"one process sees {args.n_gpu} GPUs; start with accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
-        super().__init__(model, args, **kwargs)
+        super().__init__(model, args, *others, **kwargs)
         if args.reinit_dead_every and self.is_fsdp_enabled:
             raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
         if args.trainable_features and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -95,6 +99,9 @@ class MFNTrainer(Trainer):
             self.remove_callback(TrainableFeatures)
             self.add_callback(self._chosen)  # after that of unit norm
             self._chosen.freeze_the_rest(self.model)
+        if any(p.requires_grad and ".mfn." in n and p.dtype.itemsize < 4 for n, p in self.model.named_parameters()):
+            # small steps are rounded away
+            logger.warning("MFN layers below float32 stop learning at small rates; load float32, train with bf16=True")
         if args.util_target == "kl" and self.base_model is None and self._trains_backbone():
             raise ValueError(
                 'util_target is "kl", but training moves the logits of the backbone: give the base model as base_model'
@@ -157,7 +164,7 @@ class MFNTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Counts the real tokens of an optimizer step in all processes, of which each batch is a share."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = torch.tensor(float(sum(int(_mask(batch).sum()) for batch in batches)), device=device)
+        tokens = torch.tensor(float(sum(int(tokens_that_count(batch).sum()) for batch in batches)), device=device)
         self._tokens_in_step = all_reduce_sum(tokens)
         self.state.num_input_tokens_seen += int(self._tokens_in_step)
         return batches, num_items
@@ -180,7 +187,7 @@ class MFNTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Eq. 4 for one batch, as its share of the optimizer step."""
-        mask = _mask(inputs)
+        mask = tokens_that_count(inputs)
         request = self.feature_objective.request(mask, self._to_revive())
         parts, outputs = self._utility(model, inputs | {"output_reconstructions": request}, num_items_in_batch)
         layers = self._layer_losses(outputs.reconstructions, mask, request)
@@ -289,7 +296,7 @@ class MFNTrainer(Trainer):
             target = (self.base_model or model)(**plain).logits
         outputs = model(**plain, output_reconstructions=inputs["output_reconstructions"])
         labels = inputs.get("labels")
-        counted = (_mask(inputs) if labels is None else labels != -100)[:, 1:]
+        counted = (tokens_that_count(inputs) if labels is None else labels != -100)[:, 1:]
         loss = distillation_loss(outputs.logits[:, :-1], target[:, :-1], counted)
         if num_items is None:
             return loss / counted.sum().clamp_min(1), outputs
@@ -386,14 +393,6 @@ class MFNTrainer(Trainer):
         # its weights were trained for its alpha and k; not every kind of checkpoint holds the config
         step = checkpoint_step(self.state.best_model_checkpoint)
         set_to_schedule(self.model, self.args, step, self.state.max_steps)
-
-
-def _mask(batch: Mapping[str, Any]) -> Tensor:
-    """(B, T), nonzero where a token counts."""
-    if batch.get("attention_mask") is not None:
-        return batch["attention_mask"]
-    tokens = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
-    return torch.ones(tokens.shape, dtype=torch.long, device=tokens.device)
 
 
 __all__ = ["MFNTrainer", "MFNTrainingArguments"]
