@@ -18,6 +18,23 @@ def test_positional_arguments_are_those_of_trainer(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"k_start": 80, "k_end": 8}, "k_start is 80"), ({"k_start": 8, "k_end": 80}, "k_end is 80"), ({}, "k is 80")],
+)
+def test_all_features_active_leave_the_rate_loss_no_target(tmp_path, settings, named):
+    """The user has set no rho: the error speaks of the k that it follows from."""
+
+    def trainer(**more):
+        model = make_mfn(make_base("llama-tied"), alpha=0.0, k=8 if settings else 80)
+        return MFNTrainer(model, arguments(tmp_path, max_steps=2, **settings, **more), train_dataset=rows(8))
+
+    with pytest.raises(ValueError, match=named):
+        trainer(lambda_rate=0.01)
+    trainer(lambda_rate=0.01, rho=0.1).train()
+    trainer().train()
+
+
+@pytest.mark.parametrize(
     ("dtype", "settings", "warned"),
     [
         (torch.bfloat16, {}, 1),
