@@ -56,7 +56,7 @@ def convert(
     Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
     """
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from .data import load_text, pack
     from .modeling_mfn import MFNForCausalLM
@@ -64,7 +64,8 @@ def convert(
     with new_folder(output, overwrite, source=base) as folder:
         calibration = None
         if calibrate_on is not None:
-            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), 128)
+            positions = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", 128)
+            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), min(128, positions))
             calibration = {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, 16)])}
         with console.status(f"converting {base}"):
             model = MFNForCausalLM.from_base(

@@ -26,7 +26,7 @@ def train(
     text_column: Annotated[str, typer.Option(help="Column of tables and data sets that holds the text.")] = "text",
     split: Annotated[str, typer.Option(help="Split of data sets on the Hub.")] = "train",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    window: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
+    window: Annotated[int, typer.Option(help="Tokens a row, at most the model's positions.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     lambda_recon: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = 10.0,
@@ -42,6 +42,10 @@ def train(
     alpha_anneal: Annotated[float, typer.Option(help="Share of the training over which alpha moves.")] = 0.5,
     k_start: Annotated[int | None, typer.Option(help="Active features at the first step.")] = None,
     k_end: Annotated[int | None, typer.Option(help="Active features after annealing.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32 meanwhile.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the trained model when it is saved.")
+    ] = "float32",
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
     seed: Annotated[int, typer.Option(help="Of data order and dropout.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
@@ -53,9 +57,9 @@ def train(
     """
     import torch
     from datasets import IterableDataset
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    from .data import load_text, pack
+    from .data import check_window, load_text, pack
     from .modeling_mfn import MFNForCausalLM
     from .training import MFNTrainer, MFNTrainingArguments
 
@@ -82,22 +86,26 @@ def train(
         k_start=k_start,
         k_end=k_end,
         logging_steps=max(1, min(50, steps // 10)),
+        bf16=bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else the Trainer refuses bf16 there
         save_steps=save_steps,
         save_total_limit=2,
         seed=seed,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
     )
+    check_window(window, AutoConfig.from_pretrained(model))
     tokenizer = AutoTokenizer.from_pretrained(model)
     windows = pack(load_text(text, text_column, split), tokenizer, window)
     if isinstance(windows, IterableDataset):
         # endless, since the Trainer resumes in the right place of a stream only in its first epoch
         windows = windows.repeat(None).shuffle(seed=seed, buffer_size=1024)
-    mfn = MFNForCausalLM.from_pretrained(model)
+    mfn = MFNForCausalLM.from_pretrained(model, dtype=torch.float32)  # whose last digits small steps move
     trainer = MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
     if overwrite and not resume:
         shutil.rmtree(output, ignore_errors=True)
     trainer.train(resume_from_checkpoint=resume)
+    mfn.to(getattr(torch, dtype))
     trainer.save_model()
     Console().print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {mfn.config.alpha:g}")
 
