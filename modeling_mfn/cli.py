@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +12,8 @@ from rich.console import Console
 
 from .atlas.command import atlas
 from .evaluation.command import evaluate
+from .training_command import train
+from .whole_files import check_output, new_folder
 
 app = typer.Typer(
     help="Transformers that read through named, sparse features.",
@@ -28,14 +25,6 @@ console = Console()
 
 Overwrite = Annotated[bool, typer.Option(help="Replace an output folder that is not empty.")]
 Layers = Annotated[str, typer.Option(help='Blocks that get an MFN layer: "all", or indices such as "6,7".')]
-Text = Annotated[
-    list[str],
-    typer.Option(
-        "--text",
-        help="Text file, table (.jsonl, .json, .parquet, .csv), folder of them, or data set on the Hub as NAME or "
-        "NAME:CONFIG; may be given several times. Long text is streamed.",
-    ),
-]
 
 
 @app.callback()
@@ -67,15 +56,16 @@ def convert(
     Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
     """
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from .data import load_text, pack
     from .modeling_mfn import MFNForCausalLM
 
-    with _new_folder(output, overwrite, source=base) as folder:
+    with new_folder(output, overwrite, source=base) as folder:
         calibration = None
         if calibrate_on is not None:
-            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), 128)
+            positions = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", 128)
+            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), min(128, positions))
             calibration = {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, 16)])}
         with console.status(f"converting {base}"):
             model = MFNForCausalLM.from_base(
@@ -101,88 +91,7 @@ def convert(
     )
 
 
-@app.command()
-def train(
-    model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
-    output: Annotated[Path, typer.Argument(help="Folder for checkpoints and the trained model.")],
-    text: Text,
-    text_column: Annotated[str, typer.Option(help="Column of tables and data sets that holds the text.")] = "text",
-    split: Annotated[str, typer.Option(help="Split of data sets on the Hub.")] = "train",
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    window: Annotated[int, typer.Option(help="Tokens a row.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    lambda_recon: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = 10.0,
-    lambda_rate: Annotated[float, typer.Option(help="Weight of the rate loss.")] = 0.0,
-    lambda_comp: Annotated[float, typer.Option(help="Weight of the competition loss.")] = 0.0,
-    lambda_stab: Annotated[float, typer.Option(help="Weight of the stability loss.")] = 0.0,
-    lambda_util: Annotated[float, typer.Option(help="Weight of the next-token loss.")] = 1.0,
-    mfn_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the MFN layers.")] = None,
-    mfn_warmup: Annotated[float, typer.Option(help="Share of the training that is for MFN layers alone.")] = 0.0,
-    trainable: Annotated[Literal["all", "mfn"], typer.Option(help="The whole model, or MFN layers alone.")] = "all",
-    alpha_start: Annotated[float, typer.Option(help="Blend at the first step.")] = 0.0,
-    alpha_end: Annotated[float, typer.Option(help="Blend after annealing.")] = 1.0,
-    alpha_anneal: Annotated[float, typer.Option(help="Share of the training over which alpha moves.")] = 0.5,
-    k_start: Annotated[int | None, typer.Option(help="Active features at the first step.")] = None,
-    k_end: Annotated[int | None, typer.Option(help="Active features after annealing.")] = None,
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of data order and dropout.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Train an MFN model on text. examples/train_mfn.py takes every other option, too, and several processes.
-
-    Example: mfn train gpt2-mfn gpt2-mfn-trained --text corpus.txt --steps 2000
-    """
-    import torch
-    from datasets import IterableDataset
-    from transformers import AutoTokenizer
-
-    from .data import load_text, pack
-    from .modeling_mfn import MFNForCausalLM
-    from .training import MFNTrainer, MFNTrainingArguments
-
-    if not resume:
-        _check_output(output, overwrite, source=model)
-    arguments = MFNTrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(100, steps // 10),
-        lambda_recon=lambda_recon,
-        lambda_rate=lambda_rate,
-        lambda_comp=lambda_comp,
-        lambda_stab=lambda_stab,
-        lambda_util=lambda_util,
-        mfn_learning_rate=mfn_learning_rate,
-        mfn_warmup=mfn_warmup,
-        trainable=trainable,
-        alpha_start=alpha_start,
-        alpha_end=alpha_end,
-        alpha_anneal=alpha_anneal,
-        k_start=k_start,
-        k_end=k_end,
-        logging_steps=max(1, min(50, steps // 10)),
-        save_steps=save_steps,
-        save_total_limit=2,
-        seed=seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=[],
-    )
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    windows = pack(load_text(text, text_column, split), tokenizer, window)
-    if isinstance(windows, IterableDataset):
-        # endless, since the Trainer resumes in the right place of a stream only in its first epoch
-        windows = windows.repeat(None).shuffle(seed=seed, buffer_size=1024)
-    mfn = MFNForCausalLM.from_pretrained(model)
-    trainer = MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
-    if overwrite and not resume:
-        shutil.rmtree(output, ignore_errors=True)
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
-    console.print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {mfn.config.alpha:g}")
+app.command()(train)
 
 
 @app.command()
@@ -280,7 +189,7 @@ def explain(
     from .modeling_mfn import MFNForCausalLM
 
     if output is not None:
-        _check_output(output, overwrite, source=model)
+        check_output(output, overwrite, source=model)
     mfn = MFNForCausalLM.from_pretrained(model)
     atlas = FeatureAtlas.from_pretrained(model) if (Path(model) / "features").is_dir() else None
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -288,7 +197,7 @@ def explain(
         explanation = explain_token(mfn, tokenizer, text, position, token=token, top=top, atlas=atlas)
     console.print(explanation.table())
     if output is not None:
-        with _new_folder(output, overwrite, source=model) as folder:
+        with new_folder(output, overwrite, source=model) as folder:
             explanation.save(folder)
 
 
@@ -304,7 +213,7 @@ def demo(
     """
     from .demo import run
 
-    with _new_folder(output, overwrite) as folder:
+    with new_folder(output, overwrite) as folder:
         run(folder, seed, console)
     console.print(f"model and figures are in {output}")
 
@@ -335,30 +244,6 @@ def _parse_intervention(text: str) -> tuple[tuple[int, int], Any]:
     except (KeyError, ValueError):
         raise ValueError(f"{text!r} is no intervention; write L6/1234=clamp:4, =add:2, =scale:0.5 or =ablate") from None
     return parse_feature(feature), kinds.get(kind, Ablate)(*arguments, when=when if at else None)
-
-
-def _check_output(output: Path, overwrite: bool, source: str = "") -> None:
-    if source and output.exists() and output.resolve() == Path(source).resolve():
-        raise ValueError(f"{output} is the model itself; choose another folder for the output")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; the output must be a folder")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"{output} exists and is not empty; choose another folder, or --overwrite to replace it")
-
-
-@contextmanager
-def _new_folder(output: Path, overwrite: bool, source: str = "") -> Iterator[Path]:
-    """A folder beside `output` that takes its place once it is complete; an error leaves everything as it was."""
-    _check_output(output, overwrite, source)
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
-        made = Path(scratch) / output.name
-        made.mkdir()
-        yield made
-        if output.exists():
-            os.replace(output, Path(scratch) / "replaced")
-        os.replace(made, output)
 
 
 def main(arguments: list[str] | None = None) -> None:

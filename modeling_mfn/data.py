@@ -85,6 +85,13 @@ def pack(texts: Dataset | IterableDataset, tokenizer: Any, window: int) -> Datas
     return Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
+def check_window(window: int, config: Any) -> None:
+    """`ValueError` for windows that are longer than what a model of this config has positions for."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and window > positions:
+        raise ValueError(f"window is {window}; the model reads at most {positions} tokens (max_position_embeddings)")
+
+
 def text_parts(source: str) -> list[Path | str]:
     """The files that a source stands for, or the name of a data set."""
     if os.path.isfile(source):

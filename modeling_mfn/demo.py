@@ -121,7 +121,7 @@ def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
     console.print(f"{figures['seconds']} s, {figures['peak_memory_gb']} GB at most")
     rounded = json.loads(json.dumps(figures), parse_float=lambda number: float(f"{float(number):.4g}"))
     (folder / "figures.json").write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
-    write_record(folder / "model", trainers[-1].args, trainers[-1].state)
+    write_record(folder / "model", trainers[-1].args, trainers[-1].state, model.config)
     describe(folder / "model", rounded)
     return figures
 

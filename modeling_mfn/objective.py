@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,14 @@ class FeatureObjective:
             return item.residual.new_zeros((), dtype=torch.float32)
         error = (item.residual - item.reconstructed).detach()
         return reconstruction_loss(error, item.revived, mask)
+
+
+def tokens_that_count(batch: Mapping[str, Any]) -> Tensor:
+    """(B, T), nonzero where a token of the model's inputs counts."""
+    if batch.get("attention_mask") is not None:
+        return batch["attention_mask"]
+    tokens = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
+    return torch.ones(tokens.shape, dtype=torch.long, device=tokens.device)
 
 
 def choose(tokens: Tensor, share: float) -> Tensor:

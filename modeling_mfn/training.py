@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from .activation_cache import CachedResiduals
 from .averages import Averages
@@ -20,10 +21,12 @@ from .distributed import all_reduce_sum, unshard_for_gradients, world_size
 from .feature_statistics import FeatureStatistics, variation_of
 from .losses import distillation_loss
 from .mfn_layer import Reconstruction, ReconstructionRequest
-from .objective import FeatureObjective, choose
+from .objective import FeatureObjective, choose, tokens_that_count
 from .trainable_features import TrainableFeatures
 from .trained_parts import check_peft, check_shared_decoder, freeze_backbone, trains_backbone
 from .training_arguments import MFNTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 GLOBAL = ("rate", "comp")
 """Losses of the batch of all processes."""
@@ -43,7 +46,7 @@ class MFNTrainer(Trainer):
         args: [`MFNTrainingArguments`].
         base_model: with `util_target="kl"`, the model whose distribution is the target. By default this model at
             alpha = 0, without adapters: its base, as long as the backbone's own weights are not trained.
-        kwargs: those of `Trainer`.
+        others, kwargs: those of `Trainer`, in its order.
     """
 
     args: MFNTrainingArguments
@@ -52,6 +55,7 @@ class MFNTrainer(Trainer):
         self,
         model: nn.Module | None = None,
         args: MFNTrainingArguments | None = None,
+        *others: Any,
         base_model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,7 +69,7 @@ class MFNTrainer(Trainer):
             raise ValueError(
                 f"one process sees {args.n_gpu} GPUs; start with accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
-        super().__init__(model, args, **kwargs)
+        super().__init__(model, args, *others, **kwargs)
         if args.reinit_dead_every and self.is_fsdp_enabled:
             raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
         if args.trainable_features and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -96,6 +100,9 @@ class MFNTrainer(Trainer):
             self._chosen.freeze_the_rest(self.model)
         if hasattr(self.model, "peft_config"):
             check_peft(self.model, args)
+        if any(p.requires_grad and ".mfn." in n and p.dtype.itemsize < 4 for n, p in self.model.named_parameters()):
+            # small steps are rounded away
+            logger.warning("MFN layers below float32 stop learning at small rates; load float32, train with bf16=True")
         if args.util_target == "kl" and self.base_model is None and trains_backbone(self.model):
             raise ValueError(
                 'util_target is "kl", but training moves the logits of the backbone: give the base model as base_model'
@@ -142,7 +149,7 @@ class MFNTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Counts the real tokens of an optimizer step in all processes, of which each batch is a share."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = torch.tensor(float(sum(int(_mask(batch).sum()) for batch in batches)), device=device)
+        tokens = torch.tensor(float(sum(int(tokens_that_count(batch).sum()) for batch in batches)), device=device)
         self._tokens_in_step = all_reduce_sum(tokens)
         self.state.num_input_tokens_seen += int(self._tokens_in_step)
         return batches, num_items
@@ -165,7 +172,7 @@ class MFNTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Eq. 4 for one batch, as its share of the optimizer step."""
-        mask = _mask(inputs)
+        mask = tokens_that_count(inputs)
         request = self.feature_objective.request(mask, self._to_revive())
         parts, outputs = self._utility(model, inputs | {"output_reconstructions": request}, num_items_in_batch)
         layers = self._layer_losses(outputs.reconstructions, mask, request)
@@ -275,7 +282,7 @@ class MFNTrainer(Trainer):
         outputs = model(**plain, labels=measured, output_reconstructions=inputs["output_reconstructions"])
         if measured is not None:
             self._eval_parts.add({"next_token_loss": outputs.loss}, len(measured), len(measured))
-        counted = (_mask(inputs) if labels is None else labels != -100)[:, 1:]
+        counted = (tokens_that_count(inputs) if labels is None else labels != -100)[:, 1:]
         loss = distillation_loss(outputs.logits[:, :-1], target[:, :-1], counted)
         if num_items is None:
             return loss / counted.sum().clamp_min(1), outputs
@@ -373,14 +380,6 @@ class MFNTrainer(Trainer):
             self.state.best_metric, self.state.best_global_step = before
             return False
         return found
-
-
-def _mask(batch: Mapping[str, Any]) -> Tensor:
-    """(B, T), nonzero where a token counts."""
-    if batch.get("attention_mask") is not None:
-        return batch["attention_mask"]
-    tokens = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
-    return torch.ones(tokens.shape, dtype=torch.long, device=tokens.device)
 
 
 __all__ = ["MFNTrainer", "MFNTrainingArguments"]

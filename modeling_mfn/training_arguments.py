@@ -163,6 +163,14 @@ class MFNTrainingArguments(TrainingArguments):
         for k in (self.k_start, self.k_end):
             if k is not None:
                 check_k(k, config.num_features, config.most_removed)
+        if self.lambda_rate and self.rho is None:
+            used = {"k": config.k} if self.k_start is None else {"k_start": self.k_start, "k_end": self.k_end}
+            for name, k in used.items():
+                if k == config.num_features:
+                    raise ValueError(
+                        f"{name} is {k}, all features, so that the rate loss has no target (rho, by default k / m, "
+                        f"would be 1); choose a smaller {name}, or set rho or lambda_rate=0"
+                    )
 
     def check_cached(self) -> None:
         """`ValueError` for what a training on cached residual streams cannot do: they are those at alpha 0, and of the

@@ -119,7 +119,11 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
         (("convert", "{base}", "{base}", "--num-features", "40", "--overwrite"), "is the model itself"),
         (("convert", "{base}", "{base}/..", "--num-features", "40"), "exists and is not empty"),
         (("convert", "{base}", "{base}/config.json", "--num-features", "40"), "is a file"),
-        (("train", "{base}", "{out}", "--text", "{base}/none.txt"), "none.txt is no file"),
+        (("train", "{base}", "{out}", "--text", "{base}/none.txt", "--window", "16"), "none.txt is no file"),
+        (
+            ("train", "{base}", "{out}", "--text", "{base}/config.json", "--window", "65"),
+            "window is 65; the model reads at most 64 tokens (max_position_embeddings)",
+        ),
         (("train", "{base}", "{base}", "--text", "{base}/config.json", "--overwrite"), "is the model itself"),
         (("train", "{base}", "{base}/..", "--text", "{base}/config.json"), "exists and is not empty"),
         (("steer", "{base}", "w5", "--set", "L0/5=push:3"), "'L0/5=push:3' is no intervention"),
@@ -165,9 +169,9 @@ def test_too_little_text(folder, capsys):
     mfn = converted(folder)
     (folder / "short.txt").write_text("w5 w6")
     (folder / "blank.txt").write_text(" \n")
-    assert run("train", mfn, folder / "out", "--text", folder / "short.txt") == 2
-    assert "the text has 3 tokens, less than one window of 256" in capsys.readouterr().err
-    assert run("train", mfn, folder / "out", "--text", folder / "blank.txt") == 2
+    assert run("train", mfn, folder / "out", "--text", folder / "short.txt", "--window", 64) == 2
+    assert "the text has 3 tokens, less than one window of 64" in capsys.readouterr().err
+    assert run("train", mfn, folder / "out", "--text", folder / "blank.txt", "--window", 64) == 2
     assert "no text in" in capsys.readouterr().err
     assert not (folder / "out").exists()
 
