@@ -233,7 +233,7 @@ class KeepsWeights(torch.optim.SGD):
             self.state[parameter] |= {"z": parameter.detach().clone(), "state1": torch.full_like(parameter, 127).byte()}
 
 
-@pytest.mark.parametrize("kind", [*OPTIMIZERS, KeepsWeights], ids=str)
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, KeepsWeights], ids=[*OPTIMIZERS, "keeps_weights"])
 def test_what_an_optimizer_forgets_of_features_that_start_again(tmp_path, kind):
     """Its moments of them, and nothing of the others."""
     dead, model = torch.tensor([2, 30, 31]), make_mfn(make_base("llama-tied"), alpha=0.0, layers=[0])
