@@ -10,10 +10,13 @@ With your own, in two processes, from a file of arguments or from the command li
     accelerate launch --num_processes 2 examples/train_mfn.py --model gpt2 --text corpus/ --layers all \\
         --expansion_factor 8 --window 512 --output_dir out --mfn_warmup 0.2 --lambda_rate 1e-3 --log_layers
 
-It goes on from the last complete checkpoint in the output folder, where there is one.
+It goes on from `--resume_from_checkpoint`, or else from the last complete checkpoint in the output folder. Weights are
+float32 whatever the checkpoint has; `--bf16` computes faster. `--do_train False` only measures, `--do_eval False` only
+trains.
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,10 +28,11 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.checkpoints import find_complete_checkpoint
-from modeling_mfn.data import load_text, pack
+from modeling_mfn.data import check_window, load_text, pack
 from modeling_mfn.demo_assets import shakespeare, smollm2
 
 DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "logging_steps": 5, "report_to": "none"}
+DEFAULTS |= {"do_train": True, "do_eval": True}
 """Where they are not those of `MFNTrainingArguments`."""
 
 
@@ -65,29 +69,45 @@ def main() -> None:
     set_seed(training_args.seed)
 
     source = model_args.model or smollm2()
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    config, tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    check_window(data_args.window, config)
     with training_args.main_process_first(desc="packing text"):
         texts = load_text(data_args.text or shakespeare()[0][:4], data_args.text_column)
         windows = pack(texts, tokenizer, data_args.window)
     held_out, rows = windows.take(data_args.held_out_rows), windows.skip(data_args.held_out_rows)
-    calibration = {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, 16)])}
+    first = [row["input_ids"] for row in islice(rows, 16)]
+    if not first and (training_args.do_train or config.model_type != "mfn"):
+        raise ValueError(
+            f"held_out_rows is {data_args.held_out_rows}, and the text has no more rows of {data_args.window} tokens; "
+            "give more text, or hold back fewer"
+        )
     if isinstance(rows, IterableDataset):  # of more text than is held in memory: without end, up to max_steps
         rows = rows.repeat(None).shuffle(seed=training_args.seed, buffer_size=1024)
 
-    if AutoConfig.from_pretrained(source).model_type == "mfn":
-        model = MFNForCausalLM.from_pretrained(source)
+    # in float32, since small steps of the weights are lost in less
+    if config.model_type == "mfn":
+        model = MFNForCausalLM.from_pretrained(source, dtype=torch.float32)
     else:
-        layers = model_args.layers if model_args.layers == "all" else [int(n) for n in model_args.layers.split(",")]
         model = MFNForCausalLM.from_base(
-            source, layers=layers, expansion_factor=model_args.expansion_factor, k=model_args.k, calibration=calibration
+            source,
+            layers=model_args.layers if model_args.layers == "all" else [int(n) for n in model_args.layers.split(",")],
+            expansion_factor=model_args.expansion_factor,
+            k=model_args.k,
+            calibration={"input_ids": torch.tensor(first)},
+            base_kwargs={"dtype": torch.float32},
         )
 
     trainer = MFNTrainer(model, training_args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer)
-    trainer.train(resume_from_checkpoint=find_complete_checkpoint(training_args.output_dir))
-    trainer.save_model()  # beside it: training_record.json
-    metrics = trainer.evaluate()
-    trainer.log_metrics("eval", metrics)
-    trainer.save_metrics("eval", metrics)
+    if training_args.do_train:
+        last = find_complete_checkpoint(training_args.output_dir)
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or last)
+        trainer.save_model()  # beside it: training_record.json
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        if "eval_util_loss" in metrics and training_args.util_target == "tokens":
+            metrics["perplexity"] = math.exp(metrics["eval_util_loss"])
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
 
 
 if __name__ == "__main__":

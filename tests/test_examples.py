@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_base
 from huggingface_hub import ModelCard
 from rich.console import Console
@@ -21,35 +22,83 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 VERSE = """Good my lord , the king is dead , and the queen weeps for him in the tower of the old town by night"""
 
 
-@pytest.mark.parametrize(("large", "from_file"), [(100, False), (2**27, True)], ids=["streamed", "in memory"])
-def test_the_training_script(tmp_path, monkeypatch, large, from_file):
-    """Its own defaults hold wherever arguments come from, and text of any length trains."""
-    monkeypatch.setattr(data, "LARGE", large)
-    make_base("llama-tied").save_pretrained(tmp_path / "base")
+@pytest.fixture
+def train_mfn(tmp_path, monkeypatch):
+    """Runs the training script on a tiny base and text, with its arguments from a file or from the command line."""
+    make_base("llama-tied").to(torch.bfloat16).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "text.txt").write_text("a line, and another line.\n" * 40)
-    out = tmp_path / "out"
-    given = {"model": str(tmp_path / "base"), "text": [str(tmp_path / "text.txt")], "output_dir": str(out)}
-    given |= {"layers": "1", "k": 4, "window": 16, "held_out_rows": 4, "max_steps": 3, "learning_rate": 2e-3}
-    given |= {"use_cpu": True, "disable_tqdm": True}
-    if from_file:
-        (tmp_path / "arguments.json").write_text(json.dumps(given))
-        line = [str(tmp_path / "arguments.json")]
-    else:
-        lists = {name: value if isinstance(value, list) else [str(value)] for name, value in given.items()}
-        line = [word for name, words in lists.items() for word in (f"--{name}", *words)]
-    monkeypatch.setattr("sys.argv", ["train_mfn.py", *line])
-    spec = importlib.util.spec_from_file_location("train_mfn", EXAMPLES / "train_mfn.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_mfn", script)  # dataclasses look their module up
-    spec.loader.exec_module(script)
-    script.main()
+    usual = {"model": str(tmp_path / "base"), "text": [str(tmp_path / "text.txt")], "layers": "1", "k": 4, "window": 16}
+    usual |= {"held_out_rows": 4, "max_steps": 3, "learning_rate": 2e-3, "use_cpu": True, "disable_tqdm": True}
+
+    def run(out, from_file=False, **settings):
+        given = usual | {"output_dir": str(tmp_path / out)} | settings
+        if from_file:
+            (tmp_path / "arguments.json").write_text(json.dumps(given))
+            line = [str(tmp_path / "arguments.json")]
+        else:
+            lists = {name: value if isinstance(value, list) else [str(value)] for name, value in given.items()}
+            line = [word for name, words in lists.items() for word in (f"--{name}", *words)]
+        monkeypatch.setattr("sys.argv", ["train_mfn.py", *line])
+        spec = importlib.util.spec_from_file_location("train_mfn", EXAMPLES / "train_mfn.py")
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "train_mfn", script)  # dataclasses look their module up
+        spec.loader.exec_module(script)
+        script.main()
+        return tmp_path / out
+
+    return run
+
+
+def measured(out):
+    return json.loads((out / "eval_results.json").read_text())
+
+
+@pytest.mark.parametrize(("large", "from_file"), [(100, False), (2**27, True)], ids=["streamed", "in memory"])
+def test_the_training_script(train_mfn, monkeypatch, large, from_file):
+    """Its own defaults hold wherever arguments come from, text of any length trains, and a bf16 base in float32."""
+    monkeypatch.setattr(data, "LARGE", large)
+    out = train_mfn("out", from_file, bf16=True)
     record = json.loads((out / "training_record.json").read_text())
     assert (record["steps"], record["tokens"]) == (3, 3 * 2 * 16)
     assert record["arguments"]["learning_rate"] == 2e-3
     assert record["arguments"]["per_device_train_batch_size"] == 2
-    assert "eval_recon_loss" in json.loads((out / "eval_results.json").read_text())
-    assert MFNForCausalLM.from_pretrained(out).config.layers == [1]
+    assert "eval_recon_loss" in measured(out)
+    model = MFNForCausalLM.from_pretrained(out)
+    assert (model.config.layers, model.dtype) == ([1], torch.float32)
+
+
+def test_the_training_script_measures_alone_and_goes_on_from_where_it_is_told(train_mfn, tmp_path):
+    """Perplexity is that of transformers' own loss on the held-out rows; the rest is as the first run left it."""
+    trained = train_mfn("trained", save_steps=2, max_steps=4)
+    weights = (trained / "model.safetensors").read_bytes()
+    alone = train_mfn("alone", model=str(trained), do_train=False)
+    assert {path.name for path in alone.iterdir()} == {"all_results.json", "eval_results.json"}
+    rows = data.pack(data.load_text([tmp_path / "text.txt"]), make_tokenizer(), 16)
+    ids = torch.tensor(rows[:4]["input_ids"])
+    with torch.no_grad():
+        loss = MFNForCausalLM.from_pretrained(trained)(input_ids=ids, labels=ids).loss
+    for out in (trained, alone):
+        assert measured(out)["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-4)
+    distilled = train_mfn("distilled", model=str(trained), do_train=False, util_target="kl", trainable="mfn")
+    assert "eval_util_loss" in measured(distilled)
+    assert "perplexity" not in measured(distilled)
+
+    told = train_mfn("told", resume_from_checkpoint=str(trained / "checkpoint-2"), save_steps=2, max_steps=4)
+    assert [path.name for path in told.glob("checkpoint-*")] == ["checkpoint-4"]  # nothing before it was trained anew
+    assert (told / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"held_out_rows": 1000}, "held_out_rows is 1000, and the text has no more rows of 16 tokens"),
+        ({"window": 65}, "window is 65; the model reads at most 64 tokens"),
+    ],
+)
+def test_the_training_script_says_what_does_not_fit(train_mfn, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train_mfn("out", **settings)
 
 
 def train_tokenizer(texts):
