@@ -62,7 +62,8 @@ def build_atlas(
             T-th of all text, with activations far above all others.
         examples: how many examples a feature has, and how much context.
         state_folder: where the state is kept, so that a harvest that is broken off can go on; it is removed in the end.
-        resume: go on from the state in `state_folder`, if there is one. The result is the same to the bit.
+        resume: go on from the state in `state_folder`, if there is one, with the same model, data and settings, in as
+            many processes. The result is the same to the bit.
         save_every: windows between two savings of the state.
         progress: show a progress bar.
 
