@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
+from modeling_mfn.evaluation import report
 from modeling_mfn.evaluation.report import load_further, load_result, save_further, save_result, write_report
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PredictionResult
 
@@ -49,6 +50,16 @@ def test_a_result_comes_back_if_the_same_settings_are_asked_for(tmp_path):
     json.loads((tmp_path / "P1.json").read_text(), parse_constant=pytest.fail)
     assert ElementTree.parse(tmp_path / "figures/P1.svg").getroot().tag.endswith("svg")
     assert (tmp_path / "figures/P1.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_figure_that_fails_leaves_the_measurement(tmp_path, monkeypatch):
+    def fail(result):
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(report, "draw", fail)
+    with pytest.raises(RuntimeError, match="no such font"):
+        save_result(result(), SETTINGS, tmp_path)
+    assert load_result("P1", SETTINGS, tmp_path).to_json() == result().to_json()
 
 
 def test_the_report_shows_every_verdict_and_figure(tmp_path):

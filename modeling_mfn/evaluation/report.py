@@ -23,11 +23,12 @@ Measures = dict[str, dict[str, dict[str, Figure]]]
 def save_result(result: PredictionResult, settings: Mapping[str, Any], folder: Path) -> None:
     """Writes `<prediction>.json`, the result with the settings that made it, and its figures as PNG and SVG."""
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    record = {"settings": dict(settings), **result.to_json()}
+    # before its figures: whatever fails in drawing must not cost the measurement
+    write_whole(folder / f"{result.prediction}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     figure = draw(result)
     for ending in FORMATS:
         figure.savefig(folder / FIGURES / f"{result.prediction}.{ending}", dpi=120)
-    record = {"settings": dict(settings), **result.to_json()}
-    write_whole(folder / f"{result.prediction}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def load_result(prediction: str, settings: Mapping[str, Any], folder: Path) -> PredictionResult | None:
