@@ -64,7 +64,8 @@ def write_report(
     parts = ["# The paper's five predictions", _settings(settings), verdicts(results)]
     for result in results:
         parts += [f"## {result.prediction}: {result.claim}", f"**{result.outcome}.** {result.reason}"]
-        parts += [f"Criterion: {result.criterion}"]
+        paper = result.paper_criterion
+        parts += [f"Criterion: {result.criterion}", f"The paper's own: {paper.criterion} **{paper}**."]
         if result.figures:
             parts += [_table(result.figures), f"![{result.prediction}]({FIGURES}/{result.prediction}.png)"]
     for title, figures in further.items():
@@ -76,13 +77,17 @@ def write_report(
 
 def verdicts(results: Sequence[PredictionResult], subject: str = "MFN") -> str:
     """The table of verdicts in Markdown: of each prediction what was found, the figure that decided with its interval,
-    and the baseline's."""
+    the baseline's, and whether the paper's own criterion is met."""
     rows = []
     for result in results:
         figure, own, against = deciding(result, subject)
         headline = f"{figure}: {own}" if own else ""
-        rows.append([f"**{result.prediction}** {result.claim}", result.outcome, headline, against])
-    return markdown_table(["prediction", "outcome", "figure that decided [95 %]", "baseline"], rows)
+        rows.append(
+            [f"**{result.prediction}** {result.claim}", result.outcome, headline, against, str(result.paper_criterion)]
+        )
+    return markdown_table(
+        ["prediction", "outcome", "figure that decided [95 %]", "baseline", "the paper's own criterion"], rows
+    )
 
 
 def deciding(result: PredictionResult, subject: str = "MFN") -> tuple[str, str, str]:
