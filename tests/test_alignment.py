@@ -11,8 +11,9 @@ from datasets import Dataset
 from scipy.sparse import csr_array
 from scipy.stats import ortho_group
 
+from modeling_mfn.evaluation import alignment
 from modeling_mfn.evaluation.alignment import Codes, align, cross_seed_alignment, linear_cka
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE, Figure
 
 MATCHED, COSINE = "matched correlation", "matched cosine"
 
@@ -111,9 +112,38 @@ def test_the_whole_prediction(family):
     json.dumps(result.to_json(), allow_nan=False)
     swapped = cross_seed_alignment({MFN: others, POST_HOC_SAE: noisy}, windows(0), windows(1))
     assert swapped.outcome == "not confirmed"
-    above_random = cross_seed_alignment({MFN: noisy, POST_HOC_SAE: noisy, RANDOM_SAE: others}, windows(0), windows(1))
-    assert above_random.outcome == ("partly" if theirs["CKA"].low > max(0.8, random["CKA"].high) else "not confirmed")
+    paper = result.paper_criterion
+    assert (paper.met, paper.figure, paper.baseline_figure) == (True, ours["CKA"], random["CKA"])
+    as_good = cross_seed_alignment({MFN: subjects[MFN], POST_HOC_SAE: subjects[MFN]}, windows(0), windows(1))
+    assert as_good.outcome == "partly"  # above 0.8, and not above the SAEs
     assert cross_seed_alignment({MFN: noisy}, windows(0), windows(1)).outcome == "not measured"
+
+
+SURE, LOW = Figure(0.9, 0.85, 0.95), Figure(0.5, 0.45, 0.55)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "difference", "seeds", "outcome"),
+    [
+        ((SURE, SURE), (LOW, LOW, LOW), 0.3, (0.9, 0.5), "confirmed"),
+        ((SURE, LOW), (SURE, LOW, LOW), -0.1, (0.9, 0.9), "partly"),  # r > 0.8 alone
+        ((SURE, LOW), (LOW, LOW, LOW), 0.3, (0.7, 0.5), "partly"),  # not in every pair of seeds
+        ((LOW, LOW), (LOW, LOW, LOW), 0.1, (0.6, 0.5), "partly"),  # above the SAEs alone
+        ((LOW, SURE), (LOW, LOW, LOW), -0.1, (0.5, 0.5), "partly"),  # CKA alone
+        ((LOW, SURE), (LOW, SURE, LOW), -0.1, (0.5, 0.5), "not confirmed"),  # which the post-hoc SAEs have, too
+        ((LOW, SURE), (LOW, LOW, SURE), -0.1, (0.5, 0.5), "not confirmed"),  # or random ones
+    ],
+)
+def test_outcomes(ours, theirs, difference, seeds, outcome):
+    """Figures are matched correlation and CKA; at last the post-hoc SAEs', and the random ones' CKA."""
+    figures = {
+        MFN: {MATCHED: ours[0], "CKA": ours[1]},
+        POST_HOC_SAE: {MATCHED: theirs[0], "CKA": theirs[1]},
+        RANDOM_SAE: {"CKA": theirs[2]},
+    }
+    by_seeds = {name: {"0-1": {MATCHED: of}} for name, of in zip((MFN, POST_HOC_SAE), seeds, strict=True)}
+    less = {POST_HOC_SAE: Figure(difference, difference - 0.05, difference + 0.05)}
+    assert alignment._verdict(figures, less, by_seeds)[0] == outcome
 
 
 def test_text_without_tokens():

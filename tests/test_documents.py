@@ -6,7 +6,15 @@ import math
 import pytest
 import tables
 
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PredictionResult, plain
+from modeling_mfn.evaluation.result import (
+    MFN,
+    POST_HOC_SAE,
+    RANDOM_SAE,
+    Figure,
+    PaperCriterion,
+    PredictionResult,
+    plain,
+)
 
 
 @pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda file: file.name)
@@ -90,12 +98,14 @@ def write_json(file, record):
 def test_the_tables_of_predictions(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "PREDICTIONS", tmp_path)
     figures = {MFN: {"gap_now": Figure(0.5, 0.25, 0.75)}, POST_HOC_SAE: {"gap_now": Figure(2.0)}}
+    paper = PaperCriterion("It flies.", True, "height", Figure(3.0), RANDOM_SAE, Figure(1.0))
     for prediction, family, outcome in (("P3", "llama", "partly"), ("P1", "gpt2", "confirmed")):
-        result = PredictionResult(prediction, "They fly.", "", outcome, "", "gap_now", figures, POST_HOC_SAE)
+        result = PredictionResult(prediction, "They fly.", "", outcome, "", "gap_now", figures, POST_HOC_SAE, paper)
         write_json(tmp_path / family / f"{prediction}.json", {"settings": {}} | result.to_json())
+    met = "met: height 3 (random SAE: 1)"
     assert list(tables.verdict_table())[1:] == [
-        ["P1 They fly.", "GPT-2", "confirmed", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2"],
-        ["P3 They fly.", "Llama", "partly", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2"],
+        ["P1 They fly.", "GPT-2", "confirmed", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
+        ["P3 They fly.", "Llama", "partly", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
     ]
 
     for name, value in (("all/as-it-is", 0.25), ("P2/b", 0.5), ("P3/c", 0.75), ("P5/as-it-is", 1.0)):

@@ -149,6 +149,7 @@ def test_transfer_gap_in_closed_form(load):
         ("probe_purity", {"predictions": [0.5, 1], "references": [0, 1], "tasks": ["a"]}, "tasks has 1 entries for 2"),
         ("probe_purity", {"predictions": [1, 2], "references": [0, 1], "tasks": ["a", "b"]}, "of task a are"),
         ("cross_seed_alignment", {"predictions": [[1.0], [1.0, 2.0]], "references": [[1.0], [2.0]]}, r"\[1, 2\]"),
+        ("intervention_predictability", {"predictions": [0.1, 1], "references": [0, 0]}, "all 2 references are 0"),
         ("transfer_gap", {"predictions": [0.5], "references": [2.0]}, "as low as 0.5"),
     ],
 )

@@ -11,10 +11,11 @@ from datasets import Dataset
 from scipy import stats
 
 from modeling_mfn import Add
+from modeling_mfn.evaluation import predictability
 from modeling_mfn.evaluation.first_order import response_figures
 from modeling_mfn.evaluation.intervention_effects import Bench, Push, Response, Site, exact_copy, readers, sample_sites
 from modeling_mfn.evaluation.predictability import intervention_predictability, measure_interventions
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure
 
 FAMILIES = ["llama-tied", "gpt2-tied"]
 CHANGES = np.array([-1.0, 0.5, 3.0])
@@ -217,25 +218,90 @@ def test_the_whole_prediction(family):
     json.dumps(result.to_json(), allow_nan=False)
     sites = sample_sites(windows(), 6, 2)
     assert all(4 <= site.position <= 18 and len(site.tokens) == site.position + 3 for site in sites)
-    measured = np.stack([measure_interventions(model, sites)["feature"]["correlation of logits"] for model in models])
+    by_model = [measure_interventions(model, sites)["feature"] for model in models]
+    measured, replaced = (
+        np.stack([each[name] for each in by_model]) for name in ("correlation of logits", "replaced features")
+    )
     assert measured.shape == (2, 6, 3, 5)
-    headline = result.figures[MFN]["correlation of logits"]
-    assert headline.value == pytest.approx(measured[..., 0].mean())
+    ablated, flipped = measured[:, :, :2, 0], replaced[:, :, :2, 0] > 0  # the last MFN layer is not judged
+    assert np.isnan(replaced[:, :, 2]).all()
+    found = result.figures[MFN]
+    headline = found["correlation of logits"]
+    assert headline.value == pytest.approx(ablated.mean())
     assert headline.low < headline.value < headline.high
+    assert found["interventions with a later feature replaced"].value == pytest.approx(flipped.mean())
+    for name, chosen in (("a later feature replaced", flipped), ("none replaced", ~flipped)):
+        expected = ablated[chosen].mean() if chosen.any() else math.nan
+        assert found[f"correlation of logits, {name}"].value == pytest.approx(expected, nan_ok=True)
+    for layer in range(3):
+        of_layer = found[f"correlation of logits, layer {layer}"].value
+        assert of_layer == pytest.approx(measured[:, :, layer, 0].mean())
+        assert f"{of_layer:.3g} at {layer}" in result.reason
+    assert f"After {flipped.mean():.0%} of the interventions" in result.reason
+    assert f"of attention by {found['correlation of attention']}" in result.reason
+    assert result.details["judged_layers"] == [0, 1]
+    assert result.details["by_seed"][MFN]["correlation of logits"] == pytest.approx(ablated.mean((1, 2)))
     by_strength = result.details["by_strength"][MFN]
-    assert by_strength[2.0]["correlation of logits"].value == pytest.approx(measured[..., 3].mean())
-    assert by_strength[0.5]["relative error"].value < by_strength[4.0]["relative error"].value
-    assert sum(each["interventions"] for each in result.details["by_effect"][MFN]) == measured.size
+    assert by_strength[2.0]["correlation of logits"].value == pytest.approx(measured[:, :, :2, 3].mean())
+    errors = np.stack([each["relative error"][:, :2, 4] for each in by_model])
+    assert by_strength[4.0]["relative error"].value == pytest.approx(np.median(errors))
+    assert sum(each["interventions"] for each in result.details["by_effect"][MFN]) == measured[:, :, :2].size
     random = measure_interventions(models[0], sites)["random direction"]["correlation of logits"][..., 0]
     assert result.details["by_layer"][f"random direction in {POST_HOC_SAE}"][1][
         "correlation of logits"
     ] == pytest.approx(random[:, 1].mean())
     difference = result.details["difference"][POST_HOC_SAE]
-    assert difference.value == pytest.approx(measured[..., 0].mean() - measured[0, ..., 0].mean())
-    assert result.outcome == "not confirmed" if headline.low <= 0.8 else result.outcome in ("confirmed", "partly")
+    assert difference.value == pytest.approx(ablated.mean() - ablated[0].mean())
+    paper = result.paper_criterion
+    assert (paper.met, paper.figure) == (headline.value > 0.8, headline)
+    assert paper.baseline_figure == result.figures[f"random direction in {MFN}"]["correlation of logits"]
     alone = intervention_predictability({MFN: models[:1]}, windows(), interventions=2, later=1)
     assert alone.outcome == "not measured"
     assert math.isfinite(alone.figures[MFN]["dose response"].value)
+
+
+def test_a_single_mfn_layer_is_judged():
+    model = make_mfn(make_base("llama-tied"), layers=[2])
+    result = intervention_predictability({MFN: [model], POST_HOC_SAE: [model]}, windows(), interventions=2, later=1)
+    assert result.details["judged_layers"] == [2]
+    assert math.isfinite(result.figures[MFN]["correlation of logits"].value)
+    assert "replaced" not in result.reason
+
+
+SURE, LOW = Figure(0.95, 0.93, 0.97), Figure(0.7, 0.6, 0.85)
+NAMES = ("correlation of logits", "dose response", "correlation of attention", "correlation of MLP")
+MORE, UNSURE, LESS = Figure(0.1, 0.05, 0.15), Figure(0.0, -0.1, 0.1), Figure(-0.1, -0.15, -0.05)
+
+
+@pytest.mark.parametrize(
+    ("low", "random", "sae", "seeds", "outcome"),
+    [
+        ((), MORE, MORE, (0.95, 0.95), "confirmed"),
+        ((), MORE, UNSURE, (0.95, 0.95), "partly"),
+        ((), LESS, UNSURE, (0.95, 0.95), "partly"),
+        ((), LESS, LESS, (0.95, 0.95), "not confirmed"),
+        (NAMES[2:3], MORE, MORE, (0.95, 0.95), "partly"),
+        (NAMES[3:], MORE, MORE, (0.95, 0.95), "partly"),
+        (NAMES[1:2], MORE, MORE, (0.95, 0.95), "not confirmed"),
+        (NAMES[:1], MORE, MORE, (0.95, 0.95), "not confirmed"),
+        ((), MORE, MORE, (0.99, 0.85), "partly"),  # a seed is below the post-hoc SAE's
+        ((), MORE, MORE, (1.0, 0.75), "not confirmed"),  # a seed is below 0.8
+    ],
+)
+def test_outcomes(low, random, sae, seeds, outcome):
+    nothing = Figure(math.nan)
+    ours = {name: LOW if name in low else SURE for name in NAMES} | {"correlation of logits, layer 0": SURE}
+    ours |= {predictability.FLIPS: nothing, predictability.WITH_FLIP: nothing, predictability.WITHOUT_FLIP: nothing}
+    by_seed = {
+        MFN: {name: [0.95, 0.95] for name in NAMES} | {NAMES[0]: list(seeds)},
+        POST_HOC_SAE: {NAMES[0]: [0.9, 0.9]},
+        f"random direction in {MFN}": {NAMES[0]: [0.7, 0.7]},
+    }
+    differences = {f"random direction in {MFN}": random, POST_HOC_SAE: sae}
+    figures = {MFN: ours, POST_HOC_SAE: {NAMES[0]: Figure(0.9)}}
+    found, reason = predictability._verdict(figures, differences, by_seed, [0])
+    assert found == outcome
+    assert f"of attention by {ours[NAMES[2]]}, of MLPs by {ours[NAMES[3]]}" in reason
 
 
 def test_what_cannot_be_measured():

@@ -16,7 +16,7 @@ from modeling_mfn.evaluation import probing
 from modeling_mfn.evaluation.activations import activations_at
 from modeling_mfn.evaluation.information import best_feature_information
 from modeling_mfn.evaluation.probing import BASE_RESIDUAL_STREAM, TOKEN_IDENTITY, probe_model, probe_purity
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE, RESIDUAL_STREAM
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE, RESIDUAL_STREAM, bootstrap
 from modeling_mfn.evaluation.tasks import Limits, Task, word_tasks
 
 FEW = Limits(occurrences=8, tokens=60, least_units=4, least_tokens=12)
@@ -171,11 +171,11 @@ PURE = {(MFN, "code"): 0.80, (MFN, "residual"): 0.65, (POST_HOC_SAE, "code"): 0.
 ALL_OF = {(MFN, "code"): 0.90, (MFN, "residual"): 0.85, (POST_HOC_SAE, "code"): 0.84, (POST_HOC_SAE, "residual"): 0.86}
 
 
-def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alpha=0.0, formats=0.0):
+def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alpha=0.0, added=None, untold=0):
     """`probe_purity` of two seeds whose areas are given, with noise by task, but for what is added to an MFN model's
-    by seed, and to all of tasks of formats."""
+    by seed, and to all of tasks by group. Of the first so many tasks the token alone tells nothing."""
     noise = np.random.default_rng(0).normal(0, 0.01, len(groups))
-    noise = noise + np.where(np.array(groups) == "formatting", formats, 0)
+    noise = noise + [(added or {}).get(group, 0) for group in groups]
     areas = {"purity": PURE | dict(pure), LINEAR: ALL_OF | dict(linear)}
 
     def probe_model(model, windows, tasks, **settings):
@@ -183,17 +183,20 @@ def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alp
         for source in ("code", "residual")[: 2 if settings["residuals"] else 1]:
             for probe in ("purity", "two-feature probe", "five-feature probe", LINEAR):
                 at = areas.get(probe, areas["purity"])[model.name, source]
-                added = (by_seed or {}).get((probe, model.seed), 0) if (model.name, source) == (MFN, "code") else 0
-                rows += [(0, i, source, probe, 1.0, at + added + of, 0.5) for i, of in enumerate(noise)]
+                more = (by_seed or {}).get((probe, model.seed), 0) if (model.name, source) == (MFN, "code") else 0
+                rows += [(0, i, source, probe, 1.0, at + more + of, 0.5) for i, of in enumerate(noise)]
         return pd.DataFrame(rows, columns=["layer", "task", "source", "probe", "training", "held_out", "shuffled"])
+
+    def probe_tokens(*_, seed):
+        table = probe_model(SimpleNamespace(name=POST_HOC_SAE), [], [], residuals=False)
+        return table.assign(held_out=np.where(table["task"] < untold, 0.54, 0.56))
 
     config = SimpleNamespace(alpha=alpha)
     subjects = {
         name: [SimpleNamespace(name=name, seed=seed, config=config) for seed in (0, 1)] for name in (MFN, POST_HOC_SAE)
     }
-    tokens = SimpleNamespace(name=POST_HOC_SAE)
     monkeypatch.setattr(probing, "probe_model", probe_model)
-    monkeypatch.setattr(probing, "probe_tokens", lambda *_, seed: probe_model(tokens, [], [], residuals=False))
+    monkeypatch.setattr(probing, "probe_tokens", probe_tokens)
     place = np.zeros(1, int)
     return probe_purity(subjects, [], [Task(f"t{i}", of, *[place] * 4, place > 0) for i, of in enumerate(groups)])
 
@@ -205,13 +208,15 @@ def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alp
         ({"linear": {(MFN, "code"): 0.80}}, "partly"),
         ({"linear": {(MFN, "code"): 0.855}}, "partly"),  # above its own h, below the base's
         ({"linear": {(MFN, "code"): 0.855}, "alpha": 1.0}, "confirmed"),  # spliced in, it does not read the base's h
-        ({"pure": {(MFN, "code"): 0.71}}, "partly"),  # better than the SAE, but by less than a tenth
+        ({"pure": {(POST_HOC_SAE, "code"): 0.78}}, "partly"),  # better than the SAE, but by less than a tenth
         ({"pure": {(MFN, "residual"): 0.75}}, "partly"),
-        ({"pure": {(MFN, "code"): 0.71}, "linear": {(MFN, "code"): 0.80}}, "not confirmed"),
+        ({"pure": {(POST_HOC_SAE, "code"): 0.78}, "linear": {(MFN, "code"): 0.80}}, "partly"),  # over h alone
+        ({"pure": {(MFN, "residual"): 0.75}, "linear": {(MFN, "code"): 0.80}}, "not confirmed"),  # over the SAE alone
         ({"by_seed": {(LINEAR, 0): 0.1, (LINEAR, 1): -0.06}}, "partly"),
-        ({"groups": ("g",) * 20 + ("formatting",) * 20, "formats": -0.5}, "confirmed"),
+        ({"groups": ("g",) * 20 + ("formatting",) * 20, "added": {"formatting": -0.5}}, "confirmed"),
         ({"groups": ("formatting",) * 20}, "confirmed"),
         ({"groups": ("g",) + ("formatting",) * 20}, "not measured"),
+        ({"groups": ("g", "h")}, "not measured"),
     ],
 )
 def test_outcomes(given, outcome, monkeypatch):
@@ -220,16 +225,46 @@ def test_outcomes(given, outcome, monkeypatch):
     assert "nan" not in result.reason
     assert ("every seed" in result.reason) == ("by_seed" in given)
     assert ("no task of words" in result.reason) == (given.get("groups") == ("formatting",) * 20)
+    own, paper = result.figures[MFN], result.paper_criterion
+    assert result.headline == "purity gain over h"
+    assert (paper.met, paper.figure) == (own[result.headline].value >= 0.1, own[result.headline])
     if "groups" not in given:
-        gain = result.figures[MFN]["purity gain over post-hoc SAE"]
-        noise = np.random.default_rng(0).normal(0, 0.01, 20).mean()
-        ours = (PURE | given.get("pure", {}))[MFN, "code"]
-        assert gain.value == pytest.approx((ours + noise) / (0.70 + noise) - 1)
-        assert gain.low <= gain.value <= gain.high
-        assert f"{gain.value:+.1%}" in result.reason
-    if "formats" in given:
-        assert result.figures[MFN]["purity, formatting"].value < 0.35
-        assert result.figures[MFN]["purity"] == result.figures[MFN]["purity, g"]
+        noise = np.random.default_rng(0).normal(0, 0.01, 20)
+        areas = PURE | given.get("pure", {})
+        for name, baseline in (("post-hoc SAE", (POST_HOC_SAE, "code")), ("h", (MFN, "residual"))):
+            gain = own[f"purity gain over {name}"]
+            ours, theirs = areas[MFN, "code"] + noise, areas[baseline] + noise
+            assert gain.value == pytest.approx(ours.mean() / theirs.mean() - 1)
+            resampled = bootstrap(lambda a, b: a.mean() / b.mean() - 1, ours, theirs)
+            assert gain.high - gain.low == pytest.approx(resampled.high - resampled.low, rel=0.2)
+            assert f"{gain.value:+.1%}" in result.reason
+    if "added" in given:
+        assert own["purity, formatting"].value < 0.35
+        assert own["purity"] == own["purity, g"]
+    if given == {} or "pure" in given:
+        gain = (PURE | given.get("pure", {}))[POST_HOC_SAE, "code"] / PURE[POST_HOC_SAE, "residual"] - 1
+        assert paper.baseline_figure.value == pytest.approx(gain, abs=0.002)
+
+
+def test_groups_count_alike_and_the_token_is_told_apart(monkeypatch):
+    """Four parts of speech, which all lack what one polarity and three concepts have."""
+    groups = ("part of speech",) * 4 + ("polarity",) + ("concepts",) * 3
+    result = judge(monkeypatch, groups=groups, added={"part of speech": -0.25}, untold=3)
+    noise = np.random.default_rng(0).normal(0, 0.01, 8)
+    ours = 0.80 + (noise[:4].mean() - 0.25 + noise[4] + noise[5:].mean()) / 3
+    theirs = ours - 0.10
+    own = result.figures[MFN]
+    assert own["purity"].value == pytest.approx(ours)
+    assert own["purity gain over post-hoc SAE"].value == pytest.approx(ours / theirs - 1)
+    assert result.details["gains_by_seed"]["purity gain over post-hoc SAE"] == pytest.approx([ours / theirs - 1] * 2)
+    assert result.details["by_seed"][MFN]["purity"]["1"] == pytest.approx(ours)
+    told = "linear probe, where the token tells nothing"
+    assert own[told].value == pytest.approx(0.90 - 0.25 + noise[:3].mean())
+    assert own[f"{told}, less {RESIDUAL_STREAM}"].value == pytest.approx(0.05)
+    assert (
+        f"on the 3 of 8 tasks where the token alone tells nothing (AUROC below 0.55) it is {own[told]}" in result.reason
+    )
+    assert "0 of 20 tasks" in judge(monkeypatch).reason
 
 
 def test_without_the_mfn_model_there_is_no_verdict():

@@ -2,15 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
 
+from modeling_mfn.evaluation import report
 from modeling_mfn.evaluation.report import load_further, load_result, save_further, save_result, write_report
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PredictionResult
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PaperCriterion, PredictionResult
 
+PAPER = PaperCriterion(
+    "A deviation of at most 0.05.", True, "std", Figure(0.0123), "random SAE", Figure(0.01, 0.0, 0.02)
+)
 SETTINGS = {"models": ["a", "b"], "seed": 0, "tokens": 4096}
 
 
@@ -30,6 +35,7 @@ def result(prediction="P1", **changes):
             POST_HOC_SAE: {"firing_rate_std": Figure(0.0456, 0.04, 0.05), "kl": Figure(math.nan)},
         },
         "baseline": POST_HOC_SAE,
+        "paper_criterion": PAPER,
         "details": {"by_layer": {"0": [0.5]}},
     }
     return PredictionResult(**(fields | changes))
@@ -51,19 +57,33 @@ def test_a_result_comes_back_if_the_same_settings_are_asked_for(tmp_path):
     assert (tmp_path / "figures/P1.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_figure_that_fails_leaves_the_measurement(tmp_path, monkeypatch):
+    def fail(result):
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(report, "draw", fail)
+    with pytest.raises(RuntimeError, match="no such font"):
+        save_result(result(), SETTINGS, tmp_path)
+    assert load_result("P1", SETTINGS, tmp_path).to_json() == result().to_json()
+
+
 def test_the_report_shows_every_verdict_and_figure(tmp_path):
-    missing = result("P5", outcome="not measured", headline="loss", figures={}, reason="No second domain was given.")
+    unknown = replace(PAPER, met=None)
+    missing = result(
+        "P5", outcome="not measured", headline="loss", figures={}, reason="No second domain was given.",
+        paper_criterion=unknown,
+    )  # fmt: skip
     tokens = (
         MarkdownIt().enable("table").parse(write_report([result(), missing], FURTHER, SETTINGS, tmp_path).read_text())
     )
     cells = [token.content for before, token in pairwise(tokens) if before.type.startswith("td_open")]
-    rows = [cells[start : start + 4] for start in (0, 4)]
+    rows = [cells[start : start + 5] for start in (0, 5)]
     assert rows[0] == [
         "**P1** Firing rates converge", "partly", "firing rate std: 0.0123 [0.011, 0.014]",
-        "post-hoc SAE: 0.0456 [0.04, 0.05]",
+        "post-hoc SAE: 0.0456 [0.04, 0.05]", "met: std 0.0123 (random SAE: 0.01 [0, 0.02])",
     ]  # fmt: skip
-    assert rows[1][1:] == ["not measured", "", ""]
-    assert cells[8:] == [
+    assert rows[1][1:] == ["not measured", "", "", "not measured"]
+    assert cells[10:] == [
         "dead share",
         "0",
         "",
@@ -77,5 +97,6 @@ def test_the_report_shows_every_verdict_and_figure(tmp_path):
     ]
     text = "\n".join(token.content for token in tokens if token.type == "inline")
     assert "No second domain was given." in text
+    assert "The paper's own: A deviation of at most 0.05. met: std 0.0123" in text.replace("**", "")
     assert "figures/P1.png" in text
     assert "figures/P5.png" not in text

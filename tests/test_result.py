@@ -7,15 +7,37 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_mfn.evaluation.result import Figure, PredictionResult, bootstrap, mean
+from modeling_mfn.evaluation.result import MFN, RANDOM_SAE, Figure, PaperCriterion, PredictionResult, bootstrap, mean
 
 
-def test_the_interval_of_a_mean_is_about_that_of_the_normal_distribution():
-    values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    expected = stats.norm.interval(0.95, values.mean(), values.std(ddof=1) / 20)
-    found = mean([*values, math.nan])
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(expected, abs=0.03)
+@pytest.mark.parametrize(
+    "draw", [lambda random, size: random.normal(size=size), lambda random, size: random.beta(8, 2, size)]
+)
+def test_the_interval_of_ten_values_holds_their_mean_in_95_percent_of_cases(draw):
+    """But for 2 % where they are skewed as the beta distribution is here, as areas under ROC curves may be."""
+    random, groups = np.random.default_rng(0), [0] * 6 + [1] * 4
+    truth = draw(random, 1_000_000).mean()
+    samples = draw(random, (2000, 10))
+    for given in (None, groups):
+        found = [mean(sample, given) for sample in samples]
+        assert 0.925 < np.mean([figure.low <= truth <= figure.high for figure in found]) < 0.965
+    assert found[0].value == pytest.approx((samples[0, :6].mean() + samples[0, 6:].mean()) / 2)
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=7)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean([*values, math.nan]) == pytest.approx((values.mean(), *expected))
+
+
+def test_many_values_of_one_group_do_not_outvote_another():
+    """Of one value there is no spread: that of the other groups stands for it."""
+    found = mean([0.9, 0.5, 0.7, 0.5, 0.7, math.nan], ["a", "b", "b", "b", "b", "b"])
+    assert found.value == pytest.approx((0.9 + 0.6) / 2)
+    variance = 4 * 0.1**2 / 3
+    margin = stats.t.ppf(0.975, 3) * np.sqrt(variance / 1 + variance / 4) / 2
+    assert (found.low, found.high) == pytest.approx((0.75 - margin, 0.75 + margin))
+    assert math.isnan(mean([0.9, 0.5], ["a", "b"]).low)
 
 
 def test_samples_are_resampled_together():
@@ -40,11 +62,26 @@ def test_a_result_is_strict_json():
     result = PredictionResult(
         "P1", "claim", "criterion", "partly", "reason", "std",
         {"MFN": {"std": Figure(0.5, 0.25, np.float64(0.75)), "none": Figure(math.nan)}},
-        "random SAE", {"by_layer": {6: [np.int64(3), math.inf, Figure(1.0)]}},
+        "random SAE", PaperCriterion("std <= 0.1", False, "std", Figure(0.5), "random SAE", Figure(math.nan)),
+        {"by_layer": {6: [np.int64(3), math.inf, Figure(1.0)]}},
     )  # fmt: skip
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert found["figures"]["MFN"] == {
         "std": {"value": 0.5, "low": 0.25, "high": 0.75},
         "none": {"value": None, "low": None, "high": None},
     }
+    assert found["paper_criterion"]["figure"] == {"value": 0.5, "low": None, "high": None}
     assert found["details"] == {"by_layer": {"6": [3, None, {"value": 1.0, "low": None, "high": None}]}}
+
+
+def test_the_papers_criterion_is_judged_by_the_figure_and_comes_back_from_json():
+    figures = {MFN: {"std_now": Figure(0.05, 0.04, 0.06)}, RANDOM_SAE: {"std_now": Figure(0.01, 0.005, 0.02)}}
+
+    def judged(limit, of=figures):
+        return PaperCriterion.judged("small", of, "std_now", lambda std: std <= limit, RANDOM_SAE)
+
+    assert str(judged(0.05)) == "met: std now 0.05 [0.04, 0.06] (random SAE: 0.01 [0.005, 0.02])"
+    assert str(judged(0.04, {MFN: figures[MFN]})) == "not met: std now 0.05 [0.04, 0.06]"
+    assert (judged(1, {}).met, str(judged(1, {}))) == (None, "not measured")
+    result = PredictionResult("P1", "", "", "partly", "", "std_now", figures, RANDOM_SAE, judged(0.05))
+    assert PredictionResult.from_json(json.loads(json.dumps(result.to_json()))) == result

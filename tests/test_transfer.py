@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import stats
 
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.evaluation import perplexity
+from modeling_mfn.evaluation import transfer as transfer_module
 from modeling_mfn.evaluation.baselines import fine_tune_sae, post_hoc_sae
 from modeling_mfn.evaluation.reconstruction import reconstruction_errors
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE
@@ -100,7 +102,15 @@ def test_figures_against_a_direct_computation(family_base):
         math.exp(log_perplexity(dense, WINDOWS["c"])), rel=1e-4
     )
     less = expected[MFN][1] - expected[FINE_TUNED_SAE][1]
-    assert result.details["mfn_less_baseline"][FINE_TUNED_SAE].value == pytest.approx(less, abs=2e-5)
+    found = result.details["mfn_less_baseline"]
+    assert found[FINE_TUNED_SAE]["perplexity_loss_targets"].value == pytest.approx(less, abs=2e-5)
+    excess = [(1 + (sum(of_mfn.values()) - of_mfn[source]) / 2) / (1 + of_mfn[source]) - 1 for source in "ab"]
+    assert result.details["by_seed"][MFN]["excess_gap"] == pytest.approx(excess, abs=2e-5)
+    of_sae_excess = (1 + expected[POST_HOC_SAE][1]) / (1 + expected[POST_HOC_SAE][0]) - 1
+    assert found[POST_HOC_SAE]["excess_gap"].value == pytest.approx(np.mean(excess) - of_sae_excess, abs=3e-5)
+    paper = result.paper_criterion
+    assert paper.figure == result.figures[MFN]["perplexity_loss_targets"]
+    assert paper.met == (expected[MFN][1] <= 0.05)
     json.dumps(result.to_json(), allow_nan=False)
 
 
@@ -147,30 +157,56 @@ def test_intervals_are_those_of_a_bootstrap_over_windows():
     assert (figure.low, figure.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.1 * spread)
 
 
+LOSSES = {POST_HOC_SAE: (0.3, 0.5), FINE_TUNED_SAE: (0.3, 0.4)}
+
+
 @pytest.mark.parametrize(
-    ("mfn", "sae", "tuned", "outcome"),
+    ("mfn", "baselines", "outcome"),
     [
-        (0.0, 0.6, 0.5, "confirmed"),
-        (0.0, 0.6, 0.0, "partly"),  # as good as the fine-tuned one is not better
-        (0.2, 0.6, 0.0, "partly"),
-        (0.6, 0.0, 0.0, "not confirmed"),
-        (0.0, 0.6, None, "not measured"),
+        ([(0.01, 0.02), (0.01, 0.03)], {}, "confirmed"),
+        ([(0.01, 0.02), (0.01, 0.02)], {FINE_TUNED_SAE: (0.3, 0.02)}, "partly"),  # as good is not better
+        ([(0.1, 0.2), (0.1, 0.2)], {}, "partly"),
+        ([(0.01, 0.02), (0.04, 0.07)], {}, "partly"),  # one seed is not within 5 %
+        ([(0.1, 0.2), (0.1, 0.55)], {}, "not confirmed"),  # one seed is not below the SAE
+        ([(0.12, 0.3), (0.12, 0.3)], {POST_HOC_SAE: (0.7, 0.75)}, "not confirmed"),  # loses more on the way
+        ([(0.01, 0.02), (0.01, 0.02)], {POST_HOC_SAE: (0.7, 0.7)}, "not confirmed"),
+        ([(0.1, 0.6), (0.1, 0.6)], {}, "not confirmed"),
+        ([(0.01, 0.02)], {FINE_TUNED_SAE: None}, "not measured"),
     ],
 )
-def test_outcomes(mfn, sae, tuned, outcome):
+def test_outcomes(mfn, baselines, outcome, monkeypatch):
+    """Of trainings whose loss on the source and on the others is given, alike in all windows but for a little noise."""
+    given = {MFN: mfn} | {name: [of] for name, of in (LOSSES | baselines).items() if of}
+    subjects = {name: [Transfer("a", SimpleNamespace(losses=losses)) for losses in of] for name, of in given.items()}
+    noise = np.random.default_rng(0).normal(0, 0.01, 20)
+
+    def measure(self, transfer, domain):
+        reference = 3 + noise
+        ones = np.ones((20, 1))
+        return transfer_module.Measured(
+            reference + np.log1p(transfer.model.losses[domain != "a"]) + 0.01 * noise, reference, 0.1 * ones, ones
+        )
+
+    monkeypatch.setattr(transfer_module._Measure, "__call__", measure)
+    result = transfer_gap(subjects, {domain: range(20) for domain in WINDOWS}, resamples=100)
+    assert result.outcome == outcome
+    assert ("no fine-tuned SAE" in result.reason) == (outcome == "not measured")
+    assert result.paper_criterion.met == (np.mean([losses[1] for losses in mfn]) <= 0.05)
+    if outcome != "not measured":
+        excess = np.mean([(1 + targets) / (1 + source) - 1 for source, targets in mfn])
+        assert f"excess over the loss on the source is {100 * excess:.1f} [" in result.reason
+
+
+def test_features_that_lose_nothing_lose_nothing_elsewhere():
     base = make_base("llama-tied")
     windows = {domain: own_text(base, seed) for seed, domain in enumerate(WINDOWS)}
-    models = {name: exact(base, noise) for name, noise in ((MFN, mfn), (POST_HOC_SAE, sae)) if noise is not None}
-    subjects = {name: [Transfer("a", model)] for name, model in models.items()}
-    if tuned is not None:
-        on_targets = dict.fromkeys("bc", exact(base, tuned))
-        subjects[FINE_TUNED_SAE] = [Transfer("a", models[POST_HOC_SAE], tuned=on_targets)]
+    model = exact(base)
+    subjects = {MFN: [Transfer("a", model)], POST_HOC_SAE: [Transfer("a", exact(base, 0.6))]}
     result = transfer_gap(subjects, windows, resamples=200)
-    assert result.outcome == outcome
-    own = result.figures[MFN]["perplexity_loss_targets"]
-    assert (abs(own.value) < 1e-4) == (mfn == 0.0)
-    assert ("no fine-tuned SAE" in result.reason) == (outcome == "not measured")
-    assert models[MFN].config.alpha == 0.3
+    for figure in ("perplexity_loss_targets", "excess_gap"):
+        assert abs(result.figures[MFN][figure].value) < 1e-4
+    assert result.figures[POST_HOC_SAE]["perplexity_loss_targets"].low > 0
+    assert model.config.alpha == 0.3
 
 
 def test_a_model_runs_once_on_a_domain_for_all_that_share_it():

@@ -16,15 +16,31 @@ from tqdm.auto import tqdm
 from ..comparison import LEVELS, Moments, compare_features, match
 from ..modeling_mfn import MFNForCausalLM
 from .activations import Windows, token_activations
-from .result import MFN, POST_HOC_SAE, RANDOM_SAE, Figure, Outcome, PredictionResult, Subjects, bootstrap, mean
+from .result import (
+    MFN,
+    POST_HOC_SAE,
+    RANDOM_SAE,
+    Figure,
+    Outcome,
+    PaperCriterion,
+    PredictionResult,
+    Subjects,
+    bootstrap,
+    mean,
+)
 
 HEADLINE = "matched correlation"
+LEVEL = 0.8
+PAPER_CRITERION = (
+    f"CKA of codes between different seeds above {LEVEL}; any two codes of one residual stream have a high one, also "
+    "those of random SAEs, which stand beside. The paper's text names matching as another measure."
+)
 CRITERION = (
-    "Confirmed: the mean correlation of one-to-one matched features, on text that did not choose the matching, is "
-    "above 0.8 with its interval, and above the post-hoc SAEs': the interval of the difference is above 0, and every "
-    "pair of seeds is above every pair of SAEs. Partly: it is above the post-hoc SAEs' in the same sense without "
-    "reaching 0.8, or linear CKA alone is, with its interval, above 0.8 and above that of random SAEs. The paper names "
-    "CKA or matching, r > 0.8; CKA alone is high for any two codes of one residual stream."
+    "Confirmed: the mean correlation of one-to-one matched features, on text that did not choose the matching, is (a) "
+    f"above {LEVEL} with its interval, and in every pair of seeds, and (b) above the post-hoc SAEs': the interval of "
+    "the difference is above 0, and every pair of seeds is above every pair of SAEs. Partly: (a) or (b), or linear CKA "
+    f"is, with its interval, above {LEVEL} and above those of the post-hoc SAEs and of random SAEs, with theirs. The "
+    f"paper names CKA or matching, r > {LEVEL}; CKA alone is high for any two codes of one residual stream."
 )
 CURVE = tuple(round(0.05 * step, 2) for step in range(21))
 
@@ -118,8 +134,8 @@ def cross_seed_alignment(
     """P3 of the paper (section 7): do models of different seeds find the same features?
 
     For every pair of a subject's models and every layer: linear CKA of codes, and features matched one to one, on codes
-    and on directions. Intervals are by bootstrap over matched pairs of features, those of all layers and pairs of seeds
-    together; of CKA over layers and pairs of seeds. They say how sure a mean is for these models, not for further ones:
+    and on directions. Intervals are over matched pairs of features, those of all layers and pairs of seeds together; of
+    CKA over layers and pairs of seeds. They say how sure a mean is for these models, not for further ones:
     seeds are few, and `details["by_seeds"]` shows how much one pair of them differs from another.
 
     Args:
@@ -151,7 +167,8 @@ def cross_seed_alignment(
         "share_above": {name: _curve(alignments) for name, alignments in pooled.items()},
     }
     claim = "Features align across random seeds."
-    return PredictionResult("P3", claim, CRITERION, outcome, reason, HEADLINE, figures, POST_HOC_SAE, details)
+    paper = PaperCriterion.judged(PAPER_CRITERION, figures, "CKA", lambda cka: cka > LEVEL, RANDOM_SAE)
+    return PredictionResult("P3", claim, CRITERION, outcome, reason, HEADLINE, figures, POST_HOC_SAE, paper, details)
 
 
 def _pairs(
@@ -202,18 +219,18 @@ def _figures(alignments: Sequence[Alignment], seed: int) -> dict[str, Figure]:
     correlations, cosines = (_pooled(alignments, name) for name in ("correlations", "cosines"))
     known = correlations[~np.isnan(correlations)]
     return {
-        HEADLINE: mean(correlations, seed),
+        HEADLINE: mean(correlations),
         f"{HEADLINE}, weighted by activation": _weighted(correlations, _pooled(alignments, "masses"), seed),
-        **{f"share of correlations above {level}": mean(known >= level, seed) for level in LEVELS},
-        f"{HEADLINE}, on the text that chose": mean(_pooled(alignments, "chosen_correlations"), seed),
-        f"{HEADLINE}, chance": mean(_pooled(alignments, "chance"), seed),
-        "matched cosine": mean(cosines, seed),
+        **{f"share of correlations above {level}": mean(known >= level) for level in LEVELS},
+        f"{HEADLINE}, on the text that chose": mean(_pooled(alignments, "chosen_correlations")),
+        f"{HEADLINE}, chance": mean(_pooled(alignments, "chance")),
+        "matched cosine": mean(cosines),
         "matched cosine, weighted by activation": _weighted(cosines, _pooled(alignments, "cosine_masses"), seed),
-        **{f"share of cosines above {level}": mean(cosines >= level, seed) for level in LEVELS},
-        "matched cosine, chance": mean(_pooled(alignments, "chance_cosines"), seed),
-        "CKA": mean([each.cka for each in alignments], seed),
-        "CKA, chance": mean([each.chance_cka for each in alignments], seed),
-        "live features": mean([each.live for each in alignments], seed),
+        **{f"share of cosines above {level}": mean(cosines >= level) for level in LEVELS},
+        "matched cosine, chance": mean(_pooled(alignments, "chance_cosines")),
+        "CKA": mean([each.cka for each in alignments]),
+        "CKA, chance": mean([each.chance_cka for each in alignments]),
+        "live features": mean([each.live for each in alignments]),
     }
 
 
@@ -244,14 +261,19 @@ def _verdict(
         f(pair[HEADLINE] for pair in by_seeds[of].values()) for f, of in ((min, MFN), (max, POST_HOC_SAE))
     )
     better = difference.low > 0 and lowest > highest
+    aligned = ours[HEADLINE].low > LEVEL and lowest > LEVEL
+    beside = [figures[name]["CKA"] for name in (POST_HOC_SAE, RANDOM_SAE) if name in figures]
+    by_cka = len(beside) == 2 and ours["CKA"].low > max(LEVEL, *(figure.high for figure in beside))
     outcome: Outcome = "not confirmed"
-    if ours[HEADLINE].low > 0.8 and better:
+    if aligned and better:
         outcome = "confirmed"
-    elif better or (RANDOM_SAE in figures and ours["CKA"].low > max(0.8, figures[RANDOM_SAE]["CKA"].high)):
+    elif aligned or better or by_cka:
         outcome = "partly"
     reason = (
-        f"Matched features correlate by {ours[HEADLINE]} on held-out text, post-hoc SAEs' by {theirs[HEADLINE]} "
-        f"(difference {difference}); CKA is {ours['CKA']} against {theirs['CKA']}."
+        f"Matched features correlate by {ours[HEADLINE]} on held-out text, {'surely' if aligned else 'not surely'} "
+        f"above {LEVEL}, and post-hoc SAEs' by {theirs[HEADLINE]} (difference {difference}, "
+        f"{'surely' if better else 'not surely'} above 0 between all seeds); CKA is {ours['CKA']} against "
+        f"{' and '.join(map(str, beside))} of post-hoc {'and random ' if len(beside) == 2 else ''}SAEs."
     )
     return outcome, reason
 

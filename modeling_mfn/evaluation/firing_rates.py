@@ -189,7 +189,7 @@ def _active(model: MFNForCausalLM, windows: Sequence[Mapping[str, Any]], batch_s
 
 
 def with_interval(replicates: np.ndarray) -> Figure:
-    """The figure of all groups, the first of (1 + G,), with the bootstrap interval of the mean of its jackknife
+    """The figure of all groups, the first of (1 + G,), with the interval of the mean of its jackknife
     pseudo-values, G s - (G - 1) s_without_g, around it."""
     whole, without = replicates[0], replicates[1:]
     around = mean(len(without) * whole - (len(without) - 1) * without)

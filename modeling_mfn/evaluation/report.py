@@ -23,11 +23,12 @@ Measures = dict[str, dict[str, dict[str, Figure]]]
 def save_result(result: PredictionResult, settings: Mapping[str, Any], folder: Path) -> None:
     """Writes `<prediction>.json`, the result with the settings that made it, and its figures as PNG and SVG."""
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    record = {"settings": dict(settings), **result.to_json()}
+    # before its figures: whatever fails in drawing must not cost the measurement
+    write_whole(folder / f"{result.prediction}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     figure = draw(result)
     for ending in FORMATS:
         figure.savefig(folder / FIGURES / f"{result.prediction}.{ending}", dpi=120)
-    record = {"settings": dict(settings), **result.to_json()}
-    write_whole(folder / f"{result.prediction}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def load_result(prediction: str, settings: Mapping[str, Any], folder: Path) -> PredictionResult | None:
@@ -63,7 +64,8 @@ def write_report(
     parts = ["# The paper's five predictions", _settings(settings), verdicts(results)]
     for result in results:
         parts += [f"## {result.prediction}: {result.claim}", f"**{result.outcome}.** {result.reason}"]
-        parts += [f"Criterion: {result.criterion}"]
+        paper = result.paper_criterion
+        parts += [f"Criterion: {result.criterion}", f"The paper's own: {paper.criterion} **{paper}**."]
         if result.figures:
             parts += [_table(result.figures), f"![{result.prediction}]({FIGURES}/{result.prediction}.png)"]
     for title, figures in further.items():
@@ -75,13 +77,17 @@ def write_report(
 
 def verdicts(results: Sequence[PredictionResult], subject: str = "MFN") -> str:
     """The table of verdicts in Markdown: of each prediction what was found, the figure that decided with its interval,
-    and the baseline's."""
+    the baseline's, and whether the paper's own criterion is met."""
     rows = []
     for result in results:
         figure, own, against = deciding(result, subject)
         headline = f"{figure}: {own}" if own else ""
-        rows.append([f"**{result.prediction}** {result.claim}", result.outcome, headline, against])
-    return markdown_table(["prediction", "outcome", "figure that decided [95 %]", "baseline"], rows)
+        rows.append(
+            [f"**{result.prediction}** {result.claim}", result.outcome, headline, against, str(result.paper_criterion)]
+        )
+    return markdown_table(
+        ["prediction", "outcome", "figure that decided [95 %]", "baseline", "the paper's own criterion"], rows
+    )
 
 
 def deciding(result: PredictionResult, subject: str = "MFN") -> tuple[str, str, str]:

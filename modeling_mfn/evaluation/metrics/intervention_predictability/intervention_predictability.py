@@ -13,13 +13,14 @@ were predicted, for instance by the gradient.
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of float): predicted changes.
-    references (list of float): the changes that were seen.
+    references (list of float): the changes that were seen, at least one of them other than 0.
 
 Returns:
     correlation: Pearson's. NaN, as the next one, where one of the two never varies.
     rank_correlation: Spearman's: whether a larger predicted change is a larger real one, as in a dose response.
     sign_agreement: share of the changes, of those that are not 0, that go in the predicted direction.
-    slope: least squares, through 0, of real on predicted changes; 1 if sizes are right on average.
+    slope: least squares, through 0, of real on predicted changes; 1 if sizes are right on average. NaN where all
+        predicted ones are 0.
     relative_error: |real - predicted| / |real|, Euclidean norms; 0 at best, and 1 for a prediction of no change.
 
 Examples:
@@ -59,13 +60,15 @@ class InterventionPredictability(evaluate.Metric):
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         predicted, real = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
         changed = real != 0
+        if not changed.any():
+            raise ValueError(f"all {len(real)} references are 0; where nothing changed there is nothing to predict")
         signs = np.sign(predicted[changed]) == np.sign(real[changed])
         return {
             "correlation": _correlation(predicted, real),
             "rank_correlation": _correlation(rankdata(predicted), rankdata(real)),
-            "sign_agreement": float(signs.mean()) if changed.any() else float("nan"),
-            "slope": _ratio(float(predicted @ real), float(predicted @ predicted)),
-            "relative_error": _ratio(float(np.linalg.norm(real - predicted)), float(np.linalg.norm(real))),
+            "sign_agreement": float(signs.mean()),
+            "slope": float(predicted @ real / (predicted @ predicted)) if predicted.any() else float("nan"),
+            "relative_error": float(np.linalg.norm(real - predicted) / np.linalg.norm(real)),
         }
 
 
@@ -73,7 +76,3 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return float(numerator / denominator) if denominator > 0 else float("nan")
