@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -27,6 +28,8 @@ from modeling_mfn.demo_assets import cache_folder, shakespeare
 DOMAINS = ("drama", "dictionary", "code")
 HELD_OUT_SHARE = 16
 END = "<|endoftext|>"
+CHARACTERS_A_TOKEN = 4
+"""About, in the vocabularies of large models."""
 
 
 def texts(domain: str) -> tuple[list[str], list[str]]:
@@ -65,6 +68,24 @@ def windows(documents: list[str], tokenizer: PreTrainedTokenizerFast, length: in
     encoded = tokenizer(documents, verbose=False)["input_ids"]
     stream = np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
     return stream[: len(stream) // length * length].reshape(-1, length)
+
+
+def windows_by_source(tokenizer: PreTrainedTokenizerFast, part: int, tokens: int, length: int) -> Dataset:
+    """Windows of each domain, an equal share of `tokens`, with the domain's name as `source`: of its training text
+    (part 0) or of what is held out (1)."""
+    rows: dict[str, list[Any]] = {"input_ids": [], "source": []}
+    generator = np.random.default_rng(0)
+    for domain in DOMAINS:
+        documents = texts(domain)[part]
+        share, chosen = tokens // len(DOMAINS), []
+        for place in generator.permutation(len(documents)):
+            chosen.append(documents[place][: 2**18])
+            if sum(map(len, chosen)) > 2 * CHARACTERS_A_TOKEN * share:
+                break
+        found = windows(chosen, tokenizer, length)[: max(1, share // length)]
+        rows["input_ids"] += found.tolist()
+        rows["source"] += [domain] * len(found)
+    return Dataset.from_dict(rows)
 
 
 def as_data_set(rows: np.ndarray) -> Dataset:

@@ -1,13 +1,15 @@
 """Features with a concept label on held-out words, and what steering some of them does to sampled text.
 
-A model is harvested on the three corpora and its features are labelled by WordNet's classes and groups. The ten best,
-one a concept as far as there are so many, make a table. Five of them are held at a multiple of their typical activation
-while the model goes on from neutral prompts: how often the concept's words come, beside the same without steering and
-with another feature of the same layer and firing rate held in the same way, and what that costs in perplexity.
+The features in a model's atlas, or else in one of the three corpora, are labelled by WordNet's classes and groups on
+text of these corpora. The ten best, one a concept as far as there are so many, make a table. Five of them are held at
+a multiple of their typical activation while the model goes on from neutral prompts: how often the concept's words come,
+beside the same without steering and with another feature of the same layer and firing rate held in the same way, and
+what that costs in perplexity.
 
     python benchmarks/labels.py [MODEL] [--tokens 300000 --strength 4 --samples 16 --new-tokens 64]
 
-writes benchmarks/results/labels.json. MODEL is by default the one of `real_checkpoint.py`.
+writes benchmarks/results/labels.json. MODEL is by default the one of `real_checkpoint.py`; its atlas, with the labels,
+is in its folder.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from concepts import concepts as wordnet_concepts
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
+from study import trained_model
 from transformers import AutoTokenizer
 
 from modeling_mfn import Clamp, FeatureAtlas, MFNForCausalLM
@@ -36,14 +39,13 @@ from modeling_mfn.atlas.build import token_texts
 from modeling_mfn.atlas.concepts import HELD_IN, HELD_OUT, Concepts, Lexicon, WordFinder
 from modeling_mfn.atlas.labelling import label_features
 from modeling_mfn.atlas.labels import Label
-from modeling_mfn.demo_assets import cache_folder, smollm2
+from modeling_mfn.atlas.schema import FOLDER
 from modeling_mfn.evaluation.perplexity import perplexity
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS = (
     "The", "I think that", "It was", "There is a", "In the morning,", "She said that the", "One of the", "We have seen",
 )  # fmt: skip
-CHARACTERS_A_TOKEN = 4
 
 
 class Sampling(NamedTuple):
@@ -54,23 +56,6 @@ class Sampling(NamedTuple):
     """Continuations of each prompt."""
     new_tokens: int
     seed: int
-
-
-def windows(tokenizer: Any, part: int, tokens: int, length: int) -> Dataset:
-    """Windows of each corpus, an equal share of `tokens`: of its training text (part 0) or of what is held out (1)."""
-    rows: dict[str, list[Any]] = {"input_ids": [], "source": []}
-    generator = np.random.default_rng(0)
-    for domain in corpora.DOMAINS:
-        documents = corpora.texts(domain)[part]
-        share, chosen = tokens // len(corpora.DOMAINS), []
-        for place in generator.permutation(len(documents)):
-            chosen.append(documents[place][: 2**18])
-            if sum(map(len, chosen)) > 2 * CHARACTERS_A_TOKEN * share:
-                break
-        found = corpora.windows(chosen, tokenizer, length)[: max(1, share // length)]
-        rows["input_ids"] += found.tolist()
-        rows["source"] += [domain] * len(found)
-    return Dataset.from_dict(rows)
 
 
 def best_labels(atlas: FeatureAtlas, count: int) -> list[Label]:
@@ -212,15 +197,17 @@ def study(
     model: MFNForCausalLM, tokenizer: Any, text: Dataset, held_out: Dataset, concepts: Concepts, how: Sampling, *,
     strength: float, shown: int, steering: int, folder: Path, **limits: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """All of it. The atlas is saved in `folder`."""
+    """All of it. The atlas in `folder` is labelled, or one made of `text`, which is saved there."""
     model.eval().set_blend(1.0)
-    atlas = FeatureAtlas.build(model, tokenizer, text)
+    there = (folder / FOLDER).exists()
+    atlas = FeatureAtlas.from_pretrained(folder) if there else FeatureAtlas.build(model, tokenizer, text)
     report = label_features(atlas, model, tokenizer, text, concepts, seed=how.seed, **limits)
     Console().print(report)
     atlas.save_pretrained(folder)
     best = best_labels(atlas, shown)
     chosen = best_labels(atlas, steering)
     return {
+        "atlas": atlas.metadata["data"],
         "labelling": {
             "tokens": report.tokens,
             "labelled": report.labelled,
@@ -235,7 +222,7 @@ def study(
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model; that of real_checkpoint.py.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to harvest and to label by, of all corpora.")] = 300_000,
+    tokens: Annotated[int, typer.Option(help="Tokens to label by, of all corpora.")] = 300_000,
     held_out_tokens: Annotated[int, typer.Option(help="Tokens for the perplexity of steered models.")] = 6_144,
     window: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
     strength: Annotated[float, typer.Option(help="Multiple of the typical activation.")] = 4.0,
@@ -249,18 +236,15 @@ def main(
     result: Annotated[str, typer.Option(help="Name of the file of results.")] = "labels",
 ) -> None:
     torch.set_num_threads(threads)
-    trained = [cache_folder() / "real_checkpoint" / name for name in ("joint", "features")]
-    folder = model or next((folder for folder in trained if folder.exists()), None)
-    if folder is None:
-        raise typer.BadParameter("there is no model yet: run benchmarks/real_checkpoint.py, or name a folder")
-    tokenizer = AutoTokenizer.from_pretrained(folder if (folder / "tokenizer_config.json").exists() else smollm2())
+    folder = model or trained_model()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     how = Sampling(PROMPTS, samples, new_tokens, seed)
     record = {"command": shlex.join(["python", "benchmarks/labels.py", *sys.argv[1:]]), "model": folder.name}
     record |= {"settings": how._asdict() | {"strength": strength, "window": window, "min_auroc": min_auroc}}
     record |= study(
-        MFNForCausalLM.from_pretrained(folder), tokenizer, windows(tokenizer, 0, tokens, window),
-        windows(tokenizer, 1, held_out_tokens, window), wordnet_concepts(tokenizer), how, strength=strength,
-        shown=shown, steering=steering, folder=cache_folder() / result, min_auroc=min_auroc,
+        MFNForCausalLM.from_pretrained(folder), tokenizer, corpora.windows_by_source(tokenizer, 0, tokens, window),
+        corpora.windows_by_source(tokenizer, 1, held_out_tokens, window), wordnet_concepts(tokenizer), how,
+        strength=strength, shown=shown, steering=steering, folder=folder, min_auroc=min_auroc,
     )  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import corpora
-from transformers import AutoTokenizer
 
 from modeling_mfn.demo import BASE
-from modeling_mfn.demo_assets import cache_folder, smollm2
+from modeling_mfn.demo_assets import cache_folder
 from modeling_mfn.model_card import EVALUATION_FILE, model_card, write_card
 
 ROOT = Path(__file__).parent
@@ -46,7 +45,6 @@ def main() -> None:
         name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("features", STAGE, f"evaluate/{STAGE}")
     }
     folder = cache_folder() / "real_checkpoint" / STAGE
-    AutoTokenizer.from_pretrained(smollm2()).save_pretrained(folder)
     rows = {"perplexity": evaluation(found[f"evaluate/{STAGE}"])}
     (folder / EVALUATION_FILE).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     settings = found[STAGE]["settings"]

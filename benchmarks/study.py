@@ -14,12 +14,14 @@ from typing import Any
 import corpora
 import numpy as np
 import torch
+import typer
 from splicing import next_token_losses
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainingArguments
 from modeling_mfn.activation_cache import ActivationCache
+from modeling_mfn.demo_assets import cache_folder
 from modeling_mfn.evaluation.baselines import training_order
 from modeling_mfn.evaluation.reconstruction import at_alpha
 
@@ -28,6 +30,14 @@ CUT = ("window", "train_tokens", "joint_tokens", "held_out_tokens", "seed")
 """Settings that say which windows of text there are."""
 VALIDATION_WINDOWS = 12
 """That settings are chosen by."""
+
+
+def trained_model() -> Path:
+    """Folder of the model that `real_checkpoint.py` keeps, of the last stage that was run."""
+    for stage in ("joint", "features"):
+        if (folder := cache_folder() / "real_checkpoint" / stage).exists():
+            return folder
+    raise typer.BadParameter("there is no trained model yet: run benchmarks/real_checkpoint.py, or name a folder")
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class Study:
                 model = train(order, **settings)
                 minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
                 model.save_pretrained(folder)
+                AutoTokenizer.from_pretrained(self.base).save_pretrained(folder)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 record = {"settings": settings, "validation_loss": loss, "training_minutes": minutes}
                 file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
