@@ -8,7 +8,8 @@ tokens.
 
     python benchmarks/atlas.py [MODEL] [--rounds 20 --tokens 1000000 --memory 100000,250000,500000,1000000]
 
-writes benchmarks/results/atlas.json, and the atlas into the model's folder. `--tokens 0` leaves the atlas out.
+writes benchmarks/results/atlas.json, and the atlas into the model's folder. `--tokens 0` leaves the atlas out, `--rounds
+0` the speed; what is left out stays in the file as it was.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model; that of real_checkpoint.py.")] = None,
     window: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Windows a batch.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds of all variants in turn.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Of all variants in turn; 0 for none.")] = 20,
     tokens: Annotated[int, typer.Option(help="Of the atlas; 0 makes none.")] = 1_000_000,
     memory: Annotated[str, typer.Option(help="Tokens after which memory is read.")] = "100000,250000,500000,1000000",
     threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
@@ -138,7 +139,7 @@ def main(
     needed = max(tokens, (WARM_UP + rounds) * batch_size * window * len(corpora.DOMAINS))
     rows = corpora.windows_by_source(tokenizer, 0, needed, window)
     config = mfn.config
-    record: dict[str, Any] = {
+    about = {
         "command": shlex.join(["python", "benchmarks/atlas.py", *sys.argv[1:]]),
         "model": folder.name,
         "layers": config.layers,
@@ -150,14 +151,15 @@ def main(
         "threads": threads,
         "torch": torch.__version__,
     }
+    file = RESULTS / "atlas.json"
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if rounds:
-        record |= speed(mfn, rows, batch_size, rounds)
-        Console().print_json(data=record)
+        record["speed"] = about | speed(mfn, rows, batch_size, rounds)
     if tokens:
         goals = [int(goal) for goal in memory.split(",")]
-        record["atlas"] = whole_atlas(mfn, tokenizer, rows, batch_size, goals, folder)
+        record["atlas"] = about | whole_atlas(mfn, tokenizer, rows, batch_size, goals, folder)
     Console().print_json(data=record)
-    (RESULTS / "atlas.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
