@@ -8,8 +8,8 @@ tokens.
 
     python benchmarks/atlas.py [MODEL] [--rounds 20 --tokens 1000000 --memory 100000,250000,500000,1000000]
 
-writes benchmarks/results/atlas.json, and the atlas into the model's folder. `--tokens 0` leaves the atlas out, `--rounds
-0` the speed; what is left out stays in the file as it was.
+writes benchmarks/results/atlas.json, and the atlas into the model's folder. `--tokens 0` leaves the atlas out,
+`--rounds 0` the speed; what is left out stays in the file as it was.
 """
 
 from __future__ import annotations
