@@ -32,14 +32,17 @@ class SteerableModel:
 
             with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
                 model.generate(...)
+            with model.steer({"L6/1234": {"kind": "clamp", "value": 4.0}, "L6/7": {"kind": "ablate"}}):  # the same
+                model.generate(...)
 
         It holds for the thread that enters it. Contexts nest; an inner intervention acts on the outer one's result.
         An intervention counts as far as the model reads its features: alpha times its effect at alpha = 1.
 
         Args:
-            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`; or the name of a preset; or a list of
-                mappings, one for each row of the batch. n mappings share a batch of B rows in order, B / n rows each,
-                as `generate` repeats rows for beams and for `num_return_sequences`.
+            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`, or the same as JSON, which needs no import:
+                `"kind"`, `"value"` (of scale: `"factor"`), and for a condition `"when"` and `"above"`; or the name of a
+                preset; or a list of mappings, one for each row of the batch. n mappings share a batch of B rows in
+                order, B / n rows each, as `generate` repeats rows for beams and for `num_return_sequences`.
             positions: tokens that are acted on. `"all"`, the default unless a preset has its own; `"prompt"`, what
                 `generate` was given, or every token outside of `generate`; `"generated"`, the tokens that it adds, once
                 they are read; or a boolean mask (B, T), True where a token of the prompt, counted from its beginning
@@ -68,7 +71,7 @@ class SteerableModel:
 
     def save_preset(self, name: str, interventions: Interventions, positions: str = "all") -> None:
         """Keeps interventions under a name in the config, as plain JSON, for `model.steer(name)`. They go wherever the
-        config goes: `save_pretrained`, `push_to_hub`.
+        config goes: `save_pretrained`, `push_to_hub`. They are given as to `steer`.
 
         Raises:
             ValueError: if there is such a preset already, or if the interventions cannot be kept: different ones for
@@ -90,7 +93,7 @@ class SteerableModel:
         self.config.steering_presets = {k: v for k, v in self.config.steering_presets.items() if k != name}
 
     def bake(self: Any, interventions: Interventions | str) -> None:
-        """Writes interventions, or those of a preset, into the weights: the model without steering then gives the
+        """Writes interventions, given as to `steer`, into the weights: the model without steering then gives the
         logits that it gave steered, at every alpha, and `save_pretrained` makes an ordinary checkpoint of it.
 
         z_f <- s z_f + c becomes a decoder row s D_f and a decoder bias b + c D_f. The encoder stays: the feature

@@ -119,7 +119,7 @@ tokenizer = AutoTokenizer.from_pretrained("me/trained")
 assert tokenizer("w5 w6 w7", return_tensors="pt")["input_ids"].tolist() == [[5, 6, 7]]
 model = AutoModelForCausalLM.from_pretrained("me/trained", trust_remote_code=True)
 assert torch.equal(model(expected["input_ids"]).logits, expected["logits"]), "logits"
-with model.steer({"L2/7": sys.modules[type(model).__module__.replace("modeling_mfn", "interventions")].Clamp(9.0)}):
+with model.steer({"L2/7": {"kind": "clamp", "value": 9.0}}):
     assert not torch.equal(model(expected["input_ids"]).logits, expected["logits"]), "steered"
 assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 """
