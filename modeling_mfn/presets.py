@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from .feature_names import FeatureName, format_feature
+from .feature_names import FeatureName, format_feature, is_among
 from .interventions import Intervention, check_interventions, read_intervention, write_intervention
 
 POSITIONS = ("all", "prompt", "generated")
@@ -30,6 +30,23 @@ def make_preset(interventions: Any, positions: Any, layers: Collection[int], num
         raise ValueError(f"{interventions!r} is no mapping of features to interventions, for every row alike")
     checked = check_interventions(interventions, layers, num_features)
     return Preset({format_feature(*feature): each for feature, each in checked.items()}, positions)
+
+
+def depending_on(preset: Preset, features: Mapping[str, Collection[int]]) -> dict[FeatureName, Intervention]:
+    """A preset's interventions on some features, layer -> indices, and those that act only where one of them fires."""
+    return {
+        name: each
+        for name, each in preset.interventions.items()
+        if is_among(name, features) or (each.when is not None and is_among(each.when, features))
+    }
+
+
+def without_pruned(preset: Preset, pruned: Mapping[str, Collection[int]]) -> tuple[Preset, list[FeatureName]]:
+    """What of a preset can still be done, and the features on which it cannot. A pruned one that was to be scaled or
+    ablated is in neither: it is 0 anyway."""
+    gone = depending_on(preset, pruned)
+    lost = [name for name, each in gone.items() if each.coefficients[1] or not is_among(name, pruned)]
+    return preset._replace(interventions={n: e for n, e in preset.interventions.items() if n not in gone}), lost
 
 
 def write_preset(preset: Preset) -> dict[str, Any]:
