@@ -1,6 +1,7 @@
 """A process of its own, in which the plugin is not imported yet, or not even installed, as on the machine of somebody
 who only loads a checkpoint."""
 
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,15 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 """
 IMPORTS = """
+import builtins
+import os
 import sys
+
+def asked(question=""):
+    print("somebody would be asked:", question, file=sys.stderr, flush=True)
+    os._exit(1)
+
+builtins.input = asked
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -30,6 +39,11 @@ def run_without_the_plugin(script, folder, *arguments):
 def run_before_the_plugin(script, folder, *arguments):
     """The same where the script can import the plugin."""
     run_fresh(IMPORTS + script, folder, *arguments)
+
+
+def python_of(markdown):
+    """The Python in a text, as somebody copies it."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", markdown, re.DOTALL | re.MULTILINE))
 
 
 def run_fresh(script, folder, *arguments):
