@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .configuration_mfn import MFNConfig
-from .feature_names import existing_feature, format_feature
+from .feature_names import existing_feature, format_feature, is_among
 from .feature_rows import FeatureRows
 from .mfn_layer import MFNLayer
+from .presets import depending_on, read_presets
+
+logger = logging.get_logger(__name__)
 
 
 def check_feature(config: MFNConfig, layer: int, index: int, pruned: bool = False) -> None:
     """`ValueError` if a model of this config has no such feature, or, unless `pruned` ones are welcome, has pruned
     it."""
     existing_feature((layer, index), config.layers, config.num_features)
-    if not pruned and index in config.pruned_features.get(str(layer), []):
+    if not pruned and is_among((layer, index), config.pruned_features):
         raise ValueError(f"L{layer}/{index} is pruned: it counts for nothing; choose a feature that is not")
 
 
@@ -40,7 +44,8 @@ class FeatureEditing:
         As ablated ones, they still compete: one whose pre-activation is among the K largest takes its place among the
         K, with value 0 in the code. Their directions become 0, and the config keeps their indices
         (`pruned_features`), so that saved models have them pruned too, and no training revives them. What
-        `shared_decoder=True` shares keeps its direction for the other layers. [`reset_features`] undoes it.
+        `shared_decoder=True` shares keeps its direction for the other layers. Presets go on without them.
+        [`reset_features`] undoes it.
 
         Args:
             layer: block index.
@@ -96,7 +101,8 @@ class FeatureEditing:
     def reset_features(self, layer: int, indices: Iterable[int], generator: torch.Generator | None = None) -> None:
         """Features of one layer start again, from random unit directions; their encoders look along these, a fifth as
         long as the layer's average, as those of dead features that start again in training. Pruned ones are pruned no
-        longer. `MFNTrainingArguments(trainable_features=...)` then trains them alone.
+        longer. `MFNTrainingArguments(trainable_features=...)` then trains them alone. Presets stay as they are, and a
+        warning names those that depend on these features.
 
         Args:
             layer: block index.
@@ -115,6 +121,7 @@ class FeatureEditing:
         self._layer(layer).reset_features(torch.tensor(chosen, dtype=torch.long), directions)
         self._forget_norms(layer, chosen)
         self._record("pruned_features", layer, self._pruned(layer) - set(chosen))
+        self._warn_of_presets(layer, chosen)
 
     @torch.no_grad()
     def merge_features(self, layer: int, keep: int, others: Iterable[int]) -> None:
@@ -200,6 +207,13 @@ class FeatureEditing:
         gone = {format_feature(layer, index) for index in features}
         norms = self.config.direction_norms
         self.config.direction_norms = {name: norm for name, norm in norms.items() if name not in gone}
+
+    def _warn_of_presets(self, layer: int, features: list[int]) -> None:
+        """What presets say was meant for the features that were there before."""
+        presets = read_presets(self.config.steering_presets, self.config.layers, self.config.num_features)
+        for name, preset in presets.items():
+            if changed := ", ".join(map(str, depending_on(preset, {str(layer): features}))):
+                logger.warning(f"preset {name!r} stays, but what it does to {changed} needs features that start again")
 
     def _refuse_shared(self, method: str) -> None:
         if self.config.shared_decoder:

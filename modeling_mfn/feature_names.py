@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 FeatureName = tuple[int, int] | str
 """A feature: `(layer, index)`, or the same written `"L6/1234"`."""
@@ -35,4 +35,10 @@ def format_feature(layer: int, index: int) -> str:
     return f"L{layer}/{index}"
 
 
-__all__ = ["FeatureName", "existing_feature", "format_feature", "parse_feature"]
+def is_among(name: FeatureName, features: Mapping[str, Collection[int]]) -> bool:
+    """Whether a feature is one of those of a config's `pruned_features`, or of others kept so: layer -> indices."""
+    layer, index = parse_feature(name)
+    return index in features.get(str(layer), ())
+
+
+__all__ = ["FeatureName", "existing_feature", "format_feature", "is_among", "parse_feature"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,8 +95,52 @@ class Ablate(Intervention):
         return 0.0, 0.0
 
 
-Interventions = Mapping[FeatureName, Intervention]
+KINDS: dict[str, type[Intervention]] = {kind.__name__.lower(): kind for kind in (Ablate, Add, Clamp, Scale)}
+"""By their names in JSON."""
+
+Interventions = Mapping[FeatureName, Intervention | Mapping[str, Any]]
+"""Feature -> intervention, as an object or as JSON (see `read_intervention`)."""
 CheckedInterventions = dict[tuple[int, int], Intervention]
+
+
+def as_intervention(given: Any) -> Intervention:
+    """What was given as an intervention: one, its JSON, or one of another copy of these classes, as a model's own code
+    has beside the installed package. `ValueError` if it is none."""
+    if isinstance(given, Intervention):
+        return given
+    if is_dataclass(given) and not isinstance(given, type):
+        settings = {each.name: getattr(given, each.name) for each in fields(given)}
+        return _made(type(given).__name__.lower(), settings, given)
+    return read_intervention(given)
+
+
+def read_intervention(written: Any) -> Intervention:
+    """From JSON: {"kind": "clamp", "value": 4.0}, and for a condition "when" and "above". `ValueError` if it is no
+    intervention."""
+    settings = dict(written) if isinstance(written, Mapping) else {}
+    return _made(settings.pop("kind", None), settings, written)
+
+
+def write_intervention(intervention: Intervention) -> dict[str, Any]:
+    """The JSON that `read_intervention` reads."""
+    written: dict[str, Any] = {"kind": type(intervention).__name__.lower()}
+    for each in fields(intervention):
+        if not each.kw_only or intervention.when is not None:
+            written[each.name] = getattr(intervention, each.name)
+    return written
+
+
+def _made(kind: Any, settings: dict[str, Any], given: Any) -> Intervention:
+    made = KINDS.get(str(kind))
+    if made is None:
+        raise ValueError(
+            f"{given!r} is no intervention; use Clamp, Scale, Add or Ablate, or a mapping such as "
+            f'{{"kind": "clamp", "value": 4.0}}, whose kind must be one of {", ".join(KINDS)}'
+        )
+    needed = {each.name for each in fields(made) if not each.kw_only}
+    if not needed <= set(settings) <= needed | {"when", "above"}:
+        raise ValueError(f"{given!r} is no intervention; it needs {sorted(needed)}, and may have when and above")
+    return made(**settings)
 
 
 def check_interventions(
@@ -106,10 +150,9 @@ def check_interventions(
     if not isinstance(interventions, Mapping):
         raise ValueError(f"{interventions!r} is no mapping of features to interventions")
     checked: CheckedInterventions = {}
-    for name, intervention in interventions.items():
+    for name, given in interventions.items():
         layer, index = existing_feature(name, layers, num_features)
-        if not isinstance(intervention, Intervention):
-            raise ValueError(f"{intervention!r} is no intervention; use Clamp, Scale, Add or Ablate")
+        intervention = as_intervention(given)
         if intervention.when is not None and existing_feature(intervention.when, layers, num_features)[0] > layer:
             raise ValueError(
                 f"{intervention!r} on L{layer}/{index} waits for a later layer; the condition's layer can be {layer} "

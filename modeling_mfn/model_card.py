@@ -21,7 +21,8 @@ from .atlas_files import AtlasSummary, LabelledFeature, read_atlas
 from .checkpoints import RECORD_FILE
 from .configuration_mfn import MFNConfig
 from .display import for_table_cell, markdown_table, visible
-from .feature_names import parse_feature
+from .feature_names import format_feature, is_among
+from .interventions import Ablate, Clamp, Intervention, write_intervention
 from .whole_files import write_whole
 
 CARD_FILE = "README.md"
@@ -259,26 +260,27 @@ def _steering(config: MFNConfig, atlas: AtlasSummary | None) -> str:
     labelled = [feature for feature in (atlas.labelled if atlas else []) if feature.max_activation][:2]
     if not labelled:
         there = (
-            f"({layer}, {index}): Clamp(4.0)"
+            _example({format_feature(layer, index): Clamp(4.0)})
             for layer in reversed(config.layers)
             for index in range(config.num_features)
-            if not _is_pruned(config, layer, index)
+            if not is_among((layer, index), config.pruned_features)
         )
         return next(there, "")
-    first, *rest = (f'"{feature.name}": ' for feature in labelled)
-    strength = f"{labelled[0].max_activation:.3g}"
-    return f"{first}Clamp({strength})" + "".join(f", {name}Ablate()" for name in rest)
+    first, *rest = labelled
+    clamped = {first.name: Clamp(float(f"{first.max_activation:.3g}"))}
+    return _example(clamped | {feature.name: Ablate() for feature in rest})
 
 
-def _is_pruned(config: MFNConfig, layer: int, index: int) -> bool:
-    return index in config.pruned_features.get(str(layer), [])
+def _example(interventions: dict[str, Intervention]) -> str:
+    """What stands between the braces: JSON, so that it needs no import."""
+    return json.dumps({name: write_intervention(each) for name, each in interventions.items()})[1:-1]
 
 
 def _without_pruned(atlas: AtlasSummary | None, config: MFNConfig) -> AtlasSummary | None:
     """Without the labelled features that are pruned, when the atlas was made or since: none can be steered."""
     if atlas is None:
         return None
-    there = [feature for feature in atlas.labelled if not _is_pruned(config, *parse_feature(feature.name))]
+    there = [feature for feature in atlas.labelled if not is_among(feature.name, config.pruned_features)]
     return atlas._replace(labelled=there)
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
-from .feature_names import format_feature
-from .interventions import Ablate, Add, Clamp, Intervention, Interventions, Scale, check_interventions
+from .feature_names import FeatureName, format_feature, is_among
+from .interventions import Intervention, check_interventions, read_intervention, write_intervention
 
 POSITIONS = ("all", "prompt", "generated")
-KINDS: dict[str, type[Intervention]] = {kind.__name__.lower(): kind for kind in (Ablate, Add, Clamp, Scale)}
 
 
 class Preset(NamedTuple):
     """What `model.steer` does under a name."""
 
-    interventions: Interventions
+    interventions: Mapping[FeatureName, Intervention]
     """`"L6/1234"` -> intervention."""
     positions: str
     """`"all"`, `"prompt"` or `"generated"`."""
@@ -34,21 +32,30 @@ def make_preset(interventions: Any, positions: Any, layers: Collection[int], num
     return Preset({format_feature(*feature): each for feature, each in checked.items()}, positions)
 
 
+def depending_on(preset: Preset, features: Mapping[str, Collection[int]]) -> dict[FeatureName, Intervention]:
+    """A preset's interventions on some features, layer -> indices, and those that act only where one of them fires."""
+    return {
+        name: each
+        for name, each in preset.interventions.items()
+        if is_among(name, features) or (each.when is not None and is_among(each.when, features))
+    }
+
+
+def without_pruned(preset: Preset, pruned: Mapping[str, Collection[int]]) -> tuple[Preset, list[FeatureName]]:
+    """What of a preset can still be done, and the features on which it cannot. A pruned one that was to be scaled or
+    ablated is in neither: it is 0 anyway."""
+    gone = depending_on(preset, pruned)
+    lost = [name for name, each in gone.items() if each.coefficients[1] or not is_among(name, pruned)]
+    return preset._replace(interventions={n: e for n, e in preset.interventions.items() if n not in gone}), lost
+
+
 def write_preset(preset: Preset) -> dict[str, Any]:
     """As JSON: {"positions": "all", "interventions": {"L6/1234": {"kind": "clamp", "value": 4.0}}}, and for a
     condition "when" and "above"."""
     return {
         "positions": preset.positions,
-        "interventions": {feature: _write(each) for feature, each in preset.interventions.items()},
+        "interventions": {feature: write_intervention(each) for feature, each in preset.interventions.items()},
     }
-
-
-def _write(intervention: Intervention) -> dict[str, Any]:
-    written: dict[str, Any] = {"kind": type(intervention).__name__.lower()}
-    for each in fields(intervention):
-        if not each.kw_only or intervention.when is not None:
-            written[each.name] = getattr(intervention, each.name)
-    return written
 
 
 def read_presets(written: Any, layers: Collection[int], num_features: int) -> dict[str, Preset]:
@@ -66,7 +73,7 @@ def _read_preset(name: Any, written: Any, layers: Collection[int], num_features:
         interventions = written["interventions"]
         if not isinstance(interventions, Mapping):
             raise ValueError(f"interventions are {interventions!r}, no mapping")
-        read = {feature: _read(each) for feature, each in interventions.items()}
+        read = {feature: read_intervention(each) for feature, each in interventions.items()}
         return make_preset(read, written["positions"], layers, num_features)
     except ValueError as error:
         raise ValueError(f"steering preset {name!r}: {error}") from error
@@ -77,17 +84,6 @@ def check_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise ValueError(f"{name!r} is no name for a preset; it must be text on one line")
     return name
-
-
-def _read(written: Any) -> Intervention:
-    settings = dict(written) if isinstance(written, Mapping) else {}
-    kind = KINDS.get(str(settings.pop("kind", None)))
-    if kind is None:
-        raise ValueError(f"{written!r} is no intervention; its kind must be one of {', '.join(KINDS)}")
-    needed = {each.name for each in fields(kind) if not each.kw_only}
-    if not needed <= set(settings) <= needed | {"when", "above"}:
-        raise ValueError(f"{written!r} is no intervention; it needs {sorted(needed)}, and may have when and above")
-    return kind(**settings)
 
 
 __all__ = ["Preset"]

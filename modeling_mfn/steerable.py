@@ -8,14 +8,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .baking import bake
 from .configuration_mfn import MFNConfig
 from .feature_editing import check_feature
 from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, Interventions, check_interventions
-from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, write_preset
+from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, without_pruned, write_preset
 from .steering import Context, Positions, steering
+
+logger = logging.get_logger(__name__)
 
 
 class SteerableModel:
@@ -32,14 +35,17 @@ class SteerableModel:
 
             with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
                 model.generate(...)
+            with model.steer({"L6/1234": {"kind": "clamp", "value": 4.0}, "L6/7": {"kind": "ablate"}}):  # the same
+                model.generate(...)
 
         It holds for the thread that enters it. Contexts nest; an inner intervention acts on the outer one's result.
         An intervention counts as far as the model reads its features: alpha times its effect at alpha = 1.
 
         Args:
-            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`; or the name of a preset; or a list of
-                mappings, one for each row of the batch. n mappings share a batch of B rows in order, B / n rows each,
-                as `generate` repeats rows for beams and for `num_return_sequences`.
+            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`, or the same as JSON, which needs no import:
+                `"kind"`, `"value"` (of scale: `"factor"`), and for a condition `"when"` and `"above"`; or the name of a
+                preset; or a list of mappings, one for each row of the batch. n mappings share a batch of B rows in
+                order, B / n rows each, as `generate` repeats rows for beams and for `num_return_sequences`.
             positions: tokens that are acted on. `"all"`, the default unless a preset has its own; `"prompt"`, what
                 `generate` was given, or every token outside of `generate`; `"generated"`, the tokens that it adds, once
                 they are read; or a boolean mask (B, T), True where a token of the prompt, counted from its beginning
@@ -48,7 +54,8 @@ class SteerableModel:
 
         Raises:
             ValueError: if a layer has no MFN layer, a feature or preset does not exist, a feature is pruned, or what is
-                given is no intervention; in a forward, if its rows are no multiple of the mappings or of the mask's
+                given is no intervention (a preset goes on without what has been pruned since, and a warning names it,
+                unless nothing is left); in a forward, if its rows are no multiple of the mappings or of the mask's
                 rows.
         """
         where: Any = positions
@@ -63,21 +70,24 @@ class SteerableModel:
 
     @property
     def presets(self) -> dict[str, Preset]:
-        """Named interventions that travel in the config, to be read; `save_preset` and `delete_preset` change them."""
-        return read_presets(self.config.steering_presets, self.config.layers, self.config.num_features)
+        """Named interventions that travel in the config, to be read; `save_preset` and `delete_preset` change them.
+        Those on features that have been pruned since, and those that wait for one, are left out: they do nothing."""
+        pruned = self.config.pruned_features
+        return {name: without_pruned(preset, pruned)[0] for name, preset in self._written_presets().items()}
 
     def save_preset(self, name: str, interventions: Interventions, positions: str = "all") -> None:
         """Keeps interventions under a name in the config, as plain JSON, for `model.steer(name)`. They go wherever the
-        config goes: `save_pretrained`, `push_to_hub`.
+        config goes: `save_pretrained`, `push_to_hub`. They are given as to `steer`.
 
         Raises:
-            ValueError: if there is such a preset already, or if the interventions cannot be kept: different ones for
-                rows, or a mask, belong to one batch.
+            ValueError: if there is such a preset already, if a feature does not exist or is pruned, or if the
+                interventions cannot be kept: different ones for rows, or a mask, belong to one batch.
         """
         check_name(name)
         if name in self.config.steering_presets:
             raise ValueError(f"there is a preset {name!r} already; delete_preset it first")
         preset = make_preset(interventions, positions, self.config.layers, self.config.num_features)
+        self._checked(preset.interventions)
         before = self.config.steering_presets
         self.config.steering_presets = {**before, name: write_preset(preset)}
         if json.loads(self.config.to_json_string())["steering_presets"] != self.config.steering_presets:
@@ -86,11 +96,11 @@ class SteerableModel:
 
     def delete_preset(self, name: str) -> None:
         """Forgets a preset; `ValueError` if there is none of this name."""
-        self._preset(name)
+        self._written_preset(name)
         self.config.steering_presets = {k: v for k, v in self.config.steering_presets.items() if k != name}
 
     def bake(self: Any, interventions: Interventions | str) -> None:
-        """Writes interventions, or those of a preset, into the weights: the model without steering then gives the
+        """Writes interventions, given as to `steer`, into the weights: the model without steering then gives the
         logits that it gave steered, at every alpha, and `save_pretrained` makes an ordinary checkpoint of it.
 
         z_f <- s z_f + c becomes a decoder row s D_f and a decoder bias b + c D_f. The encoder stays: the feature
@@ -123,7 +133,20 @@ class SteerableModel:
         return checked
 
     def _preset(self, name: str) -> Preset:
-        presets = self.presets
+        """The preset without what has been pruned since, which a warning names."""
+        preset, lost = without_pruned(self._written_preset(name), self.config.pruned_features)
+        why = f"what it does to {', '.join(map(str, lost))} needs features that are pruned"
+        if lost and not preset.interventions:
+            raise ValueError(f"preset {name!r} has nothing left: {why}; delete_preset it, or save another")
+        if lost:
+            logger.warning_once(f"preset {name!r} goes on with the rest: {why}")
+        return preset
+
+    def _written_presets(self) -> dict[str, Preset]:
+        return read_presets(self.config.steering_presets, self.config.layers, self.config.num_features)
+
+    def _written_preset(self, name: str) -> Preset:
+        presets = self._written_presets()
         if name not in presets:
             raise ValueError(f"there is no preset {name!r}; this model has {', '.join(sorted(presets)) or 'none'}")
         return presets[name]

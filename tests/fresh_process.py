@@ -1,5 +1,7 @@
-"""A process in which the plugin is not installed, as on the machine of somebody who only loads a checkpoint."""
+"""A process of its own, in which the plugin is not imported yet, or not even installed, as on the machine of somebody
+who only loads a checkpoint."""
 
+import re
 import subprocess
 import sys
 
@@ -12,6 +14,17 @@ class Missing:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
+"""
+IMPORTS = """
+import builtins
+import os
+import sys
+
+def asked(question=""):
+    print("somebody would be asked:", question, file=sys.stderr, flush=True)
+    os._exit(1)
+
+builtins.input = asked
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +33,20 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 def run_without_the_plugin(script, folder, *arguments):
     """Runs a script there, in a folder, with the names above; what it raises fails the test."""
-    command = [sys.executable, "-c", WITHOUT_THE_PLUGIN + script, *map(str, arguments)]
+    run_fresh(WITHOUT_THE_PLUGIN + IMPORTS + script, folder, *arguments)
+
+
+def run_before_the_plugin(script, folder, *arguments):
+    """The same where the script can import the plugin."""
+    run_fresh(IMPORTS + script, folder, *arguments)
+
+
+def python_of(markdown):
+    """The Python in a text, as somebody copies it."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", markdown, re.DOTALL | re.MULTILINE))
+
+
+def run_fresh(script, folder, *arguments):
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert result.returncode == 0, result.stderr

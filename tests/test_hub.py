@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
 from features_folder import label, write_features
-from fresh_process import run_without_the_plugin
+from fresh_process import python_of, run_without_the_plugin
 from huggingface_hub import ModelCard, constants
 from local_hub import TOKEN, LocalHub
 from safetensors.torch import load_file, save_file
@@ -115,11 +115,11 @@ def shards(folder):
 
 SCRIPT = """
 expected = load_file(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained("me/trained")
+tokenizer = AutoTokenizer.from_pretrained("me/trained", trust_remote_code=True)
 assert tokenizer("w5 w6 w7", return_tensors="pt")["input_ids"].tolist() == [[5, 6, 7]]
 model = AutoModelForCausalLM.from_pretrained("me/trained", trust_remote_code=True)
 assert torch.equal(model(expected["input_ids"]).logits, expected["logits"]), "logits"
-with model.steer({"L2/7": sys.modules[type(model).__module__.replace("modeling_mfn", "interventions")].Clamp(9.0)}):
+with model.steer({"L2/7": {"kind": "clamp", "value": 9.0}}):
     assert not torch.equal(model(expected["input_ids"]).logits, expected["logits"]), "steered"
 assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 """
@@ -143,7 +143,9 @@ def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hu
     save_file({"input_ids": ids, "logits": logits}, tmp_path / "expected")
     for name, value in hub.environment(tmp_path / "home", token=None).items():
         monkeypatch.setenv(name, value)
-    run_without_the_plugin(SCRIPT, tmp_path, tmp_path / "expected")
+    card = python_of(files["README.md"].decode())
+    assert "me/trained" in card
+    run_without_the_plugin(SCRIPT + card, tmp_path, tmp_path / "expected")
     assert not any(name.startswith("features/") for name in hub.downloads())
 
 

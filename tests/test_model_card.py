@@ -11,12 +11,16 @@ import yaml
 from atlas_data import windows, word_tokenizer
 from conftest import make_base, make_mfn
 from features_folder import built, label, write_features
+from fresh_process import python_of, run_without_the_plugin
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig
 
-from modeling_mfn import Clamp, FeatureAtlas
+from modeling_mfn import Ablate, Clamp, FeatureAtlas, MFNConfig
 from modeling_mfn.display import for_table_cell, markdown_table, visible
 from modeling_mfn.model_card import model_card, write_card
 
@@ -110,7 +114,8 @@ def test_the_hub_reads_back_every_figure(folder):
     assert ["lambda_recon", "10.0"] in rows
     assert ["recon_loss", "0.1055"] in rows
     assert not any(row[0] in ("epoch", "train_runtime") for row in rows)
-    assert f'model.steer({{"L2/7": Clamp({royal.max_activation:.3g}), "L0/3": Ablate()}})' in card.text
+    clamp = {"kind": "clamp", "value": float(f"{royal.max_activation:.3g}")}
+    assert example(card) == {"L2/7": clamp, "L0/3": {"kind": "ablate"}}
     assert "missing" not in card.text
 
 
@@ -164,7 +169,7 @@ def test_people_come_first_and_the_rest_is_counted(folder):
 
 def example(card):
     """The interventions of the card's example."""
-    return re.search(r"model\.steer\((\{.*\})\)", card.text)[1]
+    return json.loads(re.search(r"model\.steer\((\{.*\})\)", card.text)[1])
 
 
 def test_the_example_steers_what_is_there_by_as_much_as_it_fires(folder):
@@ -172,9 +177,9 @@ def test_the_example_steers_what_is_there_by_as_much_as_it_fires(folder):
     model = make_mfn(make_base("llama-tied"), layers=[0, 2])
     model.prune_features(2, [0, 1, 7])
     model.config.save_pretrained(folder)
-    with model.steer(eval(example(model_card(folder)), {"Clamp": Clamp})):
+    assert example(model_card(folder)) == {"L2/2": {"kind": "clamp", "value": 4.0}}
+    with model.steer(example(model_card(folder))):
         pass
-    assert example(model_card(folder)) == "{(2, 2): Clamp(4.0)}"
     with torch.no_grad():
         for layer in model.mfn_layers.values():
             layer.encoder.weight *= 1e-3
@@ -187,10 +192,42 @@ def test_the_example_steers_what_is_there_by_as_much_as_it_fires(folder):
         atlas.label(name, "royalty", source="automatic", score=score)
     atlas.save_pretrained(folder)
     card = model_card(folder)
-    ((name, intervention),) = eval(example(card), {"Clamp": Clamp}).items()
-    assert name == alive
-    assert intervention.value == pytest.approx(strength, rel=0.01)
+    assert example(card) == {alive: {"kind": "clamp", "value": pytest.approx(strength, rel=0.01)}}
     assert not any("L2/7" in row for row in cells(card.text))
+
+
+CHECKS = """
+assert model.config.layers == [0, 2] and set(codes) == {0, 2}
+assert tokens.shape[1] > inputs["input_ids"].shape[1]
+with model.steer(json.loads(sys.argv[1])), torch.no_grad():
+    steered = model(**inputs).logits
+expected = load_file("expected")["steered"]
+assert torch.equal(steered, expected), (steered - expected).abs().max()
+assert not torch.equal(steered, model(**inputs).logits), "unsteered"
+assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(family_base, tmp_path, monkeypatch, labelled):
+    """As it stands, and nobody is asked anything."""
+    model, folder = make_mfn(family_base, layers=[0, 2]), tmp_path / "tiny-mfn"
+    tokenizer = word_tokenizer(("The", "weather", "is"))
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if labelled:
+        write_features(folder, [label("L2/7", "royalty", score=0.97), label("L0/3", "weather")])
+    card = model_card(folder)
+    wanted = example(card)
+    objects = {"L2/0": Clamp(4.0)}
+    if labelled:
+        objects = {"L2/7": Clamp(wanted["L2/7"]["value"]), "L0/3": Ablate()}
+    with model.steer(objects), torch.no_grad():
+        steered = model(**tokenizer("The weather is", return_tensors="pt")).logits
+    save_file({"steered": steered}, tmp_path / "expected")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    run_without_the_plugin(python_of(card.text) + "import json\n" + CHECKS, tmp_path, json.dumps(wanted))
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
@@ -261,6 +298,15 @@ def test_figures_that_are_no_numbers_stay_out(folder):
     names = [result.metric_name for result in model_card(folder).data.eval_results]
     assert "dead share, block 0" not in names
     assert "dead share, block 2" in names
+
+
+def test_the_code_in_the_cards_of_this_repository_is_that_of_the_template(tmp_path):
+    folder = tmp_path / "smollm2-135m-mfn-demo"
+    base = LlamaConfig(num_hidden_layers=30, hidden_size=576)
+    MFNConfig(text_config=base, layers=[8, 16], num_features=2304).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    card = ModelCard.load(Path(__file__).parent.parent / "model_cards" / f"{folder.name}.md")
+    assert python_of(card.text) == python_of(model_card(folder).text) != ""
 
 
 def test_the_cards_of_this_repository_have_the_figures_of_their_runs():

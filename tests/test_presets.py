@@ -57,7 +57,7 @@ with model.steer("late"):
     generated = model.generate(expected["input_ids"], max_new_tokens=6, do_sample=False, eos_token_id=None)
 assert torch.equal(generated, expected["late"]), "late"
 model.save_preset("own", model.presets["calm"].interventions, positions="prompt")
-model.bake({"L0/5": type(model.presets["calm"].interventions["L0/5"])(2.0)})
+model.bake({"L0/5": {"kind": "clamp", "value": 2.0}})
 model.save_pretrained(folder + "-again")
 """
 

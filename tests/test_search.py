@@ -148,6 +148,32 @@ def test_strengths_are_multiples_of_typical_activations(atlas):
     assert atlas.steering(chosen, unit="activation")[0, 0] == Clamp(2.0)
 
 
+def test_groups_leave_out_what_is_pruned(atlas):
+    """Since the atlas was made, or before."""
+    for index in (0, 1, 2):
+        atlas.label((0, index), "animals")
+    model = planted.model()
+    model.prune_features(0, [1])
+    assert atlas.group("animals") == ["L0/0", "L0/1", "L0/2"]
+    assert atlas.group("animals", model) == ["L0/0", "L0/2"]
+    later = FeatureAtlas.build(model, planted.tokenizer(), planted.text(48), progress=False)
+    later.labels = atlas.labels
+    assert later.group("animals") == ["L0/0", "L0/2"]
+    ids = torch.tensor(planted.text(2)["input_ids"])
+    chosen = atlas.steering({"animals": {"kind": "clamp", "value": 1.5}}, unit="activation", model=model)
+    with model.steer(chosen):
+        z = model(ids, output_codes=True).codes[0].to_dense()
+    assert (z[..., [0, 2]] == 1.5).all()
+    assert not z[..., 1].any()
+    assert later.steering({"animals": Clamp(1.0)}) == atlas.steering({"animals": Clamp(1.0)}, model=model)
+    model.prune_features(0, [0, 2])
+    for call in (atlas.group, lambda label, model: atlas.steering({label: Ablate()}, model=model)):
+        with pytest.raises(ValueError, match="labelled 'animals' are pruned: L0/0, L0/1, L0/2"):
+            call("animals", model)
+    with pytest.raises(ValueError, match="L0/1 is pruned"):
+        model.steer(atlas.steering({"L0/1": Ablate()}, model=model))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

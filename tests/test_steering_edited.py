@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import make_mfn, tokens
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import warning_once
 
 from modeling_mfn import Ablate, Add, Clamp, Scale
 
@@ -59,3 +61,98 @@ def test_a_direction_that_is_gone_has_no_norm_of_its_own(family_base):
     model.mfn_layers[0].normalise_directions()
     norms = model.mfn_layers[0].decoder.weight.norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(78), atol=1e-6, rtol=0)
+
+
+PRESET = {
+    (1, 4): Clamp(2.0),
+    (1, 6): Add(1.0, when="L0/3"),
+    (1, 5): Clamp(3.0),
+    (1, 70): Ablate(),
+    (2, 8): Clamp(4.0, when="L1/5"),
+}
+"""Of which the first two are left when 5 and 70 of layer 1 are pruned, and the third and the last are missed."""
+
+
+@pytest.fixture
+def preset(family_base):
+    """A model with a preset of the above."""
+    warning_once.cache_clear()
+    model = make_mfn(family_base.double())
+    model.save_preset("calm", PRESET)
+    return model
+
+
+def prune(model):
+    model.prune_features(1, [5, 70])
+
+
+def compact(model):
+    prune(model)
+    model.compact()
+
+
+def merge(model):
+    directions = model.mfn_layers[1].decoder.weight.data
+    directions[[5, 70]] = directions[4].clone()
+    model.merge_features(1, 4, [5, 70])
+
+
+@pytest.mark.parametrize("edit", [prune, compact, merge])
+def test_a_preset_goes_on_without_what_is_pruned(preset, edit, tmp_path, caplog):
+    edit(preset)
+    written = preset.config.to_dict()["steering_presets"]
+    preset.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    rest = {(1, 4): PRESET[1, 4], (1, 6): PRESET[1, 6]}
+    with model.steer(rest):
+        expected = logits(model)
+    assert not torch.equal(expected, logits(model))
+    for interventions in ("calm", [model.presets["calm"].interventions], "calm"):
+        with model.steer(interventions):
+            assert torch.equal(logits(model), expected)
+    assert [record.message for record in caplog.records if "preset" in record.message] == [
+        "preset 'calm' goes on with the rest: what it does to L1/5, L2/8 needs features that are pruned"
+    ]
+    assert model.config.steering_presets == written  # as it was saved, for whoever wants to know
+
+
+@torch.no_grad()
+def test_a_preset_is_baked_without_what_is_pruned(preset):
+    preset.save_preset("for good", {(1, 4): Scale(0.5), (1, 5): Scale(3.0), (2, 7): Add(1.0)})
+    prune(preset)
+    with preset.steer({(1, 4): Scale(0.5), (2, 7): Add(1.0)}):
+        expected = logits(preset)
+    preset.bake("for good")
+    torch.testing.assert_close(logits(preset), expected, atol=1e-9, rtol=0)
+    assert preset.config.direction_norms == {"L1/4": 0.5}
+
+
+def test_a_preset_that_is_done_by_pruning_is_no_error_and_one_with_nothing_left_is(preset, caplog):
+    preset.save_preset("off", {(1, 5): Ablate(), (1, 70): Scale(2.0, when="L0/3")})
+    preset.save_preset("loud", {(1, 5): Add(3.0), (1, 70): Ablate()})
+    prune(preset)
+    with preset.steer("off"):
+        assert torch.equal(logits(preset), logits(preset))
+    assert "preset" not in caplog.text
+    for take in (preset.steer, preset.bake):
+        with pytest.raises(ValueError, match="'loud' has nothing left: what it does to L1/5 needs features"):
+            take("loud")
+    for name in ("off", "loud"):
+        assert preset.presets[name].interventions == {}
+        preset.delete_preset(name)
+    with pytest.raises(ValueError, match="no preset 'loud'; this model has calm"):
+        preset.delete_preset("loud")
+    for interventions in ({(1, 5): Clamp(1.0)}, {(1, 4): Clamp(1.0, when="L1/5")}, PRESET):
+        with pytest.raises(ValueError, match="L1/5 is pruned"):
+            preset.save_preset("new", interventions)
+
+
+def test_a_preset_of_features_that_start_again(preset, caplog):
+    """They are steered again, and somebody should know that they are others."""
+    prune(preset)
+    preset.reset_features(1, [5])
+    assert "preset 'calm' stays, but what it does to L1/5, L2/8 needs features that start again" in caplog.text
+    assert set(preset.presets["calm"].interventions) == {"L1/4", "L1/5", "L1/6", "L2/8"}
+    caplog.clear()
+    preset.reset_features(0, [9])
+    assert "preset" not in caplog.text

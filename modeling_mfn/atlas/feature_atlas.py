@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from .labels import Label, Labels
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..interventions import Intervention
+    from ..interventions import Intervention, Interventions
     from .search import SearchResult
     from .text_reading import TextReading
 
@@ -235,33 +235,35 @@ class FeatureAtlas:
 
         return read_text(self, text, model, tokenizer, k)
 
-    def group(self, label: str) -> list[str]:
-        """The names of the features whose label to show is this one, whatever its case, by layer and index.
-        `ValueError` if there are none."""
+    def group(self, label: str, model: Any = None) -> list[str]:
+        """The names of the features whose label to show is this one, whatever its case, by layer and index, without
+        those that are pruned: in `model`, or, where none is given, when the atlas was made. `ValueError` if there are
+        none, or none that is not pruned."""
         from .steering import group
 
-        return group(self, label)
+        return group(self, label, model)
 
     def steering(
-        self, interventions: Mapping[FeatureName, Intervention], unit: str = "typical"
+        self, interventions: Interventions, unit: str = "typical", model: Any = None
     ) -> dict[tuple[int, int], Intervention]:
         """Interventions for `model.steer`, on features and on all those of a label:
 
-            with model.steer(atlas.steering({"animals": Clamp(2.0), "L6/7": Ablate()})): ...
+            with model.steer(atlas.steering({"animals": Clamp(2.0), "L6/7": Ablate()}, model=model)): ...
 
         Args:
-            interventions: feature, `(layer, index)` or `"L6/1234"`, or label -> intervention. A feature that is named
-                by itself gets its own, whatever groups it is in.
+            interventions: feature, `(layer, index)` or `"L6/1234"`, or label -> intervention, as an object or as JSON.
+                A feature that is named by itself gets its own, whatever groups it is in.
             unit: of the values of `Clamp` and `Add`. `"typical"`: each feature's own mean activation over the tokens on
                 which it is active in the atlas; `"activation"`: as they are.
+            model: what it has pruned is left out of groups; without it, what was pruned when the atlas was made.
 
         Raises:
-            ValueError: on a label that no feature has, a feature that does not exist or is meant twice, and on one that
-                the atlas never saw active where its typical activation is needed.
+            ValueError: on a label that no feature has, or none that is not pruned, a feature that does not exist or is
+                meant twice, and on one that the atlas never saw active where its typical activation is needed.
         """
         from .steering import steering
 
-        return steering(self, interventions, unit)
+        return steering(self, interventions, unit, model)
 
     def row(self, feature: FeatureName) -> dict[str, Any]:
         """A feature's row of `features`, without its examples and labels."""

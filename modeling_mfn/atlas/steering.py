@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..display import visible
-from ..feature_names import FeatureName, format_feature, parse_feature
+from ..feature_names import format_feature, is_among, parse_feature
 
 if TYPE_CHECKING:
-    from ..interventions import Intervention
+    from ..interventions import Intervention, Interventions
     from .feature_atlas import FeatureAtlas
 
 UNITS = ("typical", "activation")
 
 
 def steering(
-    atlas: FeatureAtlas, interventions: Mapping[FeatureName, Intervention], unit: str = "typical"
+    atlas: FeatureAtlas, interventions: Interventions, unit: str = "typical", model: Any = None
 ) -> dict[tuple[int, int], Intervention]:
     """What `model.steer` takes; `FeatureAtlas.steering` has the arguments."""
     if unit not in UNITS:
@@ -26,9 +25,10 @@ def steering(
     chosen: dict[tuple[int, int], Intervention] = {}
     given_as: dict[tuple[int, int], Any] = {}
     # a feature that is named by itself gets its own intervention, whatever groups it is in
-    for name, intervention in sorted(interventions.items(), key=lambda item: not _is_feature(item[0])):
-        _check(name, intervention)
-        for feature in [parse_feature(name)] if _is_feature(name) else map(parse_feature, group(atlas, str(name))):
+    for name, given in sorted(interventions.items(), key=lambda item: not _is_feature(item[0])):
+        intervention = _read(name, given)
+        meant = [name] if _is_feature(name) else group(atlas, str(name), model)
+        for feature in map(parse_feature, meant):
             if feature not in given_as:
                 atlas[feature]  # there is one
                 chosen[feature], given_as[feature] = intervention, name
@@ -37,7 +37,7 @@ def steering(
     return chosen if unit == "activation" else {at: _scaled(atlas, at, each) for at, each in chosen.items()}
 
 
-def group(atlas: FeatureAtlas, label: str) -> list[str]:
+def group(atlas: FeatureAtlas, label: str, model: Any = None) -> list[str]:
     """The features that a label shows; `FeatureAtlas.group` says more."""
     wanted = label.strip().casefold()
     shown = {each.feature: each.label for each in reversed(list(atlas.labels))}  # the one to show comes first of each
@@ -48,7 +48,18 @@ def group(atlas: FeatureAtlas, label: str) -> list[str]:
         raise ValueError(
             f"no feature is labelled '{visible(label)}'{hint}; a feature's name is (layer, index) or 'L6/1234'"
         )
-    return sorted(found, key=parse_feature)
+    found.sort(key=parse_feature)
+    there = [feature for feature in found if not _is_pruned(atlas, feature, model)]
+    if not there:
+        raise ValueError(f"all features that are labelled '{visible(label)}' are pruned: {', '.join(found)}")
+    return there
+
+
+def _is_pruned(atlas: FeatureAtlas, feature: str, model: Any) -> bool:
+    """By the model as it is; without one, when the atlas was made."""
+    if model is None:
+        return bool(atlas.row(feature)["status"] == "pruned")
+    return is_among(feature, model.config.pruned_features)
 
 
 def _is_feature(name: Any) -> bool:
@@ -59,13 +70,13 @@ def _is_feature(name: Any) -> bool:
     return True
 
 
-def _check(name: Any, intervention: Any) -> None:
-    from ..interventions import Intervention
+def _read(name: Any, given: Any) -> Intervention:
+    from ..interventions import as_intervention
 
-    if not isinstance(intervention, Intervention):
-        raise ValueError(
-            f"{name} is to get {intervention!r}, which is no intervention; use Clamp, Scale, Add or Ablate"
-        )
+    try:
+        return as_intervention(given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _scaled(atlas: FeatureAtlas, feature: tuple[int, int], intervention: Intervention) -> Intervention:
