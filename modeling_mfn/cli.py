@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from .atlas.command import atlas
+from .display import visible_lines
 from .evaluation.command import evaluate
 from .training_command import train
 from .whole_files import check_output, new_folder
@@ -254,14 +256,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if "--debug" in arguments:
             raise
-        Console(stderr=True).print(f"[red]mfn:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("mfn:", "red"), " ", _one_line(error)), soft_wrap=True)
         sys.exit(2)
 
 
 def _one_line(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(error).split()))
+    # it can quote what others wrote: names in a config, labels, files of a data set
+    return visible_lines(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":
