@@ -180,20 +180,20 @@ def explain(
     overwrite: Overwrite = False,
 ) -> None:
     """Trace a predicted token to the features that moved its logit, to the tokens that raised those, and, where the
-    model's folder has an atlas, to where they fire in the text that it was made from.
+    model's folder or repository has an atlas, to where they fire in the text that it was made from.
 
     Example: mfn explain gpt2-mfn-trained "The king and the" --token " queen" --output why-queen
     """
     from transformers import AutoTokenizer
 
-    from .atlas import FeatureAtlas
+    from .atlas.feature_atlas import find_atlas
     from .attribution import explain as explain_token
     from .modeling_mfn import MFNForCausalLM
 
     if output is not None:
         check_output(output, overwrite, source=model)
     mfn = MFNForCausalLM.from_pretrained(model)
-    atlas = FeatureAtlas.from_pretrained(model) if (Path(model) / "features").is_dir() else None
+    atlas = find_atlas(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     with console.status("tracing"):
         explanation = explain_token(mfn, tokenizer, text, position, token=token, top=top, atlas=atlas)
