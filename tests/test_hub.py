@@ -285,6 +285,20 @@ def test_explain_reads_the_atlas_of_the_repository(clients, hub, folder, tmp_pat
     assert [feature.name for feature in without.features] == [feature.name for feature in features]
 
 
+def test_steer_reads_the_atlas_of_the_repository_where_a_label_asks_for_it(clients, hub, folder):
+    write_features(folder, [label("L2/7", "royalty")])
+    clients.run(mfn, "push", folder, "me/labelled")
+    printed = clients.run(mfn, "steer", "me/labelled", "w5", "--set", "royalty=clamp:3")
+    assert "royalty is L2/7" in printed
+    bare = {name: content for name, content in hub.files("me/labelled").items() if not name.startswith("features/")}
+    hub.add("me/unlabelled", bare)
+    hub.requests.clear()
+    printed = clients.run(mfn, "steer", "me/unlabelled", "w5", "--set", "royalty=clamp:3", code=2)
+    assert "me/unlabelled has no atlas in which it could be a label" in printed
+    assert hub.downloads() == []
+    assert "steered" in clients.run(mfn, "steer", "me/unlabelled", "w5", "--set", "L2/7=clamp:3")
+
+
 def push_model(folder, whole):
     model = AutoModelForCausalLM.from_pretrained(folder)
     parts = (

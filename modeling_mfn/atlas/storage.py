@@ -52,7 +52,9 @@ def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = N
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{folder_or_repo} is no folder, and no repository that can be read: {error}") from error
     if not (Path(downloaded) / FOLDER / METADATA_FILE).is_file():
-        raise AtlasNotFoundError(f"repository {folder_or_repo} has no {FOLDER}/{METADATA_FILE}: there is no atlas in it")
+        raise AtlasNotFoundError(
+            f"repository {folder_or_repo} has no {FOLDER}/{METADATA_FILE}: there is no atlas in it"
+        )
     return Path(downloaded) / FOLDER
 
 
@@ -129,6 +131,6 @@ def _read_json(file: Path) -> Any:
 
 
 __all__ = [
-    "AtlasNotFoundError", "find_folder", "read_examples", "read_features", "read_labels", "read_metadata", "write_atlas",
-    "write_labels",
+    "AtlasNotFoundError", "find_folder", "read_examples", "read_features", "read_labels", "read_metadata",
+    "write_atlas", "write_labels",
 ]  # fmt: skip
