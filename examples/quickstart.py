@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_mfn import Clamp, MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.data import load_text, pack
 from modeling_mfn.demo_assets import shakespeare, smollm2
+from modeling_mfn.display import visible_lines
 
 base = smollm2()  # any Llama or GPT-2: a folder, an id on the Hub, or a model
 tokenizer = AutoTokenizer.from_pretrained(base)
@@ -35,7 +36,7 @@ print(f"strongest on the last token: L10/{feature}, activation {value:.1f}")
 # Steer, also inside generate.
 with model.steer({(10, feature): Clamp(3 * value.item())}):
     tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-print(tokenizer.decode(tokens[0]))
+print(visible_lines(tokenizer.decode(tokens[0])))  # a terminal would act on control characters
 
 # Save and load like any model of transformers.
 model.save_pretrained("runs/quickstart/model")

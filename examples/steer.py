@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import Ablate, Clamp
 from modeling_mfn.demo_assets import smollm2
+from modeling_mfn.display import visible_lines
 
 folder = Path("runs/quickstart/model")
 if not folder.exists():
@@ -32,7 +33,8 @@ with torch.no_grad():
 
 def go_on():
     tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False, repetition_penalty=1.2)
-    return Text(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :]))  # Text: what was generated is no markup
+    text = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :])
+    return Text(visible_lines(text))  # what was generated is neither markup nor a terminal's control sequence
 
 
 # Turned up to three times its activation, on every token, also those that are generated; or off.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from .atlas.command import atlas
+from .display import visible_lines
 from .evaluation.command import evaluate
+from .steering_command import steer
 from .training_command import train
 from .whole_files import check_output, new_folder
 
@@ -92,55 +95,7 @@ def convert(
 
 
 app.command()(train)
-
-
-@app.command()
-def steer(
-    model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
-    prompt: Annotated[str, typer.Argument(help="Text to go on from.")],
-    interventions: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="feature=clamp:VALUE, =add:VALUE, =scale:FACTOR or =ablate; with @FEATURE at its end, where that "
-            "feature fires; may be repeated.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Interventions that the model has under a name; those of --set act after them.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 40,
-    sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-) -> None:
-    """Generate with and without interventions on features.
-
-    Example: mfn steer gpt2-mfn-trained "The weather is" --set L6/1234=clamp:4 --set L6/7=ablate@L5/3
-    """
-    import torch
-    from transformers import AutoTokenizer
-
-    from .modeling_mfn import MFNForCausalLM
-
-    if not interventions and preset is None:
-        raise ValueError("there is nothing to steer with; give --set, --preset or both")
-    chosen = dict(_parse_intervention(text) for text in interventions or [])
-    mfn = MFNForCausalLM.from_pretrained(model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    inputs = tokenizer(prompt, return_tensors="pt")
-
-    def generate() -> str:
-        torch.manual_seed(seed)
-        tokens = mfn.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=sample, pad_token_id=0)
-        return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    with mfn.steer(preset or {}), mfn.steer(chosen):
-        if mfn.config.alpha == 0:
-            console.print("[yellow]alpha is 0: the model reads no feature, so that steering has no effect")
-        steered = generate()
-    for title, text in (("without", generate()), ("steered", steered)):
-        console.rule(title, align="left")
-        console.print(text, markup=False, highlight=False)
+app.command()(steer)
 
 
 @app.command()
@@ -178,20 +133,20 @@ def explain(
     overwrite: Overwrite = False,
 ) -> None:
     """Trace a predicted token to the features that moved its logit, to the tokens that raised those, and, where the
-    model's folder has an atlas, to where they fire in the text that it was made from.
+    model's folder or repository has an atlas, to where they fire in the text that it was made from.
 
     Example: mfn explain gpt2-mfn-trained "The king and the" --token " queen" --output why-queen
     """
     from transformers import AutoTokenizer
 
-    from .atlas import FeatureAtlas
+    from .atlas.feature_atlas import find_atlas
     from .attribution import explain as explain_token
     from .modeling_mfn import MFNForCausalLM
 
     if output is not None:
         check_output(output, overwrite, source=model)
     mfn = MFNForCausalLM.from_pretrained(model)
-    atlas = FeatureAtlas.from_pretrained(model) if (Path(model) / "features").is_dir() else None
+    atlas = find_atlas(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     with console.status("tracing"):
         explanation = explain_token(mfn, tokenizer, text, position, token=token, top=top, atlas=atlas)
@@ -231,21 +186,6 @@ def _parse_layers(layers: str) -> str | list[int]:
         raise ValueError(f'layers is {layers!r}; write "all" or block indices such as "6,7"') from None
 
 
-def _parse_intervention(text: str) -> tuple[tuple[int, int], Any]:
-    from .feature_names import parse_feature
-    from .interventions import Ablate, Add, Clamp, Scale
-
-    feature, _, action = text.partition("=")
-    action, at, when = action.partition("@")
-    kind, _, value = action.partition(":")
-    kinds = {"clamp": Clamp, "add": Add, "scale": Scale}
-    try:
-        arguments = (float(value),) if kind in kinds else {"ablate": ()}[action]
-    except (KeyError, ValueError):
-        raise ValueError(f"{text!r} is no intervention; write L6/1234=clamp:4, =add:2, =scale:0.5 or =ablate") from None
-    return parse_feature(feature), kinds.get(kind, Ablate)(*arguments, when=when if at else None)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Bad input ends with one line and exit code 2; `--debug` shows where it came from."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -254,14 +194,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if "--debug" in arguments:
             raise
-        Console(stderr=True).print(f"[red]mfn:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("mfn:", "red"), " ", _one_line(error)), soft_wrap=True)
         sys.exit(2)
 
 
 def _one_line(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(error).split()))
+    # it can quote what others wrote: names in a config, labels, files of a data set
+    return visible_lines(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

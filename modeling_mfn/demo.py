@@ -15,11 +15,13 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from .checkpoints import write_record
 from .data import load_text, pack
 from .demo_assets import shakespeare, smollm2
+from .display import for_terminal, visible_lines, visible_token
 from .evaluation.perplexity import perplexity
 from .interventions import Clamp
 from .model_card import add_perplexities, model_card, write_card
@@ -110,7 +112,7 @@ def run(folder: Path, seed: int, console: Console) -> dict[str, Any]:
         )
     for title, text in texts.items():
         console.print(f"[bold]{title}[/]: {PROMPT}", end="")
-        console.print(text, style="cyan", markup=False, highlight=False)
+        console.print(Text(visible_lines(text), "cyan"))
     figures["steered_feature"], figures["texts"] = name, texts
 
     console.rule("5. Saved, and loaded in a fresh process with AutoModelForCausalLM", align="left")
@@ -228,8 +230,8 @@ def _feature_table(
 ) -> Table:
     table = Table("feature", "on", "activation", "where it is strongest in held-out text")
     for (layer, index), value, token in strongest:
-        snippets = "\n".join(contexts[layer, index]["snippets"]) or "nowhere"
-        table.add_row(f"L{layer}/{index}", repr(token), f"{value:.1f}", snippets.replace("[", r"\["))
+        snippets = Text("\n").join(map(for_terminal, contexts[layer, index]["snippets"])) or Text("nowhere")
+        table.add_row(f"L{layer}/{index}", Text(visible_token(token)), f"{value:.1f}", snippets)
     return table
 
 

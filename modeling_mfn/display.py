@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -20,16 +20,27 @@ def visible(text: str, width: int = 80) -> str:
     see, or what moves other characters about, is shown as an escape of Python (`\n`, `\x1b`, `\u202e`): control and
     format characters, right-to-left marks among them, spaces but for the usual one, and what is unassigned."""
     shown: list[str] = []
-    length, marks = 0, 0
-    for character in text[: width + 1]:  # escapes make it longer, never shorter
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        hidden = not character.isprintable() or marks > COMBINING
-        piece = character.encode("unicode_escape").decode("ascii") if hidden else character
+    length = 0
+    for piece in _visible_characters(text[: width + 1]):  # escapes make it longer, never shorter
         if length + len(piece) > width:
             return "".join(shown) + "…"
         shown.append(piece)
         length += len(piece)
     return "".join(shown)
+
+
+def visible_lines(text: str) -> str:
+    r"""Plain text of any length, in which line breaks (`\n`) stay, and all else that `visible` escapes is escaped."""
+    return "\n".join("".join(_visible_characters(line)) for line in text.split("\n"))
+
+
+def _visible_characters(text: str) -> Iterator[str]:
+    """Each character, or its escape."""
+    marks = 0
+    for character in text:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        hidden = not character.isprintable() or marks > COMBINING
+        yield character.encode("unicode_escape").decode("ascii") if hidden else character
 
 
 def for_terminal(text: str, width: int = 80, style: str = "") -> Text:
@@ -59,4 +70,4 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-__all__ = ["for_table_cell", "for_terminal", "markdown_table", "visible", "visible_token"]
+__all__ = ["for_table_cell", "for_terminal", "markdown_table", "visible", "visible_lines", "visible_token"]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.atlas import schema
-from modeling_mfn.display import for_table_cell, for_terminal, visible
+from modeling_mfn.display import for_table_cell, for_terminal, visible, visible_lines
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -159,6 +159,22 @@ def test_shown_text_moves_nothing(text):
         console.print(for_terminal(text, 40))
     assert captured.get().rstrip("\n").split("\n") == [shown] or not shown.strip()
     assert not set(for_table_cell(text, 40)) & set("<>|`*_[]\"'\\\n\r\t~!")
+    lines = visible_lines(text).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == text.count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one\n\n  two\n", "one\n\n  two\n"),
+        ("déjà vu 猫 :warning: [red]" * 100, "déjà vu 猫 :warning: [red]" * 100),
+        ("\x1b[2J\r\n\t\x9b\u2028\u202e", r"\x1b[2J\r" + "\n" + r"\t\x9b\u2028\u202e"),
+        ("z" + "\u0335" * 6, "z" + "\u0335" * 4 + r"\u0335\u0335"),
+    ],
+)
+def test_lines_stay_lines(text, shown):
+    assert visible_lines(text) == shown
 
 
 @pytest.mark.parametrize("text", HOSTILE)

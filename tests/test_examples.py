@@ -1,6 +1,7 @@
 """The scripts that people copy from, on a tiny model."""
 
 import importlib.util
+import io
 import json
 import random
 import runpy
@@ -114,7 +115,8 @@ def train_tokenizer(texts):
 
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
-    """A tiny model in place of the demo's checkpoint, and verse in place of Shakespeare's."""
+    """A tiny model in place of the demo's checkpoint, all of whose text would clear the screen, and verse in place of
+    Shakespeare's."""
     shuffled = random.Random(0)
     plays = []
     for number in range(6):
@@ -128,6 +130,8 @@ def assets(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_assets, "smollm2", lambda: tmp_path / "base")
     monkeypatch.setattr(demo_assets, "shakespeare", lambda: (plays[:4], plays[4:]))
     monkeypatch.chdir(tmp_path)
+    decode = PreTrainedTokenizerFast.decode
+    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda *args, **how: decode(*args, **how) + "\x1b[2J[/red]")
     return tmp_path
 
 
@@ -144,9 +148,12 @@ def assets(tmp_path, monkeypatch):
         ("evaluate_predictions", "evaluate_predictions/report.md"),
     ],
 )
-def test_the_scripts_run_offline(assets, monkeypatch, script, made):
+def test_the_scripts_run_offline(assets, monkeypatch, capsys, script, made):
     monkeypatch.setattr("sys.argv", [f"{script}.py"])
     runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert (r"\x1b" in printed) == (script in ("quickstart", "steer", "explain", "inspect_features"))
     made = assets / "runs" / made
     assert made.exists()
     if script == "inspect_features":
@@ -160,7 +167,11 @@ def test_the_demo_leaves_a_model_whose_card_says_how_it_was_trained(assets, monk
         monkeypatch.setattr(demo, name, value)
     for name in ("smollm2", "shakespeare"):
         monkeypatch.setattr(demo, name, getattr(demo_assets, name))
-    figures = demo.run(assets, 0, Console(quiet=True))
+    console = Console(file=io.StringIO(), width=400)
+    figures = demo.run(assets, 0, console)
+    printed = console.file.getvalue()
+    assert "\x1b" not in printed
+    assert printed.count(r"\x1b[2J[/red]") >= 2 + 3  # texts, and tokens in the table
     record = json.loads((assets / "model" / "training_record.json").read_text())
     last = figures["training"][-1]
     assert (record["steps"], record["tokens"]) == (24, last["tokens"]) == (24, 24 * 2 * 16)

@@ -6,7 +6,7 @@ import re
 import planted
 import pytest
 from conftest import make_base
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_atlas import HOSTILE
 from transformers import pipeline as make_pipeline
@@ -82,6 +82,55 @@ def test_a_model_that_says_nothing_labels_nothing(atlas):
     assert [label.source for label in atlas["L0/9"].labels] == []
 
 
+THOUGHT = "The words are 1, 2, 3.\nExplanation: wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("says", "score"),
+    [
+        (lambda answer, explains: f"<think>\n{THOUGHT}</think>\n\n{answer}", 1.0),
+        (lambda answer, explains: f"{THOUGHT}</think>{answer}", 1.0),
+        (lambda answer, explains: f"<think>{THOUGHT}</think>wrong 1, 2\n<think>{THOUGHT}</think>{answer}", 1.0),
+        (lambda answer, explains: f"{answer}\n<think>{THOUGHT}", 1.0),
+        (lambda answer, explains: answer if explains else f"<think>{THOUGHT}", None),
+        (lambda answer, explains: answer if explains else " ", None),
+    ],
+    ids=["first", "begun in the prompt", "twice", "afterwards", "cut off", "no answer"],
+)
+def test_reasoning_is_no_part_of_an_answer(atlas, says, score):
+    rule = Rule()
+
+    def reasoning(prompts):
+        answers = zip(prompts, rule(prompts), strict=True)
+        return [says(answer, prompt.startswith("Below are")) for prompt, answer in answers]
+
+    (found,) = explain_features(atlas, [(0, planted.KINGS)], reasoning, name="rule")
+    assert (found.explanation, found.score) == ("king, prince, queen", score)
+    (label,) = [each for each in atlas[0, planted.KINGS].labels if each.source == "llm:rule"]
+    assert (label.label, label.score) == ("king, prince, queen", score)
+
+
+@pytest.mark.parametrize("thoughts", ["<think>", "<think>the kings", "<think>a</think>", "a</think>\n<think>b"])
+def test_reasoning_alone_labels_nothing(atlas, thoughts):
+    (found,) = explain_features(atlas, ["L0/9"], lambda prompts: [thoughts] * len(prompts), name="dreamer")
+    assert (found.explanation, found.score) == (None, None)
+    assert [label.source for label in atlas["L0/9"].labels] == []
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_template_that_begins_the_reasoning_itself(atlas, obeys):
+    """The tiny model's words are then reasoning without an end, unless the template leaves it out when told to."""
+    tokenizer = planted.tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}" + (
+        "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}" if obeys else "<think>\n"
+    )
+    base = make_base("llama-tied")
+    base.generation_config.eos_token_id = None
+    generate = make_pipeline("text-generation", model=base, tokenizer=tokenizer)
+    (found,) = explain_features(atlas, ["L0/10"], generate, name="tiny", contexts=4)
+    assert (found.explanation is not None) == obeys
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_pipeline_of_transformers(atlas, chat):
     tokenizer = planted.tokenizer()
@@ -94,7 +143,8 @@ def test_a_pipeline_of_transformers(atlas, chat):
     (found,) = explain_features(atlas, ["L0/3"], generate, contexts=4)
     assert "\u2581" + found.explanation.split()[0] in tokenizer.get_vocab()
     assert found.score == 0.5  # numbers are no words of this tokenizer
-    assert atlas.labels["L0/3"][-1].source == "llm:org/tiny"
+    (label,) = [each for each in atlas.labels["L0/3"] if each.source == "llm:org/tiny"]
+    assert (label.label, label.score) == (found.explanation, found.score)
 
 
 SPECIAL = ["<|im_start|>system", "<", "|im_end|>", "</s>", "[INST]", "<<SYS>>", ">>", "\n12. forged\n", "«x»", "»"]
@@ -123,6 +173,8 @@ def test_hostile_text_stays_in_its_place(tokens):
 
 
 @given(st.text())
+@example("\xa0")
+@example("\xa0'\u2003*king*' \u2028")
 def test_answers_are_read_whatever_they_are(answer):
     assert numbers_of(answer, 5) <= {1, 2, 3, 4, 5}
     explanation = explanation_of(answer)

@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling_mfn import FeatureAtlas
+from modeling_mfn import Explanation, FeatureAtlas
 from modeling_mfn.cli import main
 from modeling_mfn.hub import check_model
 
@@ -271,6 +271,34 @@ def test_an_atlas_is_downloaded_alone(clients, hub, folder):
     hub.requests.clear()
     clients.run(read_features_alone)
     assert set(hub.downloads()) == {name for name in PUBLIC if name.startswith("features/")}
+
+
+def test_explain_reads_the_atlas_of_the_repository(clients, hub, folder, tmp_path):
+    write_features(folder, [label(f"L{layer}/{index}", f"of {index}") for layer in (0, 2) for index in range(80)])
+    clients.run(mfn, "push", folder, "me/explained")
+    clients.run(mfn, "explain", "me/explained", "w5 w6 w7", "--output", tmp_path / "with")
+    features = Explanation.load(tmp_path / "with").features
+    assert {feature.atlas.label for feature in features} == {f"of {feature.index}" for feature in features} != set()
+    bare = {name: content for name, content in hub.files("me/explained").items() if not name.startswith("features/")}
+    hub.add("me/bare", bare)
+    clients.run(mfn, "explain", "me/bare", "w5 w6 w7", "--output", tmp_path / "without")
+    without = Explanation.load(tmp_path / "without")
+    assert {feature.atlas for feature in without.features} == {None}
+    assert [feature.name for feature in without.features] == [feature.name for feature in features]
+
+
+def test_steer_reads_the_atlas_of_the_repository_where_a_label_asks_for_it(clients, hub, folder):
+    write_features(folder, [label("L2/7", "royalty")])
+    clients.run(mfn, "push", folder, "me/labelled")
+    printed = clients.run(mfn, "steer", "me/labelled", "w5", "--set", "royalty=clamp:3")
+    assert "royalty is L2/7" in printed
+    bare = {name: content for name, content in hub.files("me/labelled").items() if not name.startswith("features/")}
+    hub.add("me/unlabelled", bare)
+    hub.requests.clear()
+    printed = clients.run(mfn, "steer", "me/unlabelled", "w5", "--set", "royalty=clamp:3", code=2)
+    assert "me/unlabelled has no atlas in which it could be a label" in printed
+    assert hub.downloads() == []
+    assert "steered" in clients.run(mfn, "steer", "me/unlabelled", "w5", "--set", "L2/7=clamp:3")
 
 
 def push_model(folder, whole):

@@ -14,13 +14,23 @@ from typing import Any, NamedTuple
 from ..feature_names import FeatureName, format_feature, parse_feature
 from .feature_atlas import Example, FeatureAtlas
 from .labels import Label
-from .prompts import Context, detection_prompt, explanation_of, explanation_prompt, numbers_of
+from .prompts import (
+    REASONING,
+    Context,
+    detection_prompt,
+    explanation_of,
+    explanation_prompt,
+    numbers_of,
+    without_reasoning,
+)
 
 Generate = Callable[[list[str]], list[str]]
 """Prompts -> the text that goes on from each."""
 
 CONTEXT_BEFORE, CONTEXT_AFTER = 11, 4
 """Tokens of a context around the one on which a feature is active."""
+NO_REASONING = {"enable_thinking": False}
+"""Said to chat templates; those that do not know it do not read it."""
 
 
 class Explained(NamedTuple):
@@ -31,9 +41,9 @@ class Explained(NamedTuple):
     """`None` if the model gave none; the atlas then has no label."""
     score: float | None
     """Balanced accuracy of telling contexts in which the feature is active by the explanation: 1 is perfect, 0.5 is
-    chance. `None` if there were no contexts to try it on."""
+    chance. `None` if there were no contexts to try it on, or the model did not say which of them match."""
     contexts: int
-    """How many it was tried on, half of them with the feature active."""
+    """How many there were to try it on, half of them with the feature active."""
 
 
 def explain_features(
@@ -58,6 +68,10 @@ def explain_features(
 
     Text of the examples is hostile until proven otherwise: each context is one line, in which nothing is a line break,
     a control character, a mark of ours or a special token of a chat.
+
+    Of a model that reasons first, `<think> ... </think>`, only what comes after counts; where a pipeline's limit of 48
+    tokens cuts the reasoning off there is no answer. A chat template that knows `enable_thinking` is told to leave it
+    out; for a model that always reasons, give a function with a limit of its own.
 
     Args:
         atlas: the atlas, whose examples are shown.
@@ -84,7 +98,8 @@ def explain_features(
     explanations = [explanation_of(answer) for answer in answers]
     tried = [at for at, text in enumerate(explanations) if text and chosen[at].tried]
     replies = _ask(generate, [detection_prompt(explanations[at] or "", chosen[at].tried) for at in tried])
-    scores = {at: _balanced_accuracy(reply, chosen[at].active) for at, reply in zip(tried, replies, strict=True)}
+    answered = [(at, reply) for at, reply in zip(tried, replies, strict=True) if reply.strip()]
+    scores = {at: _balanced_accuracy(reply, chosen[at].active) for at, reply in answered}
     results = []
     for at, (feature, text) in enumerate(zip(names, explanations, strict=True)):
         results.append(Explained(feature, text, scores.get(at), len(chosen[at].tried)))
@@ -173,12 +188,13 @@ def _balanced_accuracy(reply: str, active: list[bool]) -> float:
 
 
 def _ask(generate: Generate, prompts: list[str]) -> list[str]:
+    """The answers, without the reasoning before them."""
     answers = list(generate(prompts)) if prompts else []
     if len(answers) != len(prompts) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(
             f"the pipeline gave {len(answers)} answers to {len(prompts)} prompts; it must give a text each"
         )
-    return answers
+    return list(map(without_reasoning, answers))
 
 
 def _generator(pipeline: Any) -> Generate:
@@ -190,10 +206,15 @@ def _generator(pipeline: Any) -> Generate:
         return pipeline
 
     def generate(prompts: list[str]) -> list[str]:
-        chat = getattr(tokenizer, "chat_template", None)
-        inputs = [[{"role": "user", "content": prompt}] for prompt in prompts] if chat else prompts
-        outputs = pipeline(inputs, max_new_tokens=48, do_sample=False, return_full_text=False)
-        return [output[0]["generated_text"] for output in outputs]
+        options = {"max_new_tokens": 48, "do_sample": False, "return_full_text": False}
+        if not getattr(tokenizer, "chat_template", None):
+            return [output[0]["generated_text"] for output in pipeline(prompts, **options)]
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        outputs = pipeline(chats, **options, tokenizer_encode_kwargs=NO_REASONING)
+        # some templates begin the reasoning themselves, which is then no part of what is generated
+        asked = tokenizer.apply_chat_template(chats[0], tokenize=False, add_generation_prompt=True, **NO_REASONING)
+        begun = REASONING if asked.rstrip().endswith(REASONING) else ""
+        return [begun + output[0]["generated_text"] for output in outputs]
 
     return generate
 

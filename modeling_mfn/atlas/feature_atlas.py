@@ -307,8 +307,17 @@ class FeatureAtlas:
         return [Example(**row) for row in rows]
 
 
+def find_atlas(model: str | os.PathLike[str]) -> FeatureAtlas | None:
+    """The atlas that a model's folder, or its repository on the Hub, has; `None` if it has none. `ValueError` if it is
+    damaged or cannot be read."""
+    try:
+        return FeatureAtlas.from_pretrained(model)
+    except storage.AtlasNotFoundError:
+        return None
+
+
 def _sort_key(layer: np.ndarray, index: np.ndarray) -> np.ndarray:
     return (layer.astype(np.int64) << 32) | index
 
 
-__all__ = ["Example", "FeatureAtlas", "FeatureRecord"]
+__all__ = ["Example", "FeatureAtlas", "FeatureRecord", "find_atlas"]

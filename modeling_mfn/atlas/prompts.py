@@ -11,6 +11,7 @@ from ..display import visible
 WIDEST_TOKEN = 40
 LONGEST_EXPLANATION = 200
 START, END = "«", "»"
+REASONING, END_OF_REASONING = "<think>", "</think>"
 SINGLE = str.maketrans({START: "\u2039", END: "\u203a"})
 """What becomes of our marks in the text of a data set: single guillemets."""
 
@@ -52,10 +53,17 @@ def detection_prompt(explanation: str, contexts: Sequence[Context]) -> str:
     return DETECT.format(explanation=described, count=len(contexts), lines=_lines(contexts, False))
 
 
+def without_reasoning(text: str) -> str:
+    """What follows a model's reasoning, `<think> ... </think>`, whose beginning can be in the prompt: all of the text
+    where there is none, and nothing where it has no end."""
+    return text.rpartition(END_OF_REASONING)[2].partition(REASONING)[0]
+
+
 def explanation_of(answer: str) -> str | None:
     """The phrase that an answer consists of: its first line with anything on it, without quotation marks."""
     for line in answer.splitlines():
-        phrase = re.sub(r"^\W*(explanation|answer)\W*:", "", line, flags=re.IGNORECASE).strip("\"'`* \t")
+        plain = " ".join(line.split())  # one kind of space
+        phrase = re.sub(r"^\W*(explanation|answer)\W*:", "", plain, flags=re.IGNORECASE).strip("\"'`* ")
         if phrase:
             return phrase[:LONGEST_EXPLANATION]
     return None
@@ -86,4 +94,7 @@ def _line(context: Context, marks: bool) -> str:
     return neutral("".join(pieces).replace(END + START, ""))
 
 
-__all__ = ["Context", "detection_prompt", "explanation_of", "explanation_prompt", "neutral", "numbers_of"]
+__all__ = [
+    "REASONING", "Context", "detection_prompt", "explanation_of", "explanation_prompt", "neutral", "numbers_of",
+    "without_reasoning",
+]  # fmt: skip

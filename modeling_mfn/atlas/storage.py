@@ -29,15 +29,19 @@ ROWS_A_GROUP = 2**15
 """Rows of a Parquet file that are read together."""
 
 
+class AtlasNotFoundError(ValueError):
+    """Neither damaged nor unreachable: the folder or repository is there, and has no atlas."""
+
+
 def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = None, token: Any = None) -> Path:
     """The folder with an atlas' files: the given one, `features/` in it, or that of a repository on the Hub, of which
-    nothing else is downloaded. `ValueError` if there is none."""
+    nothing else is downloaded. `AtlasNotFoundError` if it has none, `ValueError` if the repository cannot be read."""
     given = Path(folder_or_repo)
     if given.is_dir():
         for folder in (given / FOLDER, given):
             if (folder / METADATA_FILE).is_file():
                 return folder
-        raise ValueError(f"{given} has no {FOLDER}/{METADATA_FILE}; the command `mfn atlas` writes an atlas")
+        raise AtlasNotFoundError(f"{given} has no {FOLDER}/{METADATA_FILE}; the command `mfn atlas` writes an atlas")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -48,7 +52,9 @@ def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = N
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{folder_or_repo} is no folder, and no repository that can be read: {error}") from error
     if not (Path(downloaded) / FOLDER / METADATA_FILE).is_file():
-        raise ValueError(f"repository {folder_or_repo} has no {FOLDER}/{METADATA_FILE}: there is no atlas in it")
+        raise AtlasNotFoundError(
+            f"repository {folder_or_repo} has no {FOLDER}/{METADATA_FILE}: there is no atlas in it"
+        )
     return Path(downloaded) / FOLDER
 
 
@@ -125,5 +131,6 @@ def _read_json(file: Path) -> Any:
 
 
 __all__ = [
-    "find_folder", "read_examples", "read_features", "read_labels", "read_metadata", "write_atlas", "write_labels",
+    "AtlasNotFoundError", "find_folder", "read_examples", "read_features", "read_labels", "read_metadata",
+    "write_atlas", "write_labels",
 ]  # fmt: skip
