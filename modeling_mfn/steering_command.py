@@ -16,6 +16,7 @@ from .feature_names import parse_feature
 
 if TYPE_CHECKING:
     from .atlas import FeatureAtlas
+    from .configuration_mfn import MFNConfig
     from .interventions import Intervention
 
 SETTING = re.compile(
@@ -98,8 +99,9 @@ def _by_feature(settings: Iterable[str], model: str, console: Console) -> dict[t
 
 
 def _by_label(labelled: dict[Any, Intervention], model: str, console: Console) -> dict[tuple[int, int], Intervention]:
-    """The same on the features of each label, whose names are shown. It needs the atlas alone, not the model."""
+    """The same on the features of each label, whose names are shown. It needs the atlas and the config, no weights."""
     from .atlas.feature_atlas import find_atlas
+    from .configuration_mfn import MFNConfig
 
     atlas = find_atlas(model)
     if atlas is None:
@@ -107,16 +109,17 @@ def _by_label(labelled: dict[Any, Intervention], model: str, console: Console) -
             f"'{visible(next(iter(labelled)))}' names no feature, such as L6/1234 does, and {model} has no atlas in "
             "which it could be a label; the command `mfn atlas` makes one"
         )
+    config = MFNConfig.from_pretrained(model)
     for label in labelled:
-        features = _features_of(atlas, label)
+        features = _features_of(atlas, label, config)
         more = f" and {len(features) - SHOWN} more" if len(features) > SHOWN else ""
         console.print(for_terminal(label), f"is {', '.join(features[:SHOWN])}{more}", highlight=False)
-    return atlas.steering(labelled)
+    return atlas.steering(labelled, model=config)
 
 
-def _features_of(atlas: FeatureAtlas, label: str) -> list[str]:
+def _features_of(atlas: FeatureAtlas, label: str, config: MFNConfig) -> list[str]:
     try:
-        return atlas.group(label)
+        return atlas.group(label, config)
     except ValueError as error:
         shown = {each.feature: each.label for each in reversed(list(atlas.labels))}  # the one to show comes first
         known = ", ".join(f"'{visible(text, 40)}'" for text, _ in Counter(shown.values()).most_common(SHOWN))

@@ -1,6 +1,7 @@
 """`mfn steer`: by feature and by label, where, and with text that would rather steer the terminal."""
 
 import re
+import shutil
 
 import planted
 import pytest
@@ -12,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling_mfn import Ablate, Clamp, FeatureAtlas, Scale
+from modeling_mfn import Ablate, Clamp, FeatureAtlas, MFNForCausalLM, Scale
 
 PROMPT = "king dog bread w7"
 NEW = 6
@@ -85,6 +86,16 @@ def test_by_label(planted_model, folder, typical, capsys, case):
     expected, plain = generated(planted_model, interventions), generated(planted_model, {})
     assert expected != plain
     assert steered(capsys, folder, *(word for each in settings for word in ("--set", each))) == (plain, expected)
+
+
+def test_a_label_leaves_out_what_was_pruned_since(planted_model, folder, typical, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "pruned")
+    pruned = MFNForCausalLM.from_pretrained(folder)
+    pruned.prune_features(0, [planted.MEMORY])
+    pruned.save_pretrained(tmp_path / "pruned")
+    animals = {(0, planted.ANIMAL): Clamp(3 * typical[planted.ANIMAL])}
+    expected = generated(pruned, {}), generated(pruned, animals)
+    assert steered(capsys, tmp_path / "pruned", "--set", "animals=clamp:3") == expected
 
 
 def test_the_features_of_a_label_are_named(folder, capsys):

@@ -255,7 +255,8 @@ class FeatureAtlas:
                 A feature that is named by itself gets its own, whatever groups it is in.
             unit: of the values of `Clamp` and `Add`. `"typical"`: each feature's own mean activation over the tokens on
                 which it is active in the atlas; `"activation"`: as they are.
-            model: what it has pruned is left out of groups; without it, what was pruned when the atlas was made.
+            model: what it has pruned is left out of groups; its config will do. Without it, what was pruned when the
+                atlas was made.
 
         Raises:
             ValueError: on a label that no feature has, or none that is not pruned, a feature that does not exist or is

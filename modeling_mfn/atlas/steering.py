@@ -59,7 +59,7 @@ def _is_pruned(atlas: FeatureAtlas, feature: str, model: Any) -> bool:
     """By the model as it is; without one, when the atlas was made."""
     if model is None:
         return bool(atlas.row(feature)["status"] == "pruned")
-    return is_among(feature, model.config.pruned_features)
+    return is_among(feature, getattr(model, "config", model).pruned_features)
 
 
 def _is_feature(name: Any) -> bool:
