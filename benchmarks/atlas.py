@@ -1,12 +1,13 @@
 """What a harvest costs beside the bare forward pass of the same model on the same text, and how its memory grows.
 
-An MFN model, by default the one of `real_checkpoint.py`, reads text of three domains at alpha 1. Bare forward (the
-model without its LM head, and with it) and harvest take the same batches in turn, round after round; figures are
-medians over rounds, by the clock and by the processor's time, which other work on the machine disturbs less. Then an
-atlas is made from beginning to end, with its state saved as it goes, and the resident memory is read after so many
-tokens.
+An MFN model, by default the one of `real_checkpoint.py`, reads text of three domains at alpha 1. The harvest goes
+through the text; in so many rounds, spread evenly over it since the first batches have the most new examples to keep,
+the bare forward (the model without its LM head, and with it) takes the same batch. Figures are medians over rounds, by
+the clock and by the processor's time, which other work on the machine disturbs less. Then an atlas is made from
+beginning to end, with its state saved as it goes, and the resident memory is read after so many tokens.
 
-    python benchmarks/atlas.py [MODEL] [--rounds 20 --tokens 1000000 --memory 100000,250000,500000,1000000]
+    python benchmarks/atlas.py [MODEL] [--rounds 20 --speed-tokens 200000]
+                               [--tokens 1000000 --memory 100000,250000,500000,1000000]
 
 writes benchmarks/results/atlas.json, and the atlas into the model's folder. `--tokens 0` leaves the atlas out,
 `--rounds 0` the speed; what is left out stays in the file as it was.
@@ -21,11 +22,12 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import corpora
+import numpy as np
 import psutil
 import torch
 import typer
@@ -42,8 +44,6 @@ from modeling_mfn.atlas.statistics import ExampleLimits
 
 RESULTS = Path(__file__).parent / "results"
 STATE = ".harvest-benchmark"
-WARM_UP = 2
-"""Batches before the first round."""
 
 
 def resident_mb() -> float:
@@ -68,35 +68,40 @@ class Watched:
 
 @torch.no_grad()
 def speed(model: MFNForCausalLM, rows: Any, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Medians over rounds, in each of which all variants read the same batch."""
-    window = len(rows[0]["input_ids"])
+    """Medians over rounds, in each of which all variants read the same batch. The first of them warms up."""
+    window, batches = len(rows[0]["input_ids"]), len(rows) // batch_size
     state = HarvestState(model.config.layers, model.config.num_features, ExampleLimits(), window)
-    number = 0
 
-    def harvest(batch: dict[str, list[Any]]) -> None:
-        nonlocal number
+    def harvest(number: int, batch: dict[str, list[Any]]) -> None:
         with recording_scales(model) as scales:
             count_in(state, model, batch, number * batch_size, 1, scales)
-        number += 1
 
-    variants: dict[str, Callable[[dict[str, list[Any]]], Any]] = {
-        "forward without head": lambda batch: model.model(torch.tensor(batch["input_ids"]), use_cache=False),
-        "forward with head": lambda batch: model(torch.tensor(batch["input_ids"]), use_cache=False),
-        "harvest": harvest,
-    }
+    def forward(number: int, batch: dict[str, list[Any]]) -> None:
+        model.model(torch.tensor(batch["input_ids"]), use_cache=False)
+
+    def forward_with_head(number: int, batch: dict[str, list[Any]]) -> None:
+        model(torch.tensor(batch["input_ids"]), use_cache=False)
+
+    variants = {"forward without head": forward, "forward with head": forward_with_head, "harvest": harvest}
+    in_rounds = {round(place) for place in np.linspace(0, batches - 1, rounds + 1)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    for turn in track(range(WARM_UP + rounds), "rounds"):
-        batch = rows[turn * batch_size : (turn + 1) * batch_size]
+    for number in track(range(batches), "speed"):
+        batch = rows[number * batch_size : (number + 1) * batch_size]
+        if number not in in_rounds:
+            harvest(number, batch)
+            continue
         for name, work in variants.items():
             begun = time.perf_counter(), time.process_time()
-            work(batch)
-            if turn >= WARM_UP:
+            work(number, batch)
+            if number:
                 times[name].append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
     tokens = window * batch_size
     return {
+        "tokens": batches * tokens,
+        "rounds": len(times["harvest"]),
         "tokens_per_second": {
             name: round(tokens / statistics.median(clock for clock, _ in found), 1) for name, found in times.items()
-        }
+        },
     } | {
         f"harvest_speed_of_{bare.replace(' ', '_')}": {
             kind: round(statistics.median(a[at] / b[at] for a, b in zip(times[bare], times["harvest"], strict=True)), 3)
@@ -127,7 +132,8 @@ def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model; that of real_checkpoint.py.")] = None,
     window: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Windows a batch.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Of all variants in turn; 0 for none.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Of all variants in turn; 0 measures no speed.")] = 20,
+    speed_tokens: Annotated[int, typer.Option(help="That the rounds are spread over.")] = 200_000,
     tokens: Annotated[int, typer.Option(help="Of the atlas; 0 makes none.")] = 1_000_000,
     memory: Annotated[str, typer.Option(help="Tokens after which memory is read.")] = "100000,250000,500000,1000000",
     threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
@@ -136,8 +142,6 @@ def main(
     folder = model or trained_model()
     tokenizer, mfn = AutoTokenizer.from_pretrained(folder), MFNForCausalLM.from_pretrained(folder).eval()
     mfn.set_blend(1.0)
-    needed = max(tokens, (WARM_UP + rounds) * batch_size * window * len(corpora.DOMAINS))
-    rows = corpora.windows_by_source(tokenizer, 0, needed, window)
     config = mfn.config
     about = {
         "command": shlex.join(["python", "benchmarks/atlas.py", *sys.argv[1:]]),
@@ -154,8 +158,10 @@ def main(
     file = RESULTS / "atlas.json"
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if rounds:
+        rows = corpora.windows_by_source(tokenizer, 0, speed_tokens, window)
         record["speed"] = about | speed(mfn, rows, batch_size, rounds)
     if tokens:
+        rows = corpora.windows_by_source(tokenizer, 0, tokens, window)
         goals = [int(goal) for goal in memory.split(",")]
         record["atlas"] = about | whole_atlas(mfn, tokenizer, rows, batch_size, goals, folder)
     Console().print_json(data=record)

@@ -24,5 +24,6 @@ def test_speeds_are_ratios_of_rounds(monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(atlas_benchmark.time, "perf_counter", lambda: next(clock))
     found = atlas_benchmark.speed(planted.model().eval(), planted.text(24), batch_size=2, rounds=3)
+    assert (found["tokens"], found["rounds"]) == (24 * len(planted.text(1)[0]["input_ids"]), 3)
     assert found["harvest_speed_of_forward_without_head"]["clock"] == pytest.approx(1.0)
     assert set(found["tokens_per_second"]) == {"forward without head", "forward with head", "harvest"}

@@ -41,7 +41,10 @@ def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
     def at_layer(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         h = arguments[0].float()
         layer = int(module.layer_index)  # type: ignore[arg-type]
-        stds[layer] = h.std(-1) if model.config.input_norm == "layer" else torch.ones_like(h[..., 0])
+        if model.config.input_norm == "layer":  # torch.std gives the same in five times as long
+            stds[layer] = torch.linalg.vector_norm(h - h.mean(-1, keepdim=True), dim=-1) / (h.shape[-1] - 1) ** 0.5
+        else:
+            stds[layer] = torch.ones_like(h[..., 0])
 
     def at_norm(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         h = arguments[0].float()
