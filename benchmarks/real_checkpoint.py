@@ -30,7 +30,7 @@ import sparsify_baseline
 import torch
 import typer
 from splicing import Replacement, constant, next_token_losses, reconstruction_figures, recovered, spliced, through
-from study import Rows, Study
+from study import Rows, Study, Trained
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -79,11 +79,12 @@ def features(study: Study) -> dict[str, Any]:
     start = study.convert(calibration={"input_ids": study.windows["train"][:16]})
     rows_of = study.cache("train")
 
-    def train(rows: Rows, **settings: Any) -> MFNForCausalLM:
+    def train(rows: Rows, **settings: Any) -> Trained:
         model = copy.deepcopy(start)
         arguments = study.arguments(rows, study.batch, lambda_util=0.0, alpha_end=0.0, **LIVING, **settings)
-        MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows_of, rows)).train()
-        return model
+        trainer = MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows_of, rows))
+        trainer.train()
+        return Trained(model, trainer)
 
     return study.fit("features", train, MFN_SETTINGS, study.order(), study.batch) | {"living": LIVING}
 
@@ -96,12 +97,12 @@ def sae(
     rates: list[dict[str, Any]] = [{"optimizer": "adam", "lr": rate} for rate in adam]
     rates += [{"optimizer": "signum", "lr": round(share * default, 6)} for share in signum]
 
-    def train(rows: Rows, **rate: Any) -> MFNForCausalLM:
+    def train(rows: Rows, **rate: Any) -> Trained:
         model = copy.deepcopy(start)
         warmup = len(rows) // study.batch // 20
         more = rate | settings | {"batch_size": study.batch, "lr_warmup_steps": warmup, "init_seeds": [study.seed]}
         sparsify_baseline.train(model, rows_of, rows, study.folder / "sparsify", **more)
-        return model
+        return Trained(model)
 
     return study.fit(stage, train, rates, study.order(), study.batch) | {"sparsify": settings}
 
@@ -110,11 +111,12 @@ def joint(study: Study) -> dict[str, Any]:
     start = MFNForCausalLM.from_pretrained(study.folder / "features")
     data = corpora.as_data_set(study.windows["joint"].numpy())
 
-    def train(rows: Rows, **settings: Any) -> MFNForCausalLM:
+    def train(rows: Rows, **settings: Any) -> Trained:
         model = copy.deepcopy(start)
         arguments = study.arguments(rows, JOINT_BATCH, alpha_start=1.0, **settings)
-        MFNTrainer(model, arguments, train_dataset=data.select(rows)).train()
-        return model
+        trainer = MFNTrainer(model, arguments, train_dataset=data.select(rows))
+        trainer.train()
+        return Trained(model, trainer)
 
     rows = range(len(data) // JOINT_BATCH * JOINT_BATCH)
     return study.fit("joint", train, JOINT_RATES, rows, JOINT_BATCH)

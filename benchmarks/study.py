@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import corpora
 import numpy as np
@@ -19,9 +19,10 @@ from splicing import next_token_losses
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from modeling_mfn import MFNForCausalLM, MFNTrainingArguments
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.activation_cache import ActivationCache
-from modeling_mfn.demo_assets import cache_folder
+from modeling_mfn.checkpoints import write_record
+from modeling_mfn.demo_assets import cache_folder, smollm2
 from modeling_mfn.evaluation.baselines import training_order
 from modeling_mfn.evaluation.reconstruction import at_alpha
 
@@ -32,10 +33,18 @@ VALIDATION_WINDOWS = 12
 """That settings are chosen by."""
 
 
+class Trained(NamedTuple):
+    """A model, and the trainer that has the record of its training, if it was one of ours."""
+
+    model: MFNForCausalLM
+    trainer: MFNTrainer | None = None
+
+
 def trained_model() -> Path:
-    """Folder of the model that `real_checkpoint.py` keeps, of the last stage that was run."""
+    """Folder of the model that `real_checkpoint.py` keeps, of the last stage that was run; gets the tokenizer, too."""
     for stage in ("joint", "features"):
         if (folder := cache_folder() / "real_checkpoint" / stage).exists():
+            AutoTokenizer.from_pretrained(smollm2()).save_pretrained(folder)
             return folder
     raise typer.BadParameter("there is no trained model yet: run benchmarks/real_checkpoint.py, or name a folder")
 
@@ -138,7 +147,7 @@ class Study:
         return MFNTrainingArguments(output_dir=str(self.folder / "training"), **(common | settings))
 
     def fit(
-        self, stage: str, train: Callable[..., MFNForCausalLM], tries: list[dict[str, Any]], order: Rows, batch: int
+        self, stage: str, train: Callable[..., Trained], tries: list[dict[str, Any]], order: Rows, batch: int
     ) -> dict[str, Any]:
         """Trains with each of some settings on all rows of `order`, since those that are best on a part of them are
         not so on all, and keeps the model whose features, read in all blocks, leave the least next-token loss on the
@@ -149,10 +158,11 @@ class Study:
             file, folder = self.results / f"{name}.json", self.folder / name
             if not (folder.exists() and file.exists() and self.result(name)["settings"] == settings):
                 begun = time.time()
-                model = train(order, **settings)
+                model, trainer = train(order, **settings)
                 minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
                 model.save_pretrained(folder)
-                AutoTokenizer.from_pretrained(self.base).save_pretrained(folder)
+                if trainer is not None:
+                    write_record(folder, trainer.args, trainer.state, model.config)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 record = {"settings": settings, "validation_loss": loss, "training_minutes": minutes}
                 file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import torch
 from conftest import HIDDEN, make_base, make_mfn, tokens
 from datasets import Dataset
 from splicing import constant, next_token_losses, reconstruction_figures, spliced, through
-from study import CUT, Study
+from study import CUT, Study, Trained
 
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.activation_cache import ActivationCache
@@ -84,6 +84,8 @@ def test_mfn_layers_alone_are_trained_with_the_best_learning_rate_tried(study, s
     trained.set_blend(1.0)
     loss = losses_of(trained, study.windows["validation"])["mean"]
     assert record["validation_loss"] == pytest.approx(loss, abs=1e-3)
+    told = json.loads((study.folder / stage / "training_record.json").read_text())
+    assert told["arguments"]["learning_rate"] == record["chosen"]["learning_rate"]
 
 
 def test_a_setting_that_was_tried_is_not_tried_again(study, monkeypatch, tmp_path):
@@ -97,7 +99,7 @@ def test_a_setting_that_was_tried_is_not_tried_again(study, monkeypatch, tmp_pat
         if lr == 3 and len(tried) == 2:
             raise KeyboardInterrupt
         tried.append(lr)
-        return models[lr - 1]
+        return Trained(models[lr - 1])
 
     settings = [{"lr": lr} for lr in (1, 2, 3)]
     with pytest.raises(KeyboardInterrupt):
@@ -111,9 +113,9 @@ def test_a_setting_that_was_tried_is_not_tried_again(study, monkeypatch, tmp_pat
     kept = MFNForCausalLM.from_pretrained(study.folder / "x")
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), models[1].parameters(), strict=True))
     assert sorted(str(each.relative_to(study.folder)) for each in study.folder.glob("*/*-*")) == ["tries/y-0"]
-    study.fit("z", lambda rows, lr: models[0], [{"lr": 1}], range(24), 4)
+    study.fit("z", lambda rows, lr: Trained(models[0]), [{"lr": 1}], range(24), 4)
     (study.folder / "tries" / "y-0").rmdir()
-    study.fit("x", lambda rows, lr: models[1], [{"lr": 1}], range(24), 4)
+    study.fit("x", lambda rows, lr: Trained(models[1]), [{"lr": 1}], range(24), 4)
     assert {folder.name for folder in study.folder.iterdir()} == {"x", "z"}
 
 
