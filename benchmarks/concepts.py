@@ -68,6 +68,26 @@ def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     return enough | {name: words for name, words in groups.items() if len(words) >= SMALLEST_GROUP}
 
 
+def kinds(tokenizer: Any = None) -> dict[str, list[list[str]]]:
+    """As `concepts`, of every noun that has enough words below it: name -> words. Where nouns have the same words, the
+    lowest of them stands for all."""
+    admitted = admission(tokenizer)
+    above, first, nouns = _hypernyms(), _first_senses(), _synsets()
+    members: dict[str, list[list[str]]] = defaultdict(list)
+    for word, name in sorted(_class_of_words().items()):
+        if name in LEFT_OUT or name.startswith("verb.") or word in FUNCTION_WORDS or not admitted(word):
+            continue
+        forms = [word, *(plural for plural in plurals_of(word) if admitted(plural))]
+        for synset in _all_above(first.get(word), above):
+            members[synset].append(forms)
+    found: dict[tuple[str, ...], str] = {}
+    for synset in sorted(members, key=lambda each: (-len(_all_above(each, above)), each)):
+        if len(members[synset]) >= SMALLEST_GROUP:
+            found.setdefault(tuple(forms[0] for forms in members[synset]), synset)
+    named = {synset: f"{CLASSES[nouns[synset][0]]}: {nouns[synset][1].replace('_', ' ')}" for synset in found.values()}
+    return {name: members[synset] for synset, name in named.items()}
+
+
 @cache
 def _folder() -> Path:
     return debian_package("wordnet-base") / "usr/share/wordnet"
@@ -106,6 +126,11 @@ def _hypernyms() -> dict[str, list[str]]:
         pointers = fields[5 + 2 * words : 5 + 2 * words + 4 * int(fields[4 + 2 * words])]
         above[fields[0]] = [pointers[at + 1] for at in range(0, len(pointers), 4) if pointers[at] in ("@", "@i")]
     return above
+
+
+def _synsets() -> dict[str, tuple[int, str]]:
+    """Noun synset -> the number of its lexicographer class, and its first word."""
+    return {fields[0]: (int(fields[1]), fields[4]) for fields in lines("data.noun")}
 
 
 def _first_senses() -> dict[str, str]:

@@ -23,11 +23,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import concepts
 import corpora
 import numpy as np
 import torch
 import typer
-from concepts import concepts as wordnet_concepts
+import word_lists
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
@@ -48,6 +49,9 @@ PROMPTS = (
 )  # fmt: skip
 
 
+LISTS = (concepts.concepts, concepts.kinds, word_lists.parts_of_speech, word_lists.polarity)
+
+
 class Sampling(NamedTuple):
     """How text is sampled."""
 
@@ -56,6 +60,16 @@ class Sampling(NamedTuple):
     """Continuations of each prompt."""
     new_tokens: int
     seed: int
+
+
+def inventory(tokenizer: Any) -> Concepts:
+    """Closed classes of words, and of all other words WordNet's classes, what is below each of its nouns, parts of
+    speech and polarity. Those with the fewest words come first, so that their halves are even."""
+    closed = word_lists.closed_classes()
+    taken = {word for words in closed.values() for (word,) in words}
+    found = {name: words for make in LISTS for name, words in make(tokenizer).items()}
+    rest = {name: [forms for forms in words if not taken & set(forms)] for name, words in found.items()}
+    return dict(sorted({**closed, **rest}.items(), key=lambda item: len(item[1])))
 
 
 def best_labels(atlas: FeatureAtlas, count: int) -> list[Label]:
@@ -243,7 +257,7 @@ def main(
     record |= {"settings": how._asdict() | {"strength": strength, "window": window, "min_auroc": min_auroc}}
     record |= study(
         MFNForCausalLM.from_pretrained(folder), tokenizer, corpora.windows_by_source(tokenizer, 0, tokens, window),
-        corpora.windows_by_source(tokenizer, 1, held_out_tokens, window), wordnet_concepts(tokenizer), how,
+        corpora.windows_by_source(tokenizer, 1, held_out_tokens, window), inventory(tokenizer), how,
         strength=strength, shown=shown, steering=steering, folder=folder, min_auroc=min_auroc,
     )  # fmt: skip
     RESULTS.mkdir(exist_ok=True)

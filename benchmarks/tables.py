@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/fidelity.md, from the files under benchmarks/results/.
+"""The tables of README.md and of guides under docs/, from the files under benchmarks/results/.
 
 python benchmarks/tables.py    # writes them between their <!-- table: NAME --> and <!-- end --> marks
 """
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modeling_mfn.display import for_table_cell
 from modeling_mfn.evaluation.report import deciding
 from modeling_mfn.evaluation.result import MFN, RESIDUAL_STREAM, PredictionResult, figures_of
 
@@ -20,8 +21,11 @@ ROOT = Path(__file__).parent.parent
 FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
 REAL = ROOT / "benchmarks" / "results" / "real_checkpoint"
 PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "fidelity.md")
+LABELS = ROOT / "benchmarks" / "results" / "labels.json"
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("fidelity", "labels")))
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+OF_STEERING = ("held_out_words_per_1000", "held_out_perplexity", "perplexity_to_base")
+"""Figures that are given as it is / steered / with the random feature."""
 DOMAINS = ("drama", "dictionary", "code")
 TITLES = {"llama": "Llama", "gpt2": "GPT-2"}
 REMEDY_FIGURES = {
@@ -158,10 +162,36 @@ def remedy_table(family: str, group: str) -> Iterator[list[str]]:
         yield [file.stem, differs, *figures, *(f"{statistics.mean(of['perplexity'][d]):.1f}" for d in DOMAINS)]
 
 
+def label_table() -> Iterator[list[str]]:
+    """The best features with a concept label."""
+    yield ["concept", "feature", "area", "words alone", "precision", "recall", "fires on", "promotes", "example"]
+    for of in load(LABELS)["features"]:
+        figures = [f"{of[name]:.3f}" for name in ("auroc", "auroc_words", "precision", "recall")]
+        promotes = " ".join(f"<code>{for_table_cell(token, 20)}</code>" for token in of["promotes"][:3])
+        example = for_table_cell(" ".join(of["examples"][0].split()), 120)
+        yield [of["concept"], of["feature"], *figures, f"{of['firing_rate']:.2%}", promotes, example]
+
+
+def steering_table() -> Iterator[list[str]]:
+    """How often a concept's words come while a feature is held, and what that costs."""
+    conditions = ("none", "steered", "random")
+    yield [
+        "concept", "feature / random one", "words in 1,000 tokens: as it is", "steered", "random feature",
+        "of these held out", "perplexity of held-out text", "of the continuations to the base model",
+    ]  # fmt: skip
+    for run in load(LABELS)["steering"]:
+        of = [run[name] for name in conditions]
+        words = [f"{each['words_per_1000']:.1f} ± {each['words_standard_error']:.1f}" for each in of]
+        others = (" / ".join(f"{each[name]:.1f}" for each in of) for name in OF_STEERING)
+        yield [run["concept"], f"{run['feature']} / {run['random_feature']}", *words, *others]
+
+
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": main_table,
     "real-checkpoint": real_table,
     "verdicts": verdict_table,
+    "labels": label_table,
+    "steering": steering_table,
     **{
         f"{family}-{group}": partial(group_table, family, group)
         for family in TITLES

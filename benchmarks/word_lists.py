@@ -1,4 +1,5 @@
-"""Parts of speech and polarity as concepts: words of WordNet 3.0, and of AFINN (F. A. Nielsen, 2011; PyPI, ODbL)."""
+"""Parts of speech and polarity as concepts: words of WordNet 3.0, and of AFINN (F. A. Nielsen, 2011; PyPI, ODbL); and
+closed classes, listed here."""
 
 from __future__ import annotations
 
@@ -16,6 +17,23 @@ from modeling_mfn.demo_assets import cache_folder, download
 AFINN = ("afinn==0.1", "cf2f728ccc6f2974f2f27e2110e4c05a0133a2f14a40387c463a8c9fdd4ab61b")
 SCORES = "AFINN-en-165.txt"
 PARTS = {"nouns": "noun", "verbs": "verb", "adjectives": "adj", "adverbs": "adv"}
+# fmt: off
+CLOSED = {
+    "personal pronouns": "he she they him her them his their its it we us our you your yours me my mine myself himself "
+    "herself themselves itself ourselves yourself thou thee thy thine ye",
+    "prepositions": "of in to for with on at from by about into through during against between among upon toward "
+    "towards within without under over beneath beside besides across along behind beyond despite except near since "
+    "until unto",
+    "modal and auxiliary verbs": "will would shall should can could may might must ought do does did have has had hath "
+    "doth is are was were am be been being art wilt shalt",
+    "question words": "who whom whose which what when where why how whether wherefore whither",
+    "conjunctions": "and or but nor yet because although though unless while whereas if than lest",
+    "determiners": "the this that these those each every some any no all both either neither another such many much "
+    "few several",
+    "number words": "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred "
+    "thousand million first second third fourth fifth",
+}
+# fmt: on
 RULES = {  # morphy(7WN)
     "noun": (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("ies", "y")),
     "verb": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
@@ -40,6 +58,11 @@ def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
             inflected = plurals_of(word) if names == ["nouns"] else _inflections(word) if names == ["verbs"] else []
             found[names[0]].append([word, *(form for form in inflected if form not in every and admitted(form))])
     return found
+
+
+def closed_classes() -> dict[str, list[list[str]]]:
+    """The parts of speech that get no new words, of which WordNet has none: name -> words."""
+    return {name: [[word] for word in words.split()] for name, words in CLOSED.items()}
 
 
 def polarity(tokenizer: Any = None) -> dict[str, list[list[str]]]:
