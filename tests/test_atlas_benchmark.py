@@ -15,7 +15,12 @@ def test_memory_is_read_at_each_goal_and_the_atlas_is_the_usual_one(tmp_path):
     made, usual = FeatureAtlas.from_pretrained(tmp_path), FeatureAtlas.build(model, tokenizer, rows, progress=False)
     assert made.to_pandas().equals(usual.to_pandas())
     assert record["tokens"] == usual.metadata["data"]["tokens"]
-    names = ["before", *(f"after {goal} tokens" for goal in goals), "when it is made"]
+    names = [
+        "before",
+        *(f"after {goal} tokens" for goal in goals),
+        f"after all {24 * length} tokens",
+        "when it is made",
+    ]
     assert list(record["resident_mb"]) == names
     assert [file.name for file in tmp_path.iterdir()] == ["features"]
 
