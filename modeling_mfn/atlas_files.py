@@ -68,8 +68,13 @@ def _labelled(features: Path) -> list[LabelledFeature]:
     labels = read_labels(features / LABELS_FILE)
     best = {parse_feature(label.feature): labels[label.feature][0] for label in labels}
     rows = _rows(features / FEATURES_FILE, set(best))
-    order = sorted(best, key=lambda place: (display_order(best[place]), place))
+    # token sets last: their areas are often the largest, and a concept says more
+    order = sorted(best, key=lambda place: (_is_token_set(best[place]), display_order(best[place]), place))
     return [_feature(best[place], rows.get(place, {})) for place in order]
+
+
+def _is_token_set(label: Label) -> bool:
+    return bool(label.details.get("method") == "tokens")
 
 
 def _feature(label: Label, row: dict[str, Any]) -> LabelledFeature:

@@ -156,15 +156,16 @@ def test_the_base_is_named_by_its_id_and_never_by_a_folder(tmp_path):
     assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text()
 
 
-def test_people_come_first_and_the_rest_is_counted(folder):
+def test_people_come_first_and_token_sets_last_and_the_rest_is_counted(folder):
     labels = [label(f"L0/{index}", f"label {index}", score=index / 100) for index in range(60)]
     labels += [label("L0/5", "ours", "human", None), label("L2/1", "theirs", "llm:some/model", 1.0)]
+    labels += [label("L2/3", "fires on: ' x'", score=1.0) | {"method": "tokens"}]
     write_features(folder, labels)
     text = model_card(folder).text
     rows = [row for row in cells(text) if row and row[0].startswith("L")]
     assert rows[0][:3] == ["L0/5", "ours", "human"]
     assert [row[0] for row in rows[1:]] == [f"L0/{index}" for index in range(59, 10, -1)]
-    assert "61 features have a label; the first 50" in text
+    assert "62 features have a label; the first 50" in text
 
 
 def example(card):
