@@ -49,7 +49,10 @@ PROMPTS = (
 )  # fmt: skip
 
 
-LISTS = (concepts.concepts, concepts.kinds, word_lists.parts_of_speech, word_lists.polarity)
+LISTS = (
+    concepts.concepts, concepts.kinds, word_lists.parts_of_speech, word_lists.polarity, word_lists.names,
+    word_lists.code_words,
+)  # fmt: skip
 
 
 class Sampling(NamedTuple):
@@ -63,8 +66,9 @@ class Sampling(NamedTuple):
 
 
 def inventory(tokenizer: Any) -> Concepts:
-    """Closed classes of words, and of all other words WordNet's classes, what is below each of its nouns, parts of
-    speech and polarity. Those with the fewest words come first, so that their halves are even."""
+    """Closed classes and lists of words, and of all other words WordNet's classes, what is below each of its nouns, its
+    names, parts of speech, polarity, and Python's words. Those with the fewest words come first, so that their halves
+    are even."""
     closed = word_lists.closed_classes()
     taken = {word for words in closed.values() for (word,) in words}
     found = {name: words for make in LISTS for name, words in make(tokenizer).items()}
@@ -243,6 +247,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 16,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 64,
     min_auroc: Annotated[float, typer.Option(help="Least score of a label.")] = 0.9,
+    min_words: Annotated[float, typer.Option(help="Least number of words of a concept, in each half.")] = 4.0,
     shown: Annotated[int, typer.Option(help="Features in the table.")] = 10,
     steering: Annotated[int, typer.Option(help="Features that are steered.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the split of words, and of sampling.")] = 0,
@@ -254,11 +259,15 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     how = Sampling(PROMPTS, samples, new_tokens, seed)
     record = {"command": shlex.join(["python", "benchmarks/labels.py", *sys.argv[1:]]), "model": folder.name}
-    record |= {"settings": how._asdict() | {"strength": strength, "window": window, "min_auroc": min_auroc}}
+    record |= {
+        "settings": how._asdict()
+        | {"strength": strength, "window": window, "min_auroc": min_auroc, "min_words": min_words}
+    }
     record |= study(
         MFNForCausalLM.from_pretrained(folder), tokenizer, corpora.windows_by_source(tokenizer, 0, tokens, window),
         corpora.windows_by_source(tokenizer, 1, held_out_tokens, window), inventory(tokenizer), how,
         strength=strength, shown=shown, steering=steering, folder=folder, min_auroc=min_auroc,
+        min_words=min_words,
     )  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

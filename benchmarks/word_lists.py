@@ -3,6 +3,8 @@ closed classes, listed here."""
 
 from __future__ import annotations
 
+import builtins
+import keyword
 import tarfile
 import tempfile
 from collections import defaultdict
@@ -12,6 +14,7 @@ from typing import Any
 
 from concepts import FUNCTION_WORDS, admission, lines, plurals_of
 
+from modeling_mfn.atlas.build import token_texts
 from modeling_mfn.demo_assets import cache_folder, download
 
 AFINN = ("afinn==0.1", "cf2f728ccc6f2974f2f27e2110e4c05a0133a2f14a40387c463a8c9fdd4ab61b")
@@ -24,16 +27,25 @@ CLOSED = {
     "prepositions": "of in to for with on at from by about into through during against between among upon toward "
     "towards within without under over beneath beside besides across along behind beyond despite except near since "
     "until unto",
-    "modal and auxiliary verbs": "will would shall should can could may might must ought do does did have has had hath "
-    "doth is are was were am be been being art wilt shalt",
+    "modal and auxiliary verbs": "will would shall should can could may might must ought do does did have has had "
+    "is are was were am be been being art",
     "question words": "who whom whose which what when where why how whether wherefore whither",
     "conjunctions": "and or but nor yet because although though unless while whereas if than lest",
     "determiners": "the this that these those each every some any no all both either neither another such many much "
     "few several",
     "number words": "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred "
     "thousand million first second third fourth fifth",
+    "given names": "Henry Richard Edward John William Robert Thomas Peter James George Charles Francis Philip Simon "
+    "Paul David Michael Daniel Adam Joseph Samuel Antony Antonio Brutus Caesar Hamlet Romeo Hector Percy Harry Jack "
+    "Tom Mary Anne Margaret Elizabeth Catherine Helen Juliet Julia Maria Alice Jane Kate Rosa Cleopatra Diana Hermione",
+    "titles of rank": "king queen prince princess duke duchess earl lord lady sir madam majesty highness grace emperor "
+    "count knight captain general master mistress bishop cardinal pope",
+    "archaic verb forms": "hast dost doth hath saith cometh goeth maketh knoweth seeth speaketh giveth taketh shalt "
+    "wilt canst wouldst shouldst couldst didst hadst wert wast sayest knowest thinkest seest",
 }
 # fmt: on
+NAMED = {"place names": "15", "names of people": "18"}
+"""By the number of their lexicographer class."""
 RULES = {  # morphy(7WN)
     "noun": (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("ies", "y")),
     "verb": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
@@ -63,6 +75,27 @@ def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 def closed_classes() -> dict[str, list[list[str]]]:
     """The parts of speech that get no new words, of which WordNet has none: name -> words."""
     return {name: [[word] for word in words.split()] for name, words in CLOSED.items()}
+
+
+def names(tokenizer: Any) -> dict[str, list[list[str]]]:
+    """Those names of places and of people in WordNet that are one token with the space before them, and no words."""
+    texts = set(token_texts(tokenizer))
+    entries = [fields for part in PARTS.values() for fields in lines(f"data.{part}")]
+    words = [(fields[1], word) for fields in entries for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
+    plain = {word for _, word in words if word.islower()}
+    chosen = {number: sorted({word for of, word in words if of == number}) for number in NAMED.values()}
+    return {
+        name: [
+            [word] for word in chosen[number] if word.istitle() and word.lower() not in plain and f" {word}" in texts
+        ]
+        for name, number in NAMED.items()
+    }
+
+
+def code_words(tokenizer: Any = None) -> dict[str, list[list[str]]]:
+    """What Python keeps for itself, and what it has built in: name -> words."""
+    built_in = [name for name in dir(builtins) if name.islower() and name.isalpha()]
+    return {"Python keywords": [[word] for word in keyword.kwlist], "Python built-ins": [[word] for word in built_in]}
 
 
 def polarity(tokenizer: Any = None) -> dict[str, list[list[str]]]:
