@@ -259,15 +259,12 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     how = Sampling(PROMPTS, samples, new_tokens, seed)
     record = {"command": shlex.join(["python", "benchmarks/labels.py", *sys.argv[1:]]), "model": folder.name}
-    record |= {
-        "settings": how._asdict()
-        | {"strength": strength, "window": window, "min_auroc": min_auroc, "min_words": min_words}
-    }
+    limits = {"min_auroc": min_auroc, "min_words": min_words}
+    record |= {"settings": how._asdict() | limits | {"strength": strength, "window": window}}
     record |= study(
         MFNForCausalLM.from_pretrained(folder), tokenizer, corpora.windows_by_source(tokenizer, 0, tokens, window),
         corpora.windows_by_source(tokenizer, 1, held_out_tokens, window), inventory(tokenizer), how,
-        strength=strength, shown=shown, steering=steering, folder=folder, min_auroc=min_auroc,
-        min_words=min_words,
+        strength=strength, shown=shown, steering=steering, folder=folder, **limits,
     )  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

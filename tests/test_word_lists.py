@@ -13,6 +13,18 @@ INDEX = {
     "adj": ["red", "happy", "pondered"],
     "adv": ["happily", "new_ly"],
 }
+DATA = {  # class, words
+    "noun": [
+        (15, ["Rome", "Eternal_City"]),
+        (15, ["Turkey"]),
+        (13, ["turkey"]),
+        (15, ["Oslo"]),
+        (18, ["Reading", "Dante"]),
+    ],
+    "verb": [(32, ["reading"])],
+    "adj": [],
+    "adv": [],
+}  # fmt: skip
 EXCEPTIONS = {
     "noun": ["mice mouse"],
     "verb": ["went go", "gone go", "carried carry"],
@@ -27,6 +39,9 @@ def wordnet(tmp_path, monkeypatch):
     for part in INDEX:
         rows = [f"{word} x" for word in INDEX[part]]
         (tmp_path / f"index.{part}").write_text("\n".join(["  1 a licence", *rows]) + "\n")
+        rows = [f"{place} {of} n {len(words):02x} {' '.join(f'{word} 0' for word in words)} 000 | gloss"
+                for place, (of, words) in enumerate(DATA[part])]  # fmt: skip
+        (tmp_path / f"data.{part}").write_text("\n".join(["  1 a licence", *rows]) + "\n")
         (tmp_path / f"{part}.exc").write_text("\n".join(EXCEPTIONS[part]) + "\n")
     (tmp_path / word_lists.SCORES).write_text(AFINN)
     cached = (
@@ -72,3 +87,18 @@ def test_a_tokenizer_admits_its_single_tokens():
     groups = {"part of speech": {"nouns": [["dog"], ["mouse"]], "others": ["bread", "milk"]}}
     (task,) = word_tasks(groups, planted.text(), tokenizer, limits=few)
     assert len(set(task.units)) == 4
+
+
+def test_names_are_no_words_and_single_tokens(monkeypatch):
+    """ "Turkey" is a bird and "Reading" a verb, too; the vocabulary lacks Oslo."""
+    texts = [" Rome", " Turkey", " Reading", " Dante", "Oslo", " turkey"]
+    monkeypatch.setattr(word_lists, "token_texts", lambda tokenizer: texts)
+    assert word_lists.names(None) == {"place names": [["Rome"]], "names of people": [["Dante"]]}
+
+
+def test_lists_have_no_word_twice():
+    for words in (*word_lists.closed_classes().values(), *word_lists.code_words().values()):
+        assert len(words) == len({word for (word,) in words}) > 0
+    python = word_lists.code_words()
+    assert {"def", "lambda"} <= {word for (word,) in python["Python keywords"]}
+    assert {"len", "isinstance"} <= {word for (word,) in python["Python built-ins"]}
