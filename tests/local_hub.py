@@ -42,7 +42,8 @@ class Repository:
     messages: list = field(default_factory=list)
 
     def commit(self, branch, files, message):
-        commit_id = digest(repr((branch, len(self.commits), sorted(files))).encode(), "sha1")
+        contents = sorted((path, digest(content)) for path, content in files.items())
+        commit_id = digest(repr((branch, len(self.commits), contents)).encode(), "sha1")
         self.commits[commit_id], self.branches[branch] = files, commit_id
         self.messages.append(message)
         return commit_id
