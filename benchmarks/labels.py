@@ -211,36 +211,42 @@ def steering_runs(
     return runs
 
 
-def study(
-    model: MFNForCausalLM, tokenizer: Any, text: Dataset, held_out: Dataset, concepts: Concepts, how: Sampling, *,
-    strength: float, shown: int, steering: int, folder: Path, **limits: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """All of it. The atlas in `folder` is labelled, or one made of `text`, which is saved there."""
-    model.eval().set_blend(1.0)
+def label(
+    model: MFNForCausalLM, tokenizer: Any, text: Dataset, concepts: Concepts, seed: int, folder: Path, **limits: Any
+) -> dict[str, Any]:
+    """Labels the atlas in `folder`, or one made of `text`, which is saved there."""
     there = (folder / FOLDER).exists()
     atlas = FeatureAtlas.from_pretrained(folder) if there else FeatureAtlas.build(model, tokenizer, text)
-    report = label_features(atlas, model, tokenizer, text, concepts, seed=how.seed, **limits)
+    report = label_features(atlas, model, tokenizer, text, concepts, seed=seed, **limits)
     Console().print(report)
     atlas.save_pretrained(folder)
-    best = best_labels(atlas, shown)
-    chosen = best_labels(atlas, steering)
+    return {
+        "tokens": report.tokens,
+        "labelled": report.labelled,
+        "with_shuffled_words": report.control,
+        "token_sets": report.token_sets,
+        "concepts": {of.name: of.features for of in report.concepts if of.enough},
+    }
+
+
+def study(
+    model: MFNForCausalLM, tokenizer: Any, held_out: Dataset, concepts: Concepts, how: Sampling, *,
+    strength: float, shown: int, steering: int, folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """What the labels in `folder` are, and what steering by them does."""
+    atlas = FeatureAtlas.from_pretrained(folder)
     return {
         "atlas": atlas.metadata["data"],
-        "labelling": {
-            "tokens": report.tokens,
-            "labelled": report.labelled,
-            "with_shuffled_words": report.control,
-            "token_sets": report.token_sets,
-            "concepts": {of.name: of.features for of in report.concepts if of.enough},
-        },
-        "features": [described(atlas, label) for label in best],
-        "steering": steering_runs(model, tokenizer, atlas, chosen, concepts, how, strength, held_out),
+        "features": [described(atlas, label) for label in best_labels(atlas, shown)],
+        "steering": steering_runs(
+            model, tokenizer, atlas, best_labels(atlas, steering), concepts, how, strength, held_out
+        ),
     }
 
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model; that of real_checkpoint.py.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to label by, of all corpora.")] = 300_000,
+    tokens: Annotated[int, typer.Option(help="To label by, of all corpora; 0: labelled before.")] = 300_000,
     held_out_tokens: Annotated[int, typer.Option(help="Tokens for the perplexity of steered models.")] = 6_144,
     window: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
     strength: Annotated[float, typer.Option(help="Multiple of the typical activation.")] = 4.0,
@@ -255,19 +261,25 @@ def main(
     result: Annotated[str, typer.Option(help="Name of the file of results.")] = "labels",
 ) -> None:
     torch.set_num_threads(threads)
-    folder = model or trained_model()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    folder, file = model or trained_model(), RESULTS / f"{result}.json"
+    mfn, tokenizer = MFNForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    mfn.set_blend(1.0)
+    concepts, limits = inventory(tokenizer), {"min_auroc": min_auroc, "min_words": min_words}
+    command = shlex.join(["python", "benchmarks/labels.py", *sys.argv[1:]])
+    if tokens:
+        text = corpora.windows_by_source(tokenizer, 0, tokens, window)
+        labelling = {"command": command} | label(mfn, tokenizer, text, concepts, seed, folder, **limits) | limits
+    else:
+        labelling = json.loads(file.read_text(encoding="utf-8"))["labelling"]
     how = Sampling(PROMPTS, samples, new_tokens, seed)
-    record = {"command": shlex.join(["python", "benchmarks/labels.py", *sys.argv[1:]]), "model": folder.name}
-    limits = {"min_auroc": min_auroc, "min_words": min_words}
-    record |= {"settings": how._asdict() | limits | {"strength": strength, "window": window}}
+    settings = how._asdict() | {"strength": strength, "window": window}
+    record = {"command": command, "model": folder.name, "settings": settings, "labelling": labelling}
+    held_out = corpora.windows_by_source(tokenizer, 1, held_out_tokens, window)
     record |= study(
-        MFNForCausalLM.from_pretrained(folder), tokenizer, corpora.windows_by_source(tokenizer, 0, tokens, window),
-        corpora.windows_by_source(tokenizer, 1, held_out_tokens, window), inventory(tokenizer), how,
-        strength=strength, shown=shown, steering=steering, folder=folder, **limits,
-    )  # fmt: skip
+        mfn, tokenizer, held_out, concepts, how, strength=strength, shown=shown, steering=steering, folder=folder
+    )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{result}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

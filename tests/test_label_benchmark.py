@@ -24,9 +24,11 @@ def found(tmp_path_factory):
             block.self_attn.o_proj.weight.zero_()
     how = labels.Sampling(("w5", "w9 w17"), samples=12, new_tokens=10, seed=0)
     folder = tmp_path_factory.mktemp("labels")
-    record = labels.study(
-        model, planted.tokenizer(), planted.text(96), planted.text(8, seed=9), planted.CONCEPTS, how, strength=2.0,
-        shown=10, steering=5, folder=folder, min_occurrences=20, min_words=3,
+    tokenizer, limits = planted.tokenizer(), {"min_occurrences": 20, "min_words": 3}
+    labelling = labels.label(model, tokenizer, planted.text(96), planted.CONCEPTS, how.seed, folder, **limits)
+    record = {"labelling": labelling} | labels.study(
+        model, tokenizer, planted.text(8, seed=9), planted.CONCEPTS, how, strength=2.0, shown=10, steering=5,
+        folder=folder,
     )  # fmt: skip
     return record, model, folder, how
 
