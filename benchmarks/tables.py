@@ -22,7 +22,7 @@ FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
 REAL = ROOT / "benchmarks" / "results" / "real_checkpoint"
 PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions"
 LABELS = ROOT / "benchmarks" / "results" / "labels.json"
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("fidelity",)))
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("fidelity", "labels")))
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OF_STEERING = ("held_out_words_per_1000", "held_out_perplexity", "perplexity_to_base")
 """Figures that are given as it is / steered / with the random feature."""
@@ -172,6 +172,14 @@ def label_table() -> Iterator[list[str]]:
         yield [of["concept"], of["feature"], *figures, f"{of['firing_rate']:.2%}", promotes, example]
 
 
+def short_steering_table() -> Iterator[list[str]]:
+    """How often a concept's words come while a feature is held."""
+    yield ["concept", "words in 1,000 tokens: as it is", "feature held", "random feature held"]
+    for run in load(LABELS)["steering"]:
+        words = [f"{run[name]['words_per_1000']:.1f}" for name in ("none", "steered", "random")]
+        yield [f"{run['concept']} ({run['feature']})", *words]
+
+
 def steering_table() -> Iterator[list[str]]:
     """How often a concept's words come while a feature is held, and what that costs."""
     conditions = ("none", "steered", "random")
@@ -192,6 +200,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "verdicts": verdict_table,
     "labels": label_table,
     "steering": steering_table,
+    "steering-short": short_steering_table,
     **{
         f"{family}-{group}": partial(group_table, family, group)
         for family in TITLES

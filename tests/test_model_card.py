@@ -310,6 +310,23 @@ def test_the_code_in_the_cards_of_this_repository_is_that_of_the_template(tmp_pa
     assert python_of(card.text) == python_of(model_card(folder).text) != ""
 
 
+def test_the_reference_card_has_what_was_measured():
+    root, name = Path(__file__).parent.parent, "smollm2-135m-mfn-4-blocks"
+    results = root / "benchmarks" / "results"
+    record = json.loads((results / "reference_cards" / f"{name}.json").read_text())
+    harvest = json.loads((results / "atlas.json").read_text())["atlas"]
+    labels = {of["feature"]: of for of in json.loads((results / "labels.json").read_text())["features"]}
+    card = ModelCard.load(root / "model_cards" / f"{name}.md")
+    found = [result.metric_value for result in card.data.eval_results if result.metric_type == "perplexity"]
+    assert found == [row[figure] for row in record["perplexity"] for figure in ("base", "alpha_0", "alpha_1")]
+    rows = {row[0]: row for row in cells(card.text) if row}
+    assert rows["blocks with an MFN layer, from 0"][1] == ", ".join(map(str, record["layers"]))
+    assert f"an atlas of {harvest['tokens']:,} tokens" in card.text
+    shown = {feature: rows[feature][1:4] for feature in labels if feature in rows}
+    assert shown == {name: [labels[name]["concept"], "automatic", f"{labels[name]['score']:,.4g}"] for name in shown}
+    assert len(shown) >= 5
+
+
 def test_the_cards_of_this_repository_have_the_figures_of_their_runs():
     root = Path(__file__).parent.parent
     figures = json.loads((root / "benchmarks" / "results" / "demo.json").read_text())
