@@ -292,6 +292,7 @@ def test_an_atlas_says_where_features_fire(family_base):
             assert example.source == ("drama" if window < 2 else "code" if window < 7 else None)
             examples += 1
     assert examples > 10
+    assert "…" not in render(explanation, width=80)  # nothing is cut on a narrow terminal
 
 
 def render(explanation, width=160):

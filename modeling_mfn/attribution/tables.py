@@ -14,14 +14,16 @@ DRIVERS = 3
 
 
 def explanation_tables(explanation: Explanation) -> Group:
-    """What is predicted, each layer's account, and the strongest features of all layers."""
+    """What is predicted, each layer's account, the strongest features of all layers, and where these come from."""
     read = "".join(visible(token, 24) for token in explanation.tokens[-12:])
     lines = [f"after: {read}", f"predicted: {describe(explanation.target)}"]
     correlation = explanation.ablation_correlation
     if correlation is not None:
         checked = sum(feature.ablation is not None for feature in explanation.features)
         lines.append(f"attribution and measured ablation of {checked} features: r = {correlation:.2f}")
-    return Group(*map(Text, lines), _layers(explanation), _features(explanation))
+    shown = [feature for feature in explanation.features if feature.ablation is not None or feature.inputs is not None]
+    tables = _layers(explanation), _features(shown, explanation.tokens), _origins(shown, explanation.tokens)
+    return Group(*map(Text, lines), *tables)
 
 
 def describe(target: Target) -> str:
@@ -48,27 +50,37 @@ def _layers(explanation: Explanation) -> Table:
     return table
 
 
-def _features(explanation: Explanation) -> Table:
-    shown = [f for f in explanation.features if f.ablation is not None or f.inputs is not None]
+def _features(features: list[FeatureAttribution], tokens: list[str]) -> Table:
     table = Table()
     for name in ("feature", "attribution", "ablation", "on", "activation"):
         table.add_column(name, no_wrap=True)
-    table.add_column("raised by")
-    with_atlas = any(feature.atlas for feature in shown)
-    if with_atlas:
+    with_label = any(feature.atlas and feature.atlas.label for feature in features)
+    if with_label:
         table.add_column("label")
-        table.add_column("fires in")
-    for feature in shown:
+    for feature in features:
         label = feature.atlas and feature.atlas.label
         table.add_row(
             feature.name,
             f"{feature.attribution:+.3f}",
             "" if feature.ablation is None else f"{feature.ablation:+.3f}",
-            Text(f"{visible_token(explanation.tokens[feature.position])} ({feature.position})"),
+            Text(f"{visible_token(tokens[feature.position])} ({feature.position})"),
             f"{feature.activation:.2f}",
-            Text(_raised_by(feature, explanation.tokens)),
-            *([Text(visible(label or "", 40)), Text(_sources(feature))] if with_atlas else []),
+            *([Text(visible(label or "", 40))] if with_label else []),
         )
+    return table
+
+
+def _origins(features: list[FeatureAttribution], tokens: list[str]) -> Table:
+    """By itself, since there is no room for it beside the figures on a narrow terminal."""
+    with_atlas = any(feature.atlas for feature in features)
+    table = Table()
+    table.add_column("feature", no_wrap=True)
+    table.add_column("raised by")
+    if with_atlas:
+        table.add_column("fires in")
+    for feature in features:
+        sources = [Text(_sources(feature))] if with_atlas else []
+        table.add_row(feature.name, Text(_raised_by(feature, tokens)), *sources)
     return table
 
 
