@@ -292,7 +292,9 @@ def test_an_atlas_says_where_features_fire(family_base):
             assert example.source == ("drama" if window < 2 else "code" if window < 7 else None)
             examples += 1
     assert examples > 10
-    assert "…" not in render(explanation, width=80)  # nothing is cut on a narrow terminal
+    shown = render(explain(model, TOKENIZER, TEXT, atlas=atlas, trace=4, verify=4), width=80)
+    assert "fires in" in shown
+    assert "…" not in shown  # nothing is cut on a narrow terminal
 
 
 def render(explanation, width=160):
