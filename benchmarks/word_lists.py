@@ -73,7 +73,7 @@ def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 
 
 def closed_classes() -> dict[str, list[list[str]]]:
-    """The parts of speech that get no new words, of which WordNet has none: name -> words."""
+    """The lists above, of words of which WordNet has no such class: name -> words."""
     return {name: [[word] for word in words.split()] for name, words in CLOSED.items()}
 
 

@@ -121,8 +121,8 @@ def _features_of(atlas: FeatureAtlas, label: str, config: MFNConfig) -> list[str
     try:
         return atlas.group(label, config)
     except ValueError as error:
-        shown = {each.feature: each.label for each in reversed(list(atlas.labels))}  # the one to show comes first
-        known = ", ".join(f"'{visible(text, 40)}'" for text, _ in Counter(shown.values()).most_common(SHOWN))
+        counts = Counter(atlas.labels.shown().values())
+        known = ", ".join(f"'{visible(text, 40)}'" for text, _ in counts.most_common(SHOWN))
         raise ValueError(
             f"{error}; {f'the most common labels are {known}' if known else 'the atlas has no labels'}"
         ) from None

@@ -90,6 +90,10 @@ class Labels:
         """The label to show, or `None`."""
         return next(iter(self[feature]), None)
 
+    def shown(self) -> dict[str, str]:
+        """Feature -> the text of its label to show."""
+        return {each.feature: each.label for each in reversed(list(self))}  # of each feature that one comes first
+
     def __iter__(self) -> Iterator[Label]:
         for feature in sorted(self._by_feature):
             yield from self[feature]

@@ -40,7 +40,7 @@ def steering(
 def group(atlas: FeatureAtlas, label: str, model: Any = None) -> list[str]:
     """The features that a label shows; `FeatureAtlas.group` says more."""
     wanted = label.strip().casefold()
-    shown = {each.feature: each.label for each in reversed(list(atlas.labels))}  # the one to show comes first of each
+    shown = atlas.labels.shown()
     found = [feature for feature, text in shown.items() if text.strip().casefold() == wanted]
     if not found:
         near = difflib.get_close_matches(label[:80], {text[:80] for text in shown.values()}, 3, 0.5)
