@@ -9,7 +9,7 @@ a capital. Function words are left out. Classes have at least 40 words, groups 1
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,18 +51,13 @@ PLURALS = (("y", "ies"), ("s", "ses"), ("x", "xes"), ("ch", "ches"), ("sh", "she
 
 def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     """Name -> words, each a list of its forms: those that `admission` takes."""
-    admitted = admission(tokenizer)
     classes: dict[str, list[list[str]]] = defaultdict(list)
     groups: dict[str, list[list[str]]] = defaultdict(list)
     above, first = _hypernyms(), _first_senses()
     roots = {first[name]: name for name in GROUPS if name in first}
-    for word, name in sorted(_class_of_words().items()):
-        if name in LEFT_OUT or word in FUNCTION_WORDS or not admitted(word):
-            continue
-        plurals = [] if name.startswith("verb.") else plurals_of(word)
-        forms = [word, *(plural for plural in plurals if admitted(plural))]
+    for name, forms in _classified(tokenizer):
         classes[name].append(forms)
-        for root in roots.keys() & _all_above(first.get(word), above):
+        for root in roots.keys() & _all_above(first.get(forms[0]), above):
             groups[f"{name}: {roots[root].replace('_', ' ')}"].append(forms)
     enough = {name: words for name, words in classes.items() if len(words) >= SMALLEST_CLASS}
     return enough | {name: words for name, words in groups.items() if len(words) >= SMALLEST_GROUP}
@@ -71,21 +66,27 @@ def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 def kinds(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     """As `concepts`, of every noun that has enough words below it: name -> words. Where nouns have the same words, the
     lowest of them stands for all."""
-    admitted = admission(tokenizer)
     above, first, nouns = _hypernyms(), _first_senses(), _synsets()
     members: dict[str, list[list[str]]] = defaultdict(list)
-    for word, name in sorted(_class_of_words().items()):
-        if name in LEFT_OUT or name.startswith("verb.") or word in FUNCTION_WORDS or not admitted(word):
-            continue
-        forms = [word, *(plural for plural in plurals_of(word) if admitted(plural))]
-        for synset in _all_above(first.get(word), above):
-            members[synset].append(forms)
+    for name, forms in _classified(tokenizer):
+        if not name.startswith("verb."):
+            for synset in _all_above(first.get(forms[0]), above):
+                members[synset].append(forms)
     found: dict[tuple[str, ...], str] = {}
     for synset in sorted(members, key=lambda each: (-len(_all_above(each, above)), each)):
         if len(members[synset]) >= SMALLEST_GROUP:
             found.setdefault(tuple(forms[0] for forms in members[synset]), synset)
     named = {synset: f"{CLASSES[nouns[synset][0]]}: {nouns[synset][1].replace('_', ' ')}" for synset in found.values()}
     return {name: members[synset] for synset, name in named.items()}
+
+
+def _classified(tokenizer: Any) -> Iterator[tuple[str, list[str]]]:
+    """Class and forms of each word that is taken, the word itself first."""
+    admitted = admission(tokenizer)
+    for word, name in sorted(_class_of_words().items()):
+        if name not in LEFT_OUT and word not in FUNCTION_WORDS and admitted(word):
+            plurals = [] if name.startswith("verb.") else plurals_of(word)
+            yield name, [word, *(plural for plural in plurals if admitted(plural))]
 
 
 @cache
