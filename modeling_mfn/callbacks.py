@@ -152,4 +152,4 @@ def _forget(optimizer: Any, parameter: Tensor, rows: Tensor) -> None:
             memory[rows.to(memory.device)] = 0
 
 
-__all__ = ["ScheduleCallback", "StatisticsCallback", "UnitNormCallback", "set_to_schedule"]
+__all__ = ["ScheduleCallback", "StatisticsCallback", "UnitNormCallback"]

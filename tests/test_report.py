@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
+from rich.console import Console
 
 from modeling_mfn.evaluation import report
+from modeling_mfn.evaluation.command import verdict_table
 from modeling_mfn.evaluation.report import load_further, load_result, save_further, save_result, write_report
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PaperCriterion, PredictionResult
 
@@ -100,3 +102,14 @@ def test_the_report_shows_every_verdict_and_figure(tmp_path):
     assert "The paper's own: A deviation of at most 0.05. met: std 0.0123" in text.replace("**", "")
     assert "figures/P1.png" in text
     assert "figures/P5.png" not in text
+
+
+def test_the_terminal_shows_the_papers_own_criterion_beside_the_verdict():
+    console = Console(width=80, record=True)
+    console.print(verdict_table([result()]))
+    columns = zip(*(row.split("│")[1:-1] for row in console.export_text().splitlines() if row[0] == "│"), strict=True)
+    found = [" ".join(" ".join(cells).split()) for cells in columns]
+    assert found == [
+        "P1 Firing rates converge", "partly", "std is small, and so is a random SAE's.",
+        "met: std 0.0123 (random SAE: 0.01 [0, 0.02])",
+    ]  # fmt: skip

@@ -157,10 +157,11 @@ def read_windows(text: str, tokenizer: Any, window: int, tokens: int) -> Dataset
 
 
 def verdict_table(results: Sequence[PredictionResult]) -> Table:
-    """For the terminal: what was found, and by which figure."""
-    table = Table("prediction", "outcome", "because", show_lines=True)
+    """For the terminal: what was found, by which figure, and whether the paper's own criterion is met."""
+    table = Table("prediction", "outcome", "because", "the paper's own criterion", show_lines=True)
     for result in results:
-        table.add_row(Text(f"{result.prediction} {result.claim}"), result.outcome, Text(result.reason))
+        claim, reason, paper = f"{result.prediction} {result.claim}", result.reason, str(result.paper_criterion)
+        table.add_row(Text(claim), result.outcome, Text(reason), Text(paper))
     return table
 
 
