@@ -109,10 +109,6 @@ NOISE: dict[str, dict[str, Any]] = {
     for name, settings in {"recon-util": {}, "five": WEIGHTS}.items()
 }
 """Equal runs but for the order of the text and the initial MFN weights."""
-TWINS: dict[str, dict[str, Any]] = {
-    name: settings | {"seed": 1} for name, settings in (LOSSES | SWEEP).items() if name != "five"
-}
-"""Another seed of each, for `sensitivity.py`; those of `recon-util` and `five` are among `NOISE`."""
 MAIN: dict[str, dict[str, Any]] = {
     "recon-util": {},
     "cache-first": CACHE_FIRST,
@@ -245,7 +241,7 @@ def runs() -> dict[str, Run]:
     """Name -> run. The short ones of Llama come first, since they are what the recipe was chosen by."""
     table: dict[str, Run] = {}
     groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-        "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE, "twin": TWINS},
+        "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE},
         "gpt2": {"losses": LOSSES, "recipe": GPT2_RECIPES},
     }
 

@@ -224,13 +224,23 @@ def run_family(family: str, seeds: int, predictions: list[str], threads: int) ->
     run(small(family, seeds), predictions, threads)
 
 
-def failures(work: Callable[[str], None], families: Sequence[str]) -> Iterator[tuple[str, BaseException]]:
-    """Each family in a process of its own; those that fail as soon as they do, while the others go on."""
-    with ProcessPoolExecutor(len(families), multiprocessing.get_context("spawn")) as processes:
-        running = {processes.submit(work, family): family for family in families}
+def failures(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> Iterator[tuple[Any, BaseException]]:
+    """So many at a time, each in a process of its own; those that fail as soon as they do, while others go on."""
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(work, each): each for each in on}
         for done in as_completed(running):
             if error := done.exception():
                 yield running[done], error
+
+
+def in_processes(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> None:
+    """So many at a time; exits if one failed, once all others are through."""
+    failed = []
+    for each, error in failures(work, on, processes):
+        print(f"{each} failed:", *traceback.format_exception(error), sep="\n", file=sys.stderr, flush=True)
+        failed.append(str(each))
+    if failed:
+        sys.exit(f"no results of {', '.join(failed)}; what is there stays, run it again")
 
 
 def main(
@@ -265,14 +275,8 @@ def main(
     families = family or list(small_models.FAMILIES)
     # what both processes would otherwise make at once
     small_models.data(), concepts.concepts(), word_lists.polarity()
-    failed = []
-    for failed_family, error in failures(
-        partial(run_family, seeds=seeds, predictions=chosen, threads=threads), families
-    ):
-        print(f"{failed_family} failed:", *traceback.format_exception(error), sep="\n", file=sys.stderr, flush=True)
-        failed.append(failed_family)
-    if failed:
-        sys.exit(f"no results of {', '.join(failed)}; what is there stays, run it again")
+    work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
+    in_processes(work, families, processes=len(families))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 measured as these are, before and after.
 
     python benchmarks/remedies.py                        # every remedy that was not measured as it is now: hours
-    python benchmarks/remedies.py --only 'P3/*'          # those whose names match
-    python benchmarks/remedies.py --family gpt2 --only '*/as-it-is'
+    python benchmarks/remedies.py --family gpt2 --only '*/as-it-is' --only 'P3/*'    # those whose names match
 
 Each writes benchmarks/results/predictions/<family>/remedies/<name>.json.
 """
@@ -19,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import concepts
 import corpora
 import predictions
 import small_models
 import torch
 import typer
+import word_lists
 from fidelity import K, commit
 from predictions import SOURCE, Models
 from recipes import Recipe
@@ -165,27 +166,36 @@ def is_known(file: Path, settings: dict[str, Any]) -> bool:
     return bool(json.loads(file.read_text(encoding="utf-8"))["settings"] == json.loads(json.dumps(settings)))
 
 
+def measure_remedy(of: tuple[str, str], seeds: int) -> None:
+    """Writes the result of a family's remedy, unless it was measured with the same models."""
+    family, name = of
+    torch.set_num_threads(1)
+    models, recipe = Models(predictions.small(family, seeds=3)), recipes()[name]  # three: training windows of the study
+    found = evidence(models, name, recipe, seeds)
+    settings = settings_of(models, found, seeds)
+    file = results(family) / f"{name}.json"
+    if is_known(file, settings):
+        return
+    print(f"measuring {family} {name}", flush=True)
+    record = {"command": shlex.join(["python", "benchmarks/remedies.py", *sys.argv[1:]]), "commit": commit()}
+    record |= {"settings": settings, "changes": recipe.changes()} | measure(found)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
 def main(
-    family: Annotated[str, typer.Option(help="llama or gpt2.")] = "llama",
-    only: Annotated[str, typer.Option(help="Pattern of the names of remedies.")] = "*",
+    family: Annotated[list[str] | None, typer.Option(help="llama or gpt2; both by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Pattern of the names of remedies; once for each.")] = None,
     seeds: Annotated[int, typer.Option(help="Of each remedy.")] = 2,
-    threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2,
+    processes: Annotated[int, typer.Option(help="Remedies at a time, of one thread each.")] = 2,
 ) -> None:
-    torch.set_num_threads(threads)
-    models = Models(predictions.small(family, seeds=3))  # so that the training windows are the study's
-    for name, recipe in recipes().items():
-        file = results(family) / f"{name}.json"
-        if not fnmatch.fnmatch(name, only):
-            continue
-        print(name, flush=True)
-        found = evidence(models, name, recipe, seeds)
-        settings = settings_of(models, found, seeds)
-        if is_known(file, settings):
-            continue
-        record = {"command": shlex.join(["python", "benchmarks/remedies.py", *sys.argv[1:]]), "commit": commit()}
-        record |= {"settings": settings, "changes": recipe.changes()} | measure(found)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    small_models.data(), concepts.concepts(), word_lists.polarity()  # what processes would otherwise make at once
+    chosen = [name for name in recipes() if any(fnmatch.fnmatch(name, pattern) for pattern in only or ["*"])]
+    # what they are held against first: others start from what its MFN layers learn alone
+    usual = [name for name in chosen if name.endswith(USUAL)]
+    for names in (usual, [name for name in chosen if name not in usual]):
+        of = [(each, name) for name in names for each in family or small_models.FAMILIES]
+        predictions.in_processes(partial(measure_remedy, seeds=seeds), of, processes)
 
 
 def results(family: str) -> Path:

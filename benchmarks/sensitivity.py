@@ -1,37 +1,46 @@
-"""What each loss and each setting does to features and to perplexity (section 9 of the paper): the models of
-`fidelity.py`'s losses and sweeps, by how pure a feature is, and by how alike those of two seeds are; all less what
-stands beside them, seed by seed.
+"""What each loss and each setting does to features and to perplexity (section 9 of the paper).
 
-    python benchmarks/sensitivity.py             # every model of fidelity.py that is there, and was not measured yet
-    python benchmarks/sensitivity.py --figure    # summary and figure, from the results
+Models as those of `predictions.py`, each trained otherwise in one thing: by how pure a feature is, and by how alike
+those of two seeds are; all less what the study's own models have, seed by seed.
 
-Each model's result goes to benchmarks/results/sensitivity/<name>.json, the differences to summary.json there, the
-figure to docs/sensitivity.svg.
+    python benchmarks/sensitivity.py                     # every run that was not measured with these models: hours
+    python benchmarks/sensitivity.py --only 'without-*'  # those whose names match
+    python benchmarks/sensitivity.py --figure            # summary and figure, from the results
+
+Each run writes benchmarks/results/sensitivity/<name>.json; the differences go to summary.json there, the figure to
+docs/sensitivity.svg.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import shlex
 import statistics
-from collections.abc import Mapping
-from functools import cached_property
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import concepts
 import corpora
-import fidelity
+import predictions
+import remedies
 import small_models
-import tables
 import torch
 import typer
 import word_lists
 from datasets import Dataset, concatenate_datasets
+from fidelity import RHO, WEIGHTS, commit
+from predictions import Models
+from recipes import JOINT, Recipe
 
 from modeling_mfn import MFNForCausalLM
-from modeling_mfn.demo_assets import cache_folder
 from modeling_mfn.evaluation.alignment import cross_seed_alignment
 from modeling_mfn.evaluation.baseline_models import digest_of
+from modeling_mfn.evaluation.perplexity import perplexity
 from modeling_mfn.evaluation.probing import probe_model
 from modeling_mfn.evaluation.result import MFN, mean, plain
 from modeling_mfn.evaluation.tasks import Task, word_tasks
@@ -39,107 +48,145 @@ from modeling_mfn.whole_files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "sensitivity"
 FIGURE = Path(__file__).parent.parent / "docs" / "sensitivity.svg"
-FAMILY = "llama"
-GROUPS = ("short", "losses", "sweep")
-FIVE, RECIPE_ALONE = "losses/five", "short/recon-util"
+SUMMARY = "summary"
+REFERENCE = "all-five"
 PROBES = ("purity", "five-feature probe", "linear probe")
 ALIGNMENT, PERPLEXITY = "alignment: matched correlation", "perplexity, %"
 
+NONE = dict.fromkeys(WEIGHTS, 0.0)
+RUNS: dict[str, dict[str, Recipe]] = {
+    "a loss left out": {
+        f"without-{name[7:]}": Recipe({name: 0.0}) for name in ("lambda_recon", *WEIGHTS, "lambda_util")
+    },
+    "one or none of rate, comp, stab": {
+        "recon-util": Recipe(NONE),
+        **{f"recon-util-{name[7:]}": Recipe(NONE | {name: weight}) for name, weight in WEIGHTS.items()},
+    },
+    "lambda": {
+        **{f"{name[7:]}-x10": Recipe({name: 10 * weight}) for name, weight in WEIGHTS.items()},
+        **{f"recon-x{times:g}": Recipe({"lambda_recon": times * JOINT["lambda_recon"]}) for times in (0.1, 5)},
+    },
+    "k": {f"k-{k}": Recipe(size={"k": k}) for k in (8, 16, 64, 128)},
+    "alpha at the end": {f"alpha-{alpha}": Recipe({"alpha_end": alpha}) for alpha in (0.5, 0.75, 0.9)},
+    "rho": {f"rho-x{times:g}": Recipe({"rho": times * RHO}) for times in (0.5, 2)},
+}  # fmt: skip
+"""What is varied -> name -> what differs from the study's own training."""
 
+
+@dataclass(frozen=True)
 class Texts:
-    """Held-out windows, the tasks of words on them, and other windows to match features on."""
+    """Text that nothing was trained on, other than what the study's verdicts are from."""
 
-    @cached_property
-    def by_domain(self) -> dict[str, Dataset]:
-        return {domain: small_models.data().evaluation(domain) for domain in corpora.DOMAINS}
+    by_domain: Mapping[str, Dataset]
+    choosing: Dataset
+    """Other windows, to match features on."""
+    tasks: Sequence[Task]
+    """Of words, on the windows of all domains one after the other."""
 
-    @cached_property
-    def held_out(self) -> Dataset:
+    @property
+    def windows(self) -> Dataset:
+        """Those of all domains."""
         return concatenate_datasets(list(self.by_domain.values()))
 
-    @cached_property
-    def choosing(self) -> Dataset:
-        return small_models.data().sample(
-            small_models.EVALUATION_TOKENS, after=fidelity.BASE_TOKENS + 2 * fidelity.SHORT_TOKENS
-        )
 
-    @cached_property
-    def tasks(self) -> list[Task]:
-        tokenizer = corpora.tokenizer(small_models.VOCABULARY)
-        groups = {
-            "concepts": concepts.concepts(),
-            "polarity": word_lists.polarity(),
-            "part of speech": word_lists.parts_of_speech(),
-        }
-        domains = [domain for domain, rows in self.by_domain.items() for _ in range(len(rows))]
-        return word_tasks(groups, self.held_out, tokenizer, sources=domains)
+@cache
+def models_of(family: str) -> Models:
+    """The study's, so that what only the training as a whole differs in shares what goes before."""
+    return Models(predictions.small(family, seeds=3))
 
 
-def twin(name: str) -> str:
-    """The same run with another seed."""
-    own = name.partition("/")[2]
-    return f"noise/{own}-seed-1" if own in ("recon-util", "five") else f"twin/{own}"
+@cache
+def texts_of(family: str) -> Texts:
+    """For a family's models."""
+    study = models_of(family).study
+    held_out = {domain: study.data.evaluation(domain, small_models.EVALUATION_TOKENS) for domain in corpora.DOMAINS}
+    evidence = predictions.evidence(models_of(family), {}, {}, held_out, words=False)
+    groups = {
+        "concepts": concepts.concepts(),
+        "polarity": word_lists.polarity(),
+        "part of speech": word_lists.parts_of_speech(),
+    }
+    domains = [domain for domain, rows in held_out.items() for _ in range(len(rows))]
+    tasks = word_tasks(groups, evidence.windows, study.tokenizer, sources=domains, seed=remedies.SEED)
+    return Texts(held_out, evidence.choosing, tasks)
 
 
-def reference(name: str) -> str:
-    """The run that this one differs from: losses are switched on and off around all five, settings are swept with the
-    recipe alone."""
-    return RECIPE_ALONE if name.startswith("sweep/") else FIVE
+def recipes() -> dict[str, Recipe]:
+    """Name -> recipe, the reference first."""
+    return {REFERENCE: Recipe()} | {name: recipe for of in RUNS.values() for name, recipe in of.items()}
 
 
-def models_of(name: str) -> dict[str, MFNForCausalLM]:
-    """The run and its twin, where they are there."""
-    made = [each for each in (name, twin(name)) if (tables.FIDELITY / FAMILY / f"{each}.json").exists()]
-    folders = {each: cache_folder() / "fidelity" / FAMILY / each for each in made}
-    return {each: MFNForCausalLM.from_pretrained(folder) for each, folder in folders.items() if folder.exists()}
+def trained(family: str, name: str, seed: int) -> MFNForCausalLM:
+    """A run's model; the study's own where it is nothing else."""
+    kind = "mfn" if name == REFERENCE else f"sensitivity-{name}"
+    return models_of(family).mfn(seed, kind=kind, recipe=recipes()[name])
 
 
-def measure(models: Mapping[str, MFNForCausalLM], texts: Texts) -> dict[str, Any]:
-    """What is known of each seed, and what of both."""
+def train_reference(seed: int, family: str) -> None:
+    """Before all others, which start from what its MFN layers learn alone."""
+    torch.set_num_threads(1)
+    trained(family, REFERENCE, seed)
+
+
+def measure_run(name: str, family: str, seeds: int) -> None:
+    """Writes a run's result, unless it was measured with the same models."""
+    torch.set_num_threads(1)
+    own = [trained(family, name, seed) for seed in range(seeds)]
+    settings = models_of(family).study.settings() | {"family": family, "digests": [digest_of(model) for model in own]}
+    file = RESULTS / f"{name}.json"
+    if remedies.is_known(file, settings):
+        return
+    record = {"command": shlex.join(["python", "benchmarks/sensitivity.py", *sys.argv[1:]]), "commit": commit()}
+    record |= {"settings": settings, "changes": recipes()[name].changes()} | measure(own, texts_of(family))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
+
+
+def measure(models: Sequence[MFNForCausalLM], texts: Texts) -> dict[str, Any]:
+    """What is known of each seed, and what of all together."""
     seeds = []
-    for name, model in models.items():
-        table = probe_model(model, texts.held_out, texts.tasks, residuals=False)
+    for model in models:
+        table = probe_model(model, texts.windows, texts.tasks, residuals=False)
         scores = table.groupby(["probe", "task"])["held_out"].mean()
-        group, _, run = name.partition("/")
-        probes = {probe: mean(scores[probe].to_numpy()) for probe in PROBES}
-        seeds.append({"run": name, "perplexity": tables.read(FAMILY, group)[run]["perplexity"]} | probes)
-    figures: dict[str, Any] = {"alpha": next(iter(models.values())).config.alpha, "seeds": seeds}
+        losses = {domain: perplexity(model, rows) for domain, rows in texts.by_domain.items()}
+        seeds.append({"perplexity": losses} | {probe: mean(scores[probe].to_numpy()) for probe in PROBES})
+    figures: dict[str, Any] = {"alpha": models[0].config.alpha, "seeds": seeds}
     if len(models) > 1:
-        found = cross_seed_alignment({MFN: list(models.values())}, texts.held_out, texts.choosing).figures[MFN]
+        found = cross_seed_alignment({MFN: models}, texts.windows, texts.choosing).figures[MFN]
         figures |= {f"alignment: {figure}": value for figure, value in found.items()}
     return figures
 
 
 def read(name: str) -> dict[str, Any]:
-    """A run's result; empty if there is none."""
-    file = RESULTS / f"{name}.json"
-    return tables.load(file) if file.exists() else {}
+    """A run's result."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def differences(name: str) -> dict[str, list[float]]:
-    """Figure -> a run's less its reference's, for each seed that both have; perplexity in per cent, a mean over
-    domains. Of two seeds together there is one alignment."""
-    own, other = read(name), read(reference(name))
-    pairs = list(zip(own["seeds"], other.get("seeds", []), strict=False))
+    """Figure -> a run's less the reference's, for each seed; perplexity in per cent, a mean over domains. Of two seeds
+    together there is one alignment."""
+    own, other = read(name), read(REFERENCE)
+    pairs = list(zip(own["seeds"], other["seeds"], strict=True))
     found = {probe: [a[probe]["value"] - b[probe]["value"] for a, b in pairs] for probe in PROBES}
-    found[PERPLEXITY] = [statistics.mean(tables.over(a, b)) for a, b in pairs]
-    found[ALIGNMENT] = (
-        [own[ALIGNMENT]["value"] - other[ALIGNMENT]["value"]] if ALIGNMENT in own and ALIGNMENT in other else []
-    )
-    return {figure: values for figure, values in found.items() if values}
+    found[PERPLEXITY] = [
+        statistics.mean(100 * (a["perplexity"][d] / b["perplexity"][d] - 1) for d in b["perplexity"]) for a, b in pairs
+    ]
+    if ALIGNMENT in own:
+        found[ALIGNMENT] = [own[ALIGNMENT]["value"] - other[ALIGNMENT]["value"]]
+    return found
 
 
 def summary() -> dict[str, Any]:
-    """Run -> its reference, the alpha that it ends at, and of each difference the mean over seeds with the least and
-    the largest."""
-    names = [f"{file.parent.name}/{file.stem}" for file in sorted(RESULTS.glob("*/*.json"))]
+    """Run -> the alpha that it ends at, and of each difference the mean over seeds with the least and the largest."""
     return {
-        name: {"against": reference(name), "alpha": read(name)["alpha"]}
+        name: {"alpha": read(name)["alpha"]}
         | {
-            figure: {"value": statistics.mean(values), "low": min(values), "high": max(values), "seeds": len(values)}
+            figure: {"value": statistics.mean(values), "low": min(values), "high": max(values)}
             for figure, values in differences(name).items()
         }
-        for name in names
+        for name in recipes()
+        if name != REFERENCE and (RESULTS / f"{name}.json").exists()
     }
 
 
@@ -148,54 +195,47 @@ def draw(found: Mapping[str, Any]) -> None:
     seed. Hollow: alpha ends below 1, so that the model does not read through features alone."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 11), layout="constrained")
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
     titles = {"purity": "purity (AUROC of one feature)", ALIGNMENT: "matched correlation of two seeds"}
-    for row, (key, title) in zip(figure.subplots(2, 2), titles.items(), strict=True):
-        for axes, against in zip(row, (FIVE, RECIPE_ALONE), strict=True):
-            for name, of in found.items():
-                if of["against"] != against or name == against or key not in of or PERPLEXITY not in of:
-                    continue
-                x, y = of[PERPLEXITY], of[key]
+    for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for number, (varied, runs) in enumerate(RUNS.items()):
+            label: str | None = varied
+            for name in (name for name in runs if key in found.get(name, {})):
+                x, y = found[name][PERPLEXITY], found[name][key]
                 bars = [[[each["value"] - each["low"]], [each["high"] - each["value"]]] for each in (y, x)]
                 axes.errorbar(
-                    x["value"], y["value"], *bars, fmt="o", color="#b2182b", elinewidth=0.5, markersize=5,
-                    markerfacecolor="white" if of["alpha"] < 1 else None,
+                    x["value"], y["value"], *bars, fmt="o", color=f"C{number}", elinewidth=0.5, markersize=5,
+                    markerfacecolor="white" if found[name]["alpha"] < 1 else None, label=label,
                 )  # fmt: skip
-                axes.annotate(
-                    f"{name.partition('/')[2]} ({y['seeds']})", (x["value"], y["value"]), fontsize=7, xytext=(3, 3),
-                    textcoords="offset points",
-                )  # fmt: skip
-            axes.axhline(0, color="grey", linewidth=0.5)
-            axes.axvline(0, color="grey", linewidth=0.5)
-            axes.set_xlabel(f"perplexity above that of {against}, %")
-            axes.set_ylabel(f"{title}, less that of {against}")
-            axes.set_xscale("symlog", linthresh=1)
-    figure.suptitle("mean over seeds, bars from seed to seed, (n) values; hollow: alpha ends below 1, no bottleneck")
+                axes.annotate(name, (x["value"], y["value"]), fontsize=7, xytext=(3, 3), textcoords="offset points")
+                label = None
+        axes.axhline(0, color="grey", linewidth=0.5)
+        axes.axvline(0, color="grey", linewidth=0.5)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlabel(f"perplexity above that of {REFERENCE}, %")
+        axes.set_ylabel(f"{title}, less that of {REFERENCE}")
+    axes.legend(fontsize=7)
+    figure.suptitle("mean over seeds, bars from seed to seed; hollow: alpha ends below 1, no bottleneck")
     figure.savefig(FIGURE, metadata={"Date": None})
 
 
 def main(
+    family: Annotated[str, typer.Option(help="llama or gpt2.")] = "llama",
+    only: Annotated[list[str] | None, typer.Option(help="Pattern of the names of runs; once for each.")] = None,
+    seeds: Annotated[int, typer.Option(help="Of each run.")] = 2,
+    processes: Annotated[int, typer.Option(help="Runs at a time, of one thread each.")] = 2,
     only_figure: Annotated[
         bool, typer.Option("--figure", help="Summarise and draw the results that are there, nothing more.")
     ] = False,
-    threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2,
 ) -> None:
-    torch.set_num_threads(threads)
-    texts = Texts()
-    runs = [name.partition("/")[2] for name in fidelity.runs() if name.startswith(f"{FAMILY}/")]
-    for name in (name for name in runs if name.partition("/")[0] in GROUPS and not only_figure):
-        models = models_of(name) if name != "short/dense" else {}
-        digests = [digest_of(model) for model in models.values()]
-        if name not in models or read(name).get("digests") == digests:
-            continue
-        print(name, flush=True)
-        record = {"commit": fidelity.commit(), "digests": digests} | measure(models, texts)
-        file = RESULTS / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    if not only_figure:
+        models_of(family), concepts.concepts(), word_lists.polarity()  # what processes would otherwise make at once
+        predictions.in_processes(partial(train_reference, family=family), list(range(seeds)), processes)
+        patterns = [REFERENCE, *(only or ["*"])]
+        names = [name for name in recipes() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+        predictions.in_processes(partial(measure_run, family=family, seeds=seeds), names, processes)
     found = summary()
-    write_whole(RESULTS / "summary.json", json.dumps(found, indent=2) + "\n")
+    write_whole(RESULTS / f"{SUMMARY}.json", json.dumps(found, indent=2) + "\n")
     draw(found)
 
 

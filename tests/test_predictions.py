@@ -10,6 +10,7 @@ import predictions
 import pytest
 import recipes
 import remedies
+import sensitivity
 import small_models
 import torch
 from conftest import make_base
@@ -20,7 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_mfn.evaluation import baseline_models, baselines
 from modeling_mfn.evaluation.alignment import cross_seed_alignment
 from modeling_mfn.evaluation.perplexity import perplexity
+from modeling_mfn.evaluation.probing import probe_model
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE, plain
+from modeling_mfn.evaluation.tasks import Task
 from modeling_mfn.evaluation.transfer import FINE_TUNED_SAE
 
 WINDOW = 16
@@ -145,8 +148,19 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
                 model(0)
 
 
-def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, monkeypatch):
+@pytest.fixture
+def here(study, monkeypatch):
+    """All in this process, of the tiny study."""
     monkeypatch.setattr(predictions, "small", lambda family, seeds: study)
+    monkeypatch.setattr(predictions, "in_processes", lambda work, on, processes: [work(each) for each in on])
+    monkeypatch.setattr(small_models, "data", dict)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(remedies, "ON_ALL", ("P1", "P3"))
     half = recipes.Recipe(size={"num_features": 32})
@@ -156,7 +170,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
         {of: {name: recipe for name, recipe in remedies.REMEDIES[of].items() if "same" in name or "frozen" in name}
          for of in ("P3", "P5")} | {"P2": {"half": half}},
     )  # fmt: skip
-    remedies.main(seeds=2, only="*", threads=torch.get_num_threads())
+    remedies.main(family=["llama"], seeds=2)
     names = (
         "all/as-it-is", "P3/same-first-dictionary", "P3/same-learnt-dictionary", "P2/half", "P5/as-it-is",
         "P5/frozen-backbone",
@@ -209,12 +223,58 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
 
     measured_again = []
     monkeypatch.setattr(remedies, "measure", lambda evidence: measured_again.append(evidence) or {})
-    remedies.main(seeds=2, only="all/*", threads=torch.get_num_threads())
+    remedies.main(family=["llama"], only=["all/*"], seeds=2)
     assert not measured_again
     first.mfn_layers[1].encoder.bias.data.add_(1)
     first.save_pretrained(models.folder / "mfn-all-seed-0")
-    remedies.main(seeds=2, only="all/*", threads=torch.get_num_threads())
+    remedies.main(family=["llama"], only=["all/*"], seeds=2)
     assert len(measured_again) == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_setting_does_is_held_against_the_studys_own_seed_by_seed(study, data, tmp_path, monkeypatch):
+    """Against the probes of each model, and by hand."""
+    random = np.random.default_rng(0)
+    places = np.sort(random.choice(3 * 4 * WINDOW, 100, replace=False))
+    labels = random.random(100) < 0.5
+    task = Task("any", "concepts", places, labels, random.permutation(labels), np.arange(100), np.arange(100) % 2 == 0)
+    runs = {"k": {"k-2": recipes.Recipe(size={"k": 2})}, "alpha": {"alpha-0.5": recipes.Recipe({"alpha_end": 0.5})}}
+    monkeypatch.setattr(sensitivity, "word_tasks", lambda *args, **kwargs: [task])
+    monkeypatch.setattr(sensitivity, "RUNS", runs)
+    monkeypatch.setattr(sensitivity, "RESULTS", tmp_path / "sensitivity")
+    monkeypatch.setattr(sensitivity, "FIGURE", tmp_path / "figure.svg")
+    for cached in (sensitivity.models_of, sensitivity.texts_of):
+        cached.cache_clear()
+    sensitivity.main(seeds=2)
+
+    models = predictions.Models(study)
+    windows = concatenate_datasets([study.data.evaluation(d, 4 * WINDOW) for d in corpora.DOMAINS])
+    choosing = study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens)
+    found = json.loads((tmp_path / "sensitivity" / "summary.json").read_text())
+    assert {name: of["alpha"] for name, of in found.items()} == {"k-2": 1.0, "alpha-0.5": 0.5}
+    usual = [models.mfn(0), models.mfn(1)]
+    for name, recipe in (run for of in runs.values() for run in of.items()):
+        own = [models.mfn(seed, kind=f"sensitivity-{name}", recipe=recipe) for seed in (0, 1)]
+        assert {model.config.k for model in own} == {2 if name == "k-2" else 4}
+        purity, losses = [], []
+        for model, other in zip(own, usual, strict=True):
+            tables = [probe_model(each, windows, [task], residuals=False) for each in (model, other)]
+            pure = [table[table["probe"] == "purity"]["held_out"].mean() for table in tables]
+            purity.append(pure[0] - pure[1])
+            per_domain = [study.data.evaluation(d, 4 * WINDOW) for d in corpora.DOMAINS]
+            losses.append(100 * np.mean([perplexity(model, rows) / perplexity(other, rows) - 1 for rows in per_domain]))
+        for figure, values in {"purity": purity, "perplexity, %": losses}.items():
+            assert found[name][figure] == pytest.approx(
+                {"value": np.mean(values), "low": min(values), "high": max(values)}, abs=1e-4
+            )
+        assert max(np.abs(losses)) > 1e-3
+        alike = [cross_seed_alignment({MFN: of}, windows, choosing).figures[MFN] for of in (own, usual)]
+        expected = alike[0]["matched correlation"].value - alike[1]["matched correlation"].value
+        assert found[name][sensitivity.ALIGNMENT]["value"] == pytest.approx(expected)
+    assert (tmp_path / "figure.svg").exists()
+
+    monkeypatch.setattr(sensitivity, "measure", lambda *args: pytest.fail("this was there"))
+    sensitivity.main(seeds=2)
 
 
 def wait_or_fail(family, told):
@@ -229,7 +289,7 @@ def wait_or_fail(family, told):
 
 
 def test_a_familys_failure_is_told_while_the_other_goes_on(tmp_path):
-    found = predictions.failures(partial(wait_or_fail, told=tmp_path / "told"), ["llama", "gpt2"])
+    found = predictions.failures(partial(wait_or_fail, told=tmp_path / "told"), ["llama", "gpt2"], processes=2)
     family, error = next(found)
     assert (family, str(error)) == ("gpt2", "a reason")
     (tmp_path / "told").touch()
