@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
@@ -27,6 +28,9 @@ from .tasks import Limits, Task, formatting_tasks, without_task, word_tasks
 from .transfer import Transfer, transfer_gap
 
 STABILITY_WINDOWS, COMPUTE_WINDOWS = 48, 8
+PLENTY = 98_304
+"""Held-out tokens that firing rates and alignment are measured on where there are more. Probes need all: words of a
+concept are rare."""
 WIDE = Limits(tokens=1600, least_tokens=80)
 """Of tasks that several domains share."""
 
@@ -58,7 +62,7 @@ class Evidence:
 
 
 def _p1(evidence: Evidence) -> PredictionResult:
-    return firing_rate_calibration(evidence.subjects, evidence.windows)
+    return firing_rate_calibration(evidence.subjects, spread(evidence.windows, PLENTY))
 
 
 def _p2(evidence: Evidence) -> PredictionResult:
@@ -73,7 +77,16 @@ def _p3(evidence: Evidence) -> PredictionResult:
     if choosing is None:
         numbers = range(len(windows))
         windows, choosing = windows.select(numbers[::2]), windows.select(numbers[1::2])
+    windows = spread(windows, PLENTY)
     return cross_seed_alignment(evidence.subjects, windows, choosing, seed=evidence.seed)
+
+
+def spread(windows: Dataset, tokens: int) -> Dataset:
+    """At most so many tokens, but for the windows' length: windows that lie evenly among all."""
+    most = max(1, tokens // len(windows[0]["input_ids"]))
+    if len(windows) <= most:
+        return windows
+    return windows.select(np.linspace(0, len(windows) - 1, most).round().astype(int))
 
 
 def _p4(evidence: Evidence) -> PredictionResult:
