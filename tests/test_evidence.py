@@ -8,6 +8,7 @@ from datasets import Dataset
 from modeling_mfn.evaluation import evidence
 from modeling_mfn.evaluation.evidence import PREDICTIONS, Evidence, spread
 from modeling_mfn.evaluation.result import MFN
+from modeling_mfn.evaluation.transfer import Transfer
 
 
 def rows(seed):
@@ -26,20 +27,27 @@ def test_windows_that_are_taken_lie_evenly_among_all(most):
     assert gaps.max() - gaps.min() <= 1
 
 
-def test_rates_and_alignment_are_of_no_more_tokens_than_they_need(monkeypatch):
+def test_rates_alignment_and_transfer_are_of_no_more_tokens_than_they_need(monkeypatch):
     """On so many, figures are those of these tokens alone."""
     models = [make_mfn(make_base("llama-tied"), seed=seed, layers=[1], num_features=64, k=4) for seed in (0, 1)]
     parts = {name: rows(seed) for seed, name in enumerate(("a", "b"))}
     other = rows(9)
 
-    def measured(held_out):
-        given = Evidence({MFN: models}, held_out, None, other)
-        return [PREDICTIONS[name](given).to_json() for name in ("P1", "P3")]
+    transfers = {MFN: [Transfer("a", model) for model in models]}
 
-    whole = measured(parts)
+    def measured(held_out, names=("P1", "P3")):
+        given = Evidence({MFN: models}, held_out, None, other, transfers=transfers)
+        return [PREDICTIONS[name](given).to_json() for name in names]
+
+    monkeypatch.setattr(evidence, "_tasks", lambda *args: [])
+    whole, transfer = measured(parts), measured(parts, ["P5"])
     few = spread(Evidence({}, parts, None).windows, 12 * 16)
     monkeypatch.setattr(evidence, "PLENTY", 12 * 16)
     found = measured(parts)
     assert found == measured({"few": few})
     assert found[0]["details"]["tokens"] == {MFN: 12 * 16}
     assert all(before["figures"] != after["figures"] for before, after in zip(whole, found, strict=True))
+
+    found = measured(parts, ["P5"])
+    assert found == measured({name: spread(part, 6 * 16) for name, part in parts.items()}, ["P5"])
+    assert found[0]["figures"] != transfer[0]["figures"]

@@ -29,7 +29,7 @@ from .transfer import Transfer, transfer_gap
 
 STABILITY_WINDOWS, COMPUTE_WINDOWS = 48, 8
 PLENTY = 98_304
-"""Held-out tokens that firing rates and alignment are measured on where there are more. Probes need all: words of a
+"""Held-out tokens that rates, alignment and transfer are measured on where there are more. Probes need all: words of a
 concept are rare."""
 WIDE = Limits(tokens=1600, least_tokens=80)
 """Of tasks that several domains share."""
@@ -98,7 +98,8 @@ def _p5(evidence: Evidence) -> PredictionResult:
     if evidence.transfers:
         tasks = _tasks(evidence, evidence.windows, WIDE)
         probes = probes_across(held_out, tasks) if tasks else None
-    return transfer_gap(evidence.transfers, held_out, probes=probes, seed=evidence.seed)
+    few = {domain: spread(rows, PLENTY // len(held_out)) for domain, rows in held_out.items()}
+    return transfer_gap(evidence.transfers, few, probes=probes, seed=evidence.seed)
 
 
 def _tasks(evidence: Evidence, windows: Windows, limits: Limits | None = None) -> list[Task]:
