@@ -25,7 +25,7 @@ import small_models
 import torch
 import typer
 import word_lists
-from fidelity import K, commit
+from fidelity import WEIGHTS, K, commit
 from predictions import SOURCE, Models
 from recipes import Recipe
 
@@ -50,8 +50,13 @@ SEED = 1
 """Of samples and of which words are held out; that of the study is 0."""
 M = 8 * small_models.HIDDEN
 REMEDIES: dict[str, dict[str, Recipe]] = {
+    "P1": {
+        "rate-x10": Recipe({"lambda_rate": 10 * WEIGHTS["lambda_rate"]}),
+        "rate-x100": Recipe({"lambda_rate": 100 * WEIGHTS["lambda_rate"]}),
+        "rate-and-competition-x10": Recipe({name: 10 * WEIGHTS[name] for name in ("lambda_rate", "lambda_comp")}),
+    },
     "P2": {
-        "competition-x10": Recipe({"lambda_comp": 2.5}),
+        "competition-x10": Recipe({"lambda_comp": 10 * WEIGHTS["lambda_comp"]}),
         "twice-the-features": Recipe(size={"num_features": 2 * M}),
         "half-of-k": Recipe(size={"k": K // 2}),
         "longer-alone": Recipe(epochs=8),

@@ -30,6 +30,7 @@ DOMAINS = ("drama", "dictionary", "code")
 TITLES = {"llama": "Llama", "gpt2": "GPT-2"}
 REMEDY_FIGURES = {
     "CV of firing rates": ("P1", MFN, "firing rate CV"),
+    "overlap": ("P1", MFN, "RMS correlation"),
     "purity of z": ("P2", MFN, "purity"),
     "of h": ("P2", RESIDUAL_STREAM, "purity"),
     "linear probe on z": ("P2", MFN, "linear probe"),
@@ -206,7 +207,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
         for family in TITLES
         for group in ("losses", "noise", "sweep", "recipe")
     },
-    **{f"{family}-P{n}": partial(remedy_table, family, f"P{n}") for family in TITLES for n in (2, 3, 4, 5)},
+    **{f"{family}-P{n}": partial(remedy_table, family, f"P{n}") for family in TITLES for n in range(1, 6)},
 }
 
 
