@@ -143,10 +143,13 @@ def verdict_table() -> Iterator[list[str]]:
     """The predictions' outcomes in both families, with the figure that decided and the paper's own criterion."""
     yield ["prediction", "", "outcome", "figure that decided", "MFN [95 %]", "baseline", "the paper's own criterion"]
     found = [(title, load(file)) for family, title in TITLES.items() for file in (PREDICTIONS / family).glob("P?.json")]
+    told = None
     for title, of in sorted(found, key=lambda each: each[1]["prediction"]):
         result = PredictionResult.from_json({key: value for key, value in of.items() if key != "settings"})
         verdict = [result.outcome, *deciding(result), str(result.paper_criterion)]
-        yield [f"{result.prediction} {result.claim}", title, *verdict]
+        claim = "" if result.prediction == told else f" {result.claim}"
+        yield [f"{result.prediction}{claim}", title, *verdict]
+        told = result.prediction
 
 
 def remedy_table(family: str, group: str) -> Iterator[list[str]]:

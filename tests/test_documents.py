@@ -99,13 +99,18 @@ def test_the_tables_of_predictions(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "PREDICTIONS", tmp_path)
     figures = {MFN: {"gap_now": Figure(0.5, 0.25, 0.75)}, POST_HOC_SAE: {"gap_now": Figure(2.0)}}
     paper = PaperCriterion("It flies.", True, "height", Figure(3.0), RANDOM_SAE, Figure(1.0))
-    for prediction, family, outcome in (("P3", "llama", "partly"), ("P1", "gpt2", "confirmed")):
+    for prediction, family, outcome in (
+        ("P3", "llama", "partly"),
+        ("P1", "gpt2", "confirmed"),
+        ("P3", "gpt2", "partly"),
+    ):
         result = PredictionResult(prediction, "They fly.", "", outcome, "", "gap_now", figures, POST_HOC_SAE, paper)
         write_json(tmp_path / family / f"{prediction}.json", {"settings": {}} | result.to_json())
     met = "met: height 3 (random SAE: 1)"
     assert list(tables.verdict_table())[1:] == [
         ["P1 They fly.", "GPT-2", "confirmed", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
         ["P3 They fly.", "Llama", "partly", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
+        ["P3", "GPT-2", "partly", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
     ]
 
     for name, value in (("all/as-it-is", 0.25), ("P2/b", 0.5), ("P3/c", 0.75), ("P5/as-it-is", 1.0)):
