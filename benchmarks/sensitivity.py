@@ -100,14 +100,9 @@ def texts_of(family: str) -> Texts:
     """For a family's models."""
     study = models_of(family).study
     held_out = {domain: study.data.evaluation(domain, small_models.EVALUATION_TOKENS) for domain in corpora.DOMAINS}
-    evidence = predictions.evidence(models_of(family), {}, {}, held_out, words=False)
-    groups = {
-        "concepts": concepts.concepts(),
-        "polarity": word_lists.polarity(),
-        "part of speech": word_lists.parts_of_speech(),
-    }
+    evidence = predictions.evidence(models_of(family), {}, {}, held_out)
     domains = [domain for domain, rows in held_out.items() for _ in range(len(rows))]
-    tasks = word_tasks(groups, evidence.windows, study.tokenizer, sources=domains, seed=remedies.SEED)
+    tasks = word_tasks(evidence.groups, evidence.windows, study.tokenizer, sources=domains, seed=remedies.SEED)
     return Texts(held_out, evidence.choosing, tasks)
 
 
