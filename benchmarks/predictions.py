@@ -224,6 +224,11 @@ def run_family(family: str, seeds: int, predictions: list[str], threads: int) ->
     run(small(family, seeds), predictions, threads)
 
 
+def prepare() -> None:
+    """Makes what several processes would otherwise make at once."""
+    small_models.data(), concepts.concepts(), word_lists.polarity()
+
+
 def failures(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> Iterator[tuple[Any, BaseException]]:
     """So many at a time, each in a process of its own; those that fail as soon as they do, while others go on."""
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -273,8 +278,7 @@ def main(
         run(study, chosen, threads)
         return
     families = family or list(small_models.FAMILIES)
-    # what both processes would otherwise make at once
-    small_models.data(), concepts.concepts(), word_lists.polarity()
+    prepare()
     work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
     in_processes(work, families, processes=len(families))
 

@@ -18,13 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import concepts
 import corpora
 import predictions
 import small_models
 import torch
 import typer
-import word_lists
 from fidelity import WEIGHTS, K, commit
 from predictions import SOURCE, Models
 from recipes import Recipe
@@ -194,7 +192,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Of each remedy.")] = 2,
     processes: Annotated[int, typer.Option(help="Remedies at a time, of one thread each.")] = 2,
 ) -> None:
-    small_models.data(), concepts.concepts(), word_lists.polarity()  # what processes would otherwise make at once
+    predictions.prepare()
     chosen = [name for name in recipes() if any(fnmatch.fnmatch(name, pattern) for pattern in only or ["*"])]
     # what they are held against first: others start from what its MFN layers learn alone
     usual = [name for name in chosen if name.endswith(USUAL)]

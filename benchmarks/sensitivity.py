@@ -24,14 +24,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import concepts
 import corpora
 import predictions
 import remedies
 import small_models
 import torch
 import typer
-import word_lists
 from datasets import Dataset, concatenate_datasets
 from fidelity import RHO, WEIGHTS, commit
 from predictions import Models
@@ -224,7 +222,8 @@ def main(
     ] = False,
 ) -> None:
     if not only_figure:
-        models_of(family), concepts.concepts(), word_lists.polarity()  # what processes would otherwise make at once
+        predictions.prepare()
+        models_of(family)  # and the base model
         predictions.in_processes(partial(train_reference, family=family), list(range(seeds)), processes)
         patterns = [REFERENCE, *(only or ["*"])]
         names = [name for name in recipes() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
