@@ -130,11 +130,15 @@ def competition_loss(code: SparseCode, mask: Tensor | None = None, normalize: bo
     code = _flat(code, mask)
     tokens, k = code.values.shape
     tokens = max(tokens, 1)
-    first, second = torch.triu_indices(k, k, offset=1, device=code.indices.device)
-    i, j = code.indices[:, first], code.indices[:, second]
-    pair = torch.minimum(i, j) * code.num_features + torch.maximum(i, j)
+    # features in order, a row each, so that rows are all that pairs have to be gathered from
+    indices, order = code.indices.sort(-1)
+    rows, values = indices.T.contiguous(), code.values.gather(-1, order).T.contiguous()
+    first, second = torch.triu_indices(k, k, offset=1, device=rows.device)
+    pair = rows.index_select(0, first) * code.num_features + rows.index_select(0, second)
+    if code.num_features**2 <= torch.iinfo(torch.int32).max:
+        pair = pair.int()  # sorts faster
     pairs, place = pair.flatten().unique(return_inverse=True)
-    products = (code.values[:, first] * code.values[:, second]).flatten()
+    products = (values.index_select(0, first) * values.index_select(0, second)).flatten()
     moment = products.new_zeros(len(pairs)).index_add(0, place, products) / tokens
     mean = _per_feature(code, code.values) / tokens
     of_means = mean[pairs // code.num_features] * mean[pairs % code.num_features]

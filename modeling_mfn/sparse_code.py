@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+GROUP = 8
+
 
 class SparseCode(NamedTuple):
     """At most K active features a token.
@@ -65,7 +67,7 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> SparseCode:
 def rank_features(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> SparseCode:
     """The `count` features with the largest pre-activations W_e x + b_e, and these, negative ones too: (..., count),
     largest first, without gradients. Under autocast the product runs, and the choice is made, in lower precision."""
-    values, indices = F.linear(x, weight, bias).topk(count, dim=-1)
+    values, indices = _largest(F.linear(x, weight, bias), count)
     return SparseCode(indices, values.to(weight.dtype), weight.shape[0])
 
 
@@ -93,6 +95,19 @@ def decode(code: SparseCode, weight: Tensor) -> Tensor:
     rows = F.embedding_bag(indices, weight.detach(), per_sample_weights=values, mode="sum")
     rows = _WeightedRows.apply(rows, weight, values.detach(), indices)
     return rows.unflatten(0, code.indices.shape[:-1])
+
+
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`values.topk(count)` over the last dimension; on CPUs in up to half its time. Of groups of eight, those with the
+    `count` largest maxima have all that is wanted: each of these maxima is at least as large as all in the others."""
+    groups, left_over = divmod(values.shape[-1], GROUP)
+    if left_over or groups < 3 * count or values.device.type != "cpu":
+        return values.topk(count, dim=-1)
+    grouped = values.unflatten(-1, (GROUP, groups))  # each a column, so that maxima are taken of whole rows
+    columns = _largest(grouped.amax(-2), count)[1]
+    inside = columns.unsqueeze(-2).expand(*columns.shape[:-1], GROUP, count)
+    largest, places = grouped.gather(-1, inside).flatten(-2).topk(count, dim=-1)
+    return largest, columns.gather(-1, places % count) + places // count * groups
 
 
 def _sum_by_feature(coefficients: Tensor, indices: Tensor, rows: Tensor, num_features: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The MFN layer against a plain dense float64 transcription of eqs. 1-3, and what a sparse code promises."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_base
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from modeling_mfn import MFNConfig, SparseCode
 from modeling_mfn.mfn_layer import MFNLayer, MFNPass
-from modeling_mfn.sparse_code import decode, encode
+from modeling_mfn.sparse_code import decode, encode, rank_features
 
 
 def make_layer(dtype=torch.float64, **settings):
@@ -157,6 +158,27 @@ def test_codes_are_sparse_nonnegative_and_the_same_without_gradients(shape, feat
         for index, value in zip(indices, values, strict=True):
             by_hand[row, index] += value
     assert torch.equal(dense, by_hand.view_as(dense))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    features=st.sampled_from([24, 64, 192, 1536, 1540]),
+    kinds=st.sampled_from([3, 1000]),
+    data=st.data(),
+)
+def test_the_features_of_a_code_are_the_largest(shape, features, kinds, data):
+    """However many are equal, and whether they fall into groups or not."""
+    count = data.draw(st.integers(1, 24))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000)))
+    bias = torch.zeros(features)
+    x = torch.randint(kinds, (*shape, features), generator=generator).float()
+    found = rank_features(x, torch.eye(features), bias, count)
+    ordered = x.numpy().copy()
+    ordered.sort(axis=-1)
+    assert np.array_equal(found.values, ordered[..., ::-1][..., :count])
+    assert torch.equal(x.gather(-1, found.indices), found.values)
+    assert all(len(set(row.tolist())) == count for row in found.indices.view(-1, count))
 
 
 def test_decoder_rows_and_their_gradient():
