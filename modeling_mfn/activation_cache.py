@@ -9,7 +9,7 @@ While alpha is 0 and the backbone frozen, without dropout, this is a training th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class ActivationCache(torch.utils.data.Dataset):
         files = [
             np.lib.format.open_memmap(folder / f"layer_{layer}.npy", "w+", np.dtype(dtype), shape) for layer in layers
         ]
-        with as_base(model), _without_blocks_above(model):
+        with as_base(model), _without_blocks_above(model), _residuals(model) as found:
             for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
                 batch = slice(start, start + batch_size)
                 texts = windows[batch]
@@ -108,11 +108,11 @@ class ActivationCache(torch.utils.data.Dataset):
                 for name, column in columns.items():
                     column[batch] = inputs[name].cpu().numpy()
                 padding = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) == 0
-                found = model.model(**inputs, output_reconstructions=True, use_cache=False).reconstructions
+                model.model(**inputs, use_cache=False)
                 for file, layer in zip(files, layers, strict=True):
                     with np.errstate(over="ignore"):  # an infinity says as much
-                        residual = found[layer].residual.float().masked_fill(padding[..., None], 0)
-                        residual = residual.cpu().numpy().astype(dtype)
+                        read = found[layer].float().masked_fill(padding[..., None], 0)
+                        residual = read.cpu().numpy().astype(dtype)
                     if not np.isfinite(residual).all():
                         raise ResidualsTooLarge(
                             f'residuals of block {layer} are too large for {dtype}; use dtype="float32"'
@@ -146,6 +146,22 @@ def _without_blocks_above(model: MFNForCausalLM) -> Iterator[None]:
         yield
     finally:
         setattr(backbone, name, blocks)
+
+
+@contextmanager
+def _residuals(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
+    """Layer -> what it read in the last forward, whether or not it made anything of it."""
+    found: dict[int, Tensor] = {}
+
+    def hook(number: int) -> Callable[..., None]:
+        return lambda layer, arguments: found.update({number: arguments[0]})
+
+    handles = [layer.register_forward_pre_hook(hook(number)) for number, layer in model.mfn_layers.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class CachedResiduals(nn.Module):

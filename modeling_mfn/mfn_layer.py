@@ -79,10 +79,15 @@ class MFNPass:
         self.with_gradient = torch.is_grad_enabled()
         self.collecting = True
 
+    @property
+    def collects(self) -> bool:
+        """Whether anything was asked for."""
+        return self.codes is not None or self.reconstructions is not None
+
     def collect(self, layer: MFNLayer, h: Tensor, x: Tensor, ranked: SparseCode, code: SparseCode) -> None:
         """Takes what was asked for. A block that runs again for gradient checkpointing, once the forward is over,
         computes the same but leaves nothing."""
-        if self.codes is None and self.reconstructions is None:
+        if not self.collects:
             return
         if self.with_gradient and not torch.is_grad_enabled():
             raise ValueError(
@@ -160,6 +165,9 @@ class MFNLayer(AdapterCopy):
 
     def forward(self, h: Tensor, mfn_pass: MFNPass | None = None) -> Tensor:
         """(B, T, d) residual stream -> (B, T, d) blended one."""
+        collects = mfn_pass is not None and mfn_pass.collects
+        if self.config.alpha == 0 and not collects and not torch.is_grad_enabled():
+            return h
         x, mean, std = self.standardise(h)
         weight, bias, k = self.encoder.weight, self.encoder.bias, self.config.k
         wanted = k if mfn_pass is None else max(k, mfn_pass.request.candidates)
