@@ -8,7 +8,8 @@ fine-tuned on each other domain. All is measured on held-out text.
     python benchmarks/predictions.py --family llama
     python benchmarks/predictions.py --base FOLDER --name NAME --layers 6 --layers 12 --learning-rate 1e-4
 
-Results go to benchmarks/results/predictions/<name>/; models to the folder of the demo's files. What is there stays.
+Results go to benchmarks/results/predictions/<name>/; models to the folder of the demo's files. What is there stays. A
+run that trains everything, base models too, leaves its minutes in benchmarks/results/predictions/time.json.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -43,6 +46,7 @@ from modeling_mfn.evaluation.baselines import LEARNING_RATE, TUNING_RATE, traini
 from modeling_mfn.evaluation.evidence import PREDICTIONS, Evidence, check_predictions, measure_predictions
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, Subjects
 from modeling_mfn.evaluation.transfer import Transfer
+from modeling_mfn.whole_files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "predictions"
 SOURCE = "dictionary"
@@ -278,9 +282,14 @@ def main(
         run(study, chosen, threads)
         return
     families = family or list(small_models.FAMILIES)
+    from_nothing, begun = not any(small_models.trained()), time.monotonic()
     prepare()
     work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
     in_processes(work, families, processes=len(families))
+    if from_nothing:
+        took = {"command": shlex.join(["python", "benchmarks/predictions.py", *sys.argv[1:]]), "commit": commit()}
+        took |= {"families": families, "minutes": round((time.monotonic() - begun) / 60, 1)}
+        write_whole(RESULTS / "time.json", json.dumps(took, indent=2) + "\n")
 
 
 if __name__ == "__main__":

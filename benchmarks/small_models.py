@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ from modeling_mfn.demo_assets import cache_folder
 VOCABULARY, HIDDEN, BLOCKS, WINDOW = 4096, 192, 4, 128
 FAMILIES = ("llama", "gpt2")
 EVALUATION_TOKENS = 32_768
+BASE = "{}-{}-tokens-seed-{}"
+"""Folder of a base model: its family, tokens and seed."""
 OPTIMIZER = {"weight_decay": 0.0, "adam_beta2": 0.99}
 """Of every training, beside its learning rate."""
 
@@ -107,9 +109,14 @@ def untrained(family: str, seed: int) -> PreTrainedModel:
     )  # fmt: skip
 
 
+def trained() -> Iterator[Path]:
+    """Folders of what `base_folder` has made, or begun."""
+    return cache_folder().glob(BASE.format("*", "*", "*"))
+
+
 def base_folder(family: str, seed: int, tokens: int) -> Path:
     """Folder of the model after `tokens` tokens at a constant learning rate, so that training can go on from there."""
-    folder = cache_folder() / f"{family}-{tokens}-tokens-seed-{seed}"
+    folder = cache_folder() / BASE.format(family, tokens, seed)
     if not folder.exists():
         model = untrained(family, seed)
         settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 100, "learning_rate": 2e-3}
