@@ -63,6 +63,7 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
         "same-first-dictionary": Recipe(shared="first dictionary"),
         "same-learnt-dictionary": Recipe(shared="learnt dictionary"),
         "quarter-of-the-features": Recipe(size={"num_features": M // 4}),
+        "frozen-backbone": Recipe({"trainable": "mfn"}),
     },
     "P4": {
         "stable-through-the-model": Recipe({"stability_pass": "model", "lambda_stab": 2.5}),

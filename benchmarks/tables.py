@@ -37,9 +37,11 @@ REMEDY_FIGURES = {
     "on h": ("P2", RESIDUAL_STREAM, "linear probe"),
     "matched correlation": ("P3", MFN, "matched correlation"),
     "correlation of logits": ("P4", MFN, "correlation of logits"),
-    "dose response": ("P4", MFN, "dose response"),
+    "along a random direction": ("P4", "random direction in MFN", "correlation of logits"),
+    "KL, in nats": ("P4", MFN, "KL"),
     "loss on the source": ("P5", MFN, "perplexity_loss_source"),
     "on other domains": ("P5", MFN, "perplexity_loss_targets"),
+    "excess": ("P5", MFN, "excess_gap"),
     "explained variance there": ("P5", MFN, "explained_variance_targets"),
 }
 """Column -> prediction, subject and figure of what remedies change."""

@@ -123,7 +123,7 @@ def test_the_tables_of_predictions(tmp_path, monkeypatch):
             record | {"perplexity": {d: [1, 2] for d in tables.DOMAINS}},
         )
     header, usual, remedy = tables.remedy_table("gpt2", "P2")
-    assert usual == ["as-it-is", "", *["0.25"] * 9, *["1.5"] * 3]
-    assert remedy == ["b", "epochs 8", *["0.5"] * 9, *["1.5"] * 3]
+    assert usual == ["as-it-is", "", *["0.25"] * 10, *["1.5"] * 3]
+    assert remedy == ["b", "epochs 8", *["0.5"] * 10, *["1.5"] * 3]
     assert len(header) == len(usual)
     assert [row[:3] for row in tables.remedy_table("gpt2", "P5")][1:] == [["as-it-is", "", "1"]]
