@@ -22,7 +22,7 @@ FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
 REAL = ROOT / "benchmarks" / "results" / "real_checkpoint"
 PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions"
 LABELS = ROOT / "benchmarks" / "results" / "labels.json"
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("fidelity", "labels")))
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "fidelity", "labels")))
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OF_STEERING = ("held_out_words_per_1000", "held_out_perplexity", "perplexity_to_base")
 """Figures that are given as it is / steered / with the random feature."""
