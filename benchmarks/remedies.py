@@ -48,6 +48,11 @@ SEED = 1
 """Of samples and of which words are held out; that of the study is 0."""
 M = 8 * small_models.HIDDEN
 REMEDIES: dict[str, dict[str, Recipe]] = {
+    "all": {
+        "random-tokens-and-stable-through-the-model": Recipe(
+            {"stability_pass": "model", "lambda_stab": 2.5}, unfamiliar=0.3
+        ),
+    },
     "P1": {
         "rate-x10": Recipe({"lambda_rate": 10 * WEIGHTS["lambda_rate"]}),
         "rate-x100": Recipe({"lambda_rate": 100 * WEIGHTS["lambda_rate"]}),
@@ -79,7 +84,7 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
     },
 }
 """Prediction -> name -> what differs. Those for P5 learn from one domain; all others from all, and they are measured on
-P1 to P4: what helps one prediction may hurt another. What seeds share tells where features come from; it decides P3 by
+P1 to P4: what helps one prediction may hurt another. "all": what helps several, to see whether it is for any use. What seeds share tells where features come from; it decides P3 by
 itself, so that it is never the study's default."""
 ON_ALL = ("P1", "P2", "P3", "P4")
 
