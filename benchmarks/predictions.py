@@ -36,7 +36,7 @@ import typer
 import word_lists
 from datasets import Dataset
 from fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K, commit
-from recipes import EPOCHS, JOINT, Recipe, train_alone, train_together, training
+from recipes import EPOCHS, JOINT, STUDY, Recipe, train_alone, train_together, training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from modeling_mfn import MFNForCausalLM
@@ -53,7 +53,6 @@ SOURCE = "dictionary"
 """The domain that features shall be carried over from."""
 HELD_OUT_TOKENS = 65_536
 """A domain, or as many as there are: of 16,384, one concept in 16 has words enough to be probed."""
-STANDARD = Recipe()
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Models(BaselineModels):
         super().__init__(study.base, study.rows, size, EPOCHS + 1, cache_folder() / "predictions" / study.name)
         self.study = study
 
-    def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", recipe: Recipe = STANDARD) -> MFNForCausalLM:
+    def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", recipe: Recipe = STUDY) -> MFNForCausalLM:
         """Trained on a domain, or on all."""
         rate, rows = self.study.learning_rate, self.rows(domain, seed)
         before = self.before(seed, domain, recipe)
@@ -163,7 +162,7 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
         transfers = models.transfers(SOURCE, [domain for domain in corpora.DOMAINS if domain != SOURCE], *of_source)
     subjects = {
         MFN: [models.mfn(seed) for seed in seeds],
-        NO_RATE_LOSS: [models.mfn(0, kind="no-rate", recipe=Recipe({"lambda_rate": 0.0}))],
+        NO_RATE_LOSS: [models.mfn(0, kind="no-rate", recipe=STUDY.with_settings(lambda_rate=0.0))],
         **models.subjects(study.seeds),
     }
     # what no recipe was chosen on

@@ -1,9 +1,9 @@
-"""How the MFN models of `predictions.py` are trained, and what `remedies.py` changes about it."""
+"""How the MFN models of `predictions.py` are trained, and what `remedies.py` and `sensitivity.py` change about it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,18 +19,18 @@ from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 
 EPOCHS = 2
 """That MFN layers learn alone from cached activations, before the one in which the model learns as a whole."""
-JOINT = (
+JOINT: dict[str, Any] = (
     fidelity.CONTINUE
     | fidelity.RECIPE
     | fidelity.WEIGHTS
     | {"alpha_anneal": 0.25, "mfn_learning_rate": 2e-3, "warmup_steps": 1 / 6}
 )
-"""`CACHE_FIRST` of `fidelity.py` in shares of the training."""
+"""`CACHE_FIRST` of `fidelity.py` in shares of the training, plain: with nothing of `Recipe`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs from the study's own training."""
+    """What differs from the plain training."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of `MFNTrainingArguments`, for the training as a whole."""
@@ -45,9 +45,13 @@ class Recipe:
     """Standard deviation of alpha around its schedule, within 0 and 1."""
 
     def changes(self) -> dict[str, Any]:
-        """The fields that differ from the study's own."""
-        usual = asdict(Recipe())
-        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+        """The fields that differ from the plain training."""
+        plain = asdict(Recipe())
+        return {name: value for name, value in asdict(self).items() if value != plain[name]}
+
+    def with_settings(self, **settings: Any) -> Recipe:
+        """The same but for these."""
+        return replace(self, settings={**self.settings, **settings})
 
     def starts_from(self, seed: int) -> int:
         """The seed whose dictionary and text a model of a seed starts from."""
@@ -56,6 +60,10 @@ class Recipe:
     def learns_alone(self, seed: int) -> int:
         """The seed whose text its MFN layers learn from, alone."""
         return 0 if self.shared == "learnt dictionary" else seed
+
+
+STUDY = Recipe({"stability_pass": "model", "lambda_stab": 2.5})
+"""The study's: what helped P4 in `remedies.py`, and cost no other prediction anything."""
 
 
 def training() -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""What may help where one of the five predictions fails: MFN models trained otherwise than those of `predictions.py`,
-measured as these are, before and after.
+"""What may help where one of the five predictions fails: MFN models whose training differs from the plain one that
+`predictions.py` began with, measured as models are there, before and after.
 
     python benchmarks/remedies.py                        # every remedy that was not measured as it is now: hours
     python benchmarks/remedies.py --family gpt2 --only '*/as-it-is' --only 'P3/*'    # those whose names match
@@ -84,7 +84,8 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
     },
 }
 """Prediction -> name -> what differs. Those for P5 learn from one domain; all others from all, and they are measured on
-P1 to P4: what helps one prediction may hurt another. "all": what helps several, to see whether it is for any use. What seeds share tells where features come from; it decides P3 by
+P1 to P4: what helps one prediction may hurt another. "all": what helps several,
+together. What seeds share tells where features come from; it decides P3 by
 itself, so that it is never the study's default."""
 ON_ALL = ("P1", "P2", "P3", "P4")
 
@@ -96,12 +97,12 @@ def recipes() -> dict[str, Recipe]:
 
 
 def trained(models: Models, name: str, recipe: Recipe, seeds: int) -> list[MFNForCausalLM]:
-    """The remedy's models; the study's own where it is nothing else."""
+    """The remedy's models; plain ones where it is nothing else."""
     domain = SOURCE if name.startswith("P5/") else None
     found = []
     for seed in range(seeds):
         usual = not recipe.changes() or (seed == 0 and set(recipe.changes()) == {"shared"})
-        kind = "mfn" if usual else name.replace("/", "-")
+        kind = "plain" if usual else name.replace("/", "-")
         found.append(models.mfn(seed, domain, kind, Recipe() if usual else recipe))
     return found
 

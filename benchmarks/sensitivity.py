@@ -19,7 +19,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,9 +31,10 @@ import small_models
 import torch
 import typer
 from datasets import Dataset, concatenate_datasets
-from fidelity import RHO, WEIGHTS, commit
+from fidelity import RHO, commit
+from fidelity import WEIGHTS as SHAPING
 from predictions import Models
-from recipes import JOINT, Recipe
+from recipes import JOINT, STUDY, Recipe
 
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.evaluation.alignment import cross_seed_alignment
@@ -51,24 +52,27 @@ REFERENCE = "all-five"
 PROBES = ("purity", "five-feature probe", "linear probe")
 ALIGNMENT, PERPLEXITY = "alignment: matched correlation", "perplexity, %"
 
+RECON = JOINT["lambda_recon"]
+WEIGHTS = {name: {**JOINT, **STUDY.settings}[name] for name in SHAPING}
+"""Of rate, comp and stab in the study."""
 NONE = dict.fromkeys(WEIGHTS, 0.0)
 RUNS: dict[str, dict[str, Recipe]] = {
     "a loss left out": {
-        f"without-{name[7:]}": Recipe({name: 0.0}) for name in ("lambda_recon", *WEIGHTS, "lambda_util")
+        f"without-{name[7:]}": STUDY.with_settings(**{name: 0.0}) for name in ("lambda_recon", *WEIGHTS, "lambda_util")
     },
     "one or none of rate, comp, stab": {
-        "recon-util": Recipe(NONE),
-        **{f"recon-util-{name[7:]}": Recipe(NONE | {name: weight}) for name, weight in WEIGHTS.items()},
+        "recon-util": STUDY.with_settings(**NONE),
+        **{f"recon-util-{name[7:]}": STUDY.with_settings(**NONE | {name: weight}) for name, weight in WEIGHTS.items()},
     },
     "lambda": {
-        **{f"{name[7:]}-x10": Recipe({name: 10 * weight}) for name, weight in WEIGHTS.items()},
-        **{f"recon-x{times:g}": Recipe({"lambda_recon": times * JOINT["lambda_recon"]}) for times in (0.1, 5)},
+        **{f"{name[7:]}-x10": STUDY.with_settings(**{name: 10 * weight}) for name, weight in WEIGHTS.items()},
+        **{f"recon-x{times:g}": STUDY.with_settings(lambda_recon=times * RECON) for times in (0.1, 5)},
     },
-    "k": {f"k-{k}": Recipe(size={"k": k}) for k in (8, 16, 64, 128)},
-    "alpha at the end": {f"alpha-{alpha}": Recipe({"alpha_end": alpha}) for alpha in (0.5, 0.75, 0.9)},
-    "rho": {f"rho-x{times:g}": Recipe({"rho": times * RHO}) for times in (0.5, 2)},
-}  # fmt: skip
-"""What is varied -> name -> what differs from the study's own training."""
+    "k": {f"k-{k}": replace(STUDY, size={"k": k}) for k in (8, 16, 64, 128)},
+    "alpha at the end": {f"alpha-{alpha}": STUDY.with_settings(alpha_end=alpha) for alpha in (0.5, 0.75, 0.9)},
+    "rho": {f"rho-x{times:g}": STUDY.with_settings(rho=times * RHO) for times in (0.5, 2)},
+}
+"""What is varied -> name -> the study's recipe but for that."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def texts_of(family: str) -> Texts:
 
 def recipes() -> dict[str, Recipe]:
     """Name -> recipe, the reference first."""
-    return {REFERENCE: Recipe()} | {name: recipe for of in RUNS.values() for name, recipe in of.items()}
+    return {REFERENCE: STUDY} | {name: recipe for of in RUNS.values() for name, recipe in of.items()}
 
 
 def trained(family: str, name: str, seed: int) -> MFNForCausalLM:
