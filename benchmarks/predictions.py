@@ -36,7 +36,7 @@ import typer
 import word_lists
 from datasets import Dataset
 from fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K, commit
-from recipes import EPOCHS, JOINT, STUDY, Recipe, train_alone, train_together, training
+from recipes import EPOCHS, JOINT, ONE_DOMAIN, STUDY, Recipe, train_alone, train_together, training, with_random_tokens
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from modeling_mfn import MFNForCausalLM
@@ -138,6 +138,20 @@ class Models(BaselineModels):
             f"alone-{digest}", before, lambda: train_alone(self.base, text, seed, size=self.size, recipe=recipe)
         )
 
+    def beside(self, recipe: Recipe) -> BaselineModels:
+        """Post-hoc SAEs for models of the source: where these see random tokens, they do, too, in all their epochs."""
+        if not recipe.unfamiliar:
+            return self
+
+        def rows(domain: str | None, seed: int) -> Dataset:
+            rows = self.rows(domain, seed)
+            if domain != SOURCE:
+                return rows
+            return with_random_tokens(rows, recipe.unfamiliar, self.base_model.config.vocab_size, seed)
+
+        folder = self.folder / f"random-tokens-{recipe.unfamiliar:g}"
+        return BaselineModels(self.base, rows, self.size, self.epochs, folder)
+
     def dense(self, seed: int, domain: str) -> PreTrainedModel:
         """The base model, trained on for as long with the same learning rate and warm-up."""
         rows = self.rows(domain, seed)
@@ -158,8 +172,10 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
     models, seeds = Models(study), range(study.seeds)
     transfers = {}
     if "P5" in predictions:
-        of_source = [models.mfn(seed, SOURCE) for seed in seeds], [models.dense(seed, SOURCE) for seed in seeds]
-        transfers = models.transfers(SOURCE, [domain for domain in corpora.DOMAINS if domain != SOURCE], *of_source)
+        own = [models.mfn(seed, SOURCE, recipe=ONE_DOMAIN) for seed in seeds]
+        dense = [models.dense(seed, SOURCE) for seed in seeds]
+        targets = [domain for domain in corpora.DOMAINS if domain != SOURCE]
+        transfers = models.beside(ONE_DOMAIN).transfers(SOURCE, targets, own, dense)
     subjects = {
         MFN: [models.mfn(seed) for seed in seeds],
         NO_RATE_LOSS: [models.mfn(0, kind="no-rate", recipe=STUDY.with_settings(lambda_rate=0.0))],

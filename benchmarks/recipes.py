@@ -64,6 +64,8 @@ class Recipe:
 
 STUDY = Recipe({"stability_pass": "model", "lambda_stab": 2.5})
 """The study's: what helped P4 in `remedies.py`, and cost no other prediction anything."""
+ONE_DOMAIN = replace(STUDY, unfamiliar=0.3)
+"""The study's where text is of one domain: what helped P5."""
 
 
 def training() -> dict[str, Any]:

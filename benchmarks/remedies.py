@@ -144,6 +144,9 @@ def evidence(models: Models, name: str, recipe: Recipe, seeds: int) -> Evidence:
         frozen = recipe.settings.get("trainable") == "mfn"
         dense = [None if frozen else models.dense(seed, SOURCE) for seed in range(seeds)]
         transfers = {MFN: [Transfer(SOURCE, *pair) for pair in zip(own, dense, strict=True)]}
+        if not recipe.changes() or recipe.unfamiliar:
+            beside = models.beside(recipe)
+            transfers[POST_HOC_SAE] = [Transfer(SOURCE, beside.sae(seed, SOURCE, of)) for seed, of in enumerate(dense)]
         return predictions.evidence(models, {}, transfers, held_out, SEED, words=False)
     subjects = {MFN: own, POST_HOC_SAE: saes(models, recipe, seeds)}
     given = {subject: of for subject, of in subjects.items() if of}
@@ -153,7 +156,7 @@ def evidence(models: Models, name: str, recipe: Recipe, seeds: int) -> Evidence:
 def settings_of(models: Models, found: Evidence, seeds: int) -> dict[str, Any]:
     """What tells a measurement from others."""
     measured = [model for of in found.subjects.values() for model in of]
-    for transfer in found.transfers.get(MFN, []):
+    for transfer in (transfer for of in found.transfers.values() for transfer in of):
         measured += [each for each in (transfer.model, transfer.reference) if each is not None]
     digests = predictions.digests(measured, found.held_out)
     return models.study.settings() | {

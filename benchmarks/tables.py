@@ -15,7 +15,7 @@ from typing import Any
 
 from modeling_mfn.display import for_table_cell
 from modeling_mfn.evaluation.report import deciding
-from modeling_mfn.evaluation.result import MFN, RESIDUAL_STREAM, PredictionResult, figures_of
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, PredictionResult, figures_of
 
 ROOT = Path(__file__).parent.parent
 FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
@@ -43,8 +43,11 @@ REMEDY_FIGURES = {
     "on other domains": ("P5", MFN, "perplexity_loss_targets"),
     "excess": ("P5", MFN, "excess_gap"),
     "explained variance there": ("P5", MFN, "explained_variance_targets"),
+    "loss of SAEs on the source": ("P5", POST_HOC_SAE, "perplexity_loss_source"),
+    "of SAEs on other domains": ("P5", POST_HOC_SAE, "perplexity_loss_targets"),
+    "excess of SAEs": ("P5", POST_HOC_SAE, "excess_gap"),
 }
-"""Column -> prediction, subject and figure of what remedies change."""
+"""Column -> prediction, subject and figure of what remedies change; not all have SAEs beside them."""
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -163,7 +166,9 @@ def remedy_table(family: str, group: str) -> Iterator[list[str]]:
     for file in [usual, *sorted(each for each in (folder / group).glob("*.json") if each != usual)]:
         of = load(file)
         own = {name: figures_of(figures) for name, figures in of["figures"].items()}
-        figures = [str(own[prediction][subject][name]) for prediction, subject, name in columns.values()]
+        figures = [
+            str(own[prediction].get(subject, {}).get(name, "")) for prediction, subject, name in columns.values()
+        ]
         differs = ", ".join(f"{key} {json.dumps(value)}" for key, value in of["changes"].items())
         yield [file.stem, differs, *figures, *(f"{statistics.mean(of['perplexity'][d]):.1f}" for d in DOMAINS)]
 

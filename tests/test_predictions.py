@@ -61,9 +61,15 @@ def data(tmp_path, monkeypatch):
 
 def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_path, monkeypatch):
     found, alone, learn_from_cache = [], [], recipes.fidelity.learn_from_cache
+    read_by_saes, post_hoc_sae = [], baselines.post_hoc_sae
     monkeypatch.setattr(predictions, "measure_predictions", lambda *given: found.append(given))
     monkeypatch.setattr(
         recipes.fidelity, "learn_from_cache", lambda *given: alone.append(given) or learn_from_cache(*given)
+    )
+    monkeypatch.setattr(
+        baseline_models,
+        "post_hoc_sae",
+        lambda base, rows, **given: read_by_saes.append(rows) or post_hoc_sae(base, rows, **given),
     )
     predictions.run(study, ["P1", "P5"], torch.get_num_threads())
     ((evidence, names, settings, folder, commit),) = found
@@ -95,6 +101,12 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
     assert of_domain[0] != of_domain[1]
     assert sorted(of_domain[0]) == sorted(of_domain[1])
     assert {tuple(row) for row in of_domain[0]} <= set(map(tuple, data.train["code"].tolist()))
+    # features of one domain, MFN and SAE alike, learn from text that has random tokens, those of all from text alone
+    for number, (domain, seed) in enumerate([(predictions.SOURCE, 0), (predictions.SOURCE, 1), (None, 0), (None, 1)]):
+        of_mfn, of_sae = (np.array(rows["input_ids"]) for rows in (alone[number][1], read_by_saes[number]))
+        share = (of_mfn != np.array(study.rows(domain, seed)["input_ids"])).mean()
+        assert np.array_equal(of_mfn, of_sae)
+        assert share == (pytest.approx(0.3, abs=0.1) if domain else 0)
     usual = {tuple(row) for row in data.evaluation("code", 4 * WINDOW)["input_ids"]}
     assert not {tuple(row) for row in evidence.held_out["code"]["input_ids"]} & usual
 
@@ -110,7 +122,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
         assert torch.equal(of_sae.model(rows).logits, dense)  # both lose against the same model
 
     # as if never written to disk in between
-    text, made = lambda seed: study.rows(None, seed), {"recipe": recipes.Recipe()}
+    text, made = lambda seed: study.rows(None, seed), {"recipe": recipes.STUDY}
     model = recipes.train_alone(study.base, text, 1, size={"layers": [1], "num_features": 64, "k": 4}, **made)
     recipes.train_together(model, text(1), 1, tmp_path / "training", learning_rate=study.learning_rate, **made)
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in model.state_dict().items())
@@ -138,7 +150,11 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
         (recipes.JOINT, "mfn_learning_rate", models.mfn),
         (small_models.OPTIMIZER, "adam_beta2", partial(models.dense, domain="dictionary")),
         (baselines.RECIPE, "rate_window", models.sae),
-        (baselines.RECONSTRUCTION_ALONE, "lambda_recon", partial(models.tuned_sae, sae=sae, domain="code")),
+        (
+            baselines.RECONSTRUCTION_ALONE,
+            "lambda_recon",
+            partial(models.beside(recipes.ONE_DOMAIN).tuned_sae, sae=sae, domain="code"),
+        ),
     ]
     for place, name, model in by_setting:
         model(0)
@@ -180,10 +196,10 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     usual, shared, shared_learnt, halved, on_source, frozen = (json.loads(file.read_text()) for file in files)
     folders = {folder.name for folder in (tmp_path / "predictions" / "tiny").glob("[!.as]*")}
     assert folders == {
-        "mfn-all-seed-0", "mfn-all-seed-1", "P2-half-all-seed-0", "P2-half-all-seed-1",
+        "plain-all-seed-0", "plain-all-seed-1", "P2-half-all-seed-0", "P2-half-all-seed-1",
         # for seed 0 these are nothing else
         "P3-same-first-dictionary-all-seed-1", "P3-same-learnt-dictionary-all-seed-1",
-        *(f"{kind}-dictionary-seed-{seed}" for kind in ("mfn", "dense", "P5-frozen-backbone") for seed in (0, 1)),
+        *(f"{kind}-dictionary-seed-{seed}" for kind in ("plain", "dense", "P5-frozen-backbone") for seed in (0, 1)),
         "training",
     }  # fmt: skip
 
@@ -192,7 +208,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     for domain, rows in held_out.items():  # no remedy is chosen on what the study is judged on
         fresh = study.data.fresh(domain, study.held_out_tokens)
         assert not set(map(tuple, fresh["input_ids"])) & set(map(tuple, rows["input_ids"]))
-    first, second = models.mfn(0), models.mfn(1)
+    first, second = (models.mfn(seed, kind="plain", recipe=recipes.Recipe()) for seed in (0, 1))
     choosing = study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens)
     windows = concatenate_datasets(list(held_out.values()))
     saes = [models.sae(0), models.sae(1)]
@@ -210,7 +226,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
         alike = [of["figures"]["P3"][subject]["matched cosine"]["value"] for of in records]
         assert alike[0] < 0.6 < min(alike[1:])
     kept = [json.loads(file.read_text()) for file in (tmp_path / "predictions/tiny").glob("sae-*/config.json")]
-    assert sorted(each["num_features"] for each in kept) == [32] * 2 + [64] * 6
+    assert sorted(each["num_features"] for each in kept) == [32] * 2 + [64] * 8
     assert set(halved["figures"]["P3"]) == {MFN, POST_HOC_SAE}
 
     assert set(on_source["figures"]) == {"P5"}
@@ -227,7 +243,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     remedies.main(family=["llama"], only=["all/*"], seeds=2)
     assert not measured_again
     first.mfn_layers[1].encoder.bias.data.add_(1)
-    first.save_pretrained(models.folder / "mfn-all-seed-0")
+    first.save_pretrained(models.folder / "plain-all-seed-0")
     remedies.main(family=["llama"], only=["all/*"], seeds=2)
     assert len(measured_again) == 1
 
