@@ -217,7 +217,11 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
         for family in TITLES
         for group in ("losses", "noise", "sweep", "recipe")
     },
-    **{f"{family}-P{n}": partial(remedy_table, family, f"P{n}") for family in TITLES for n in range(1, 6)},
+    **{
+        f"{family}-{group}": partial(remedy_table, family, group)
+        for family in TITLES
+        for group in ("all", *(f"P{n}" for n in range(1, 6)))
+    },
 }
 
 
