@@ -184,6 +184,7 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
     # what no recipe was chosen on
     held_out = {domain: study.data.fresh(domain, study.held_out_tokens) for domain in corpora.DOMAINS}
     settings = study.settings() | {
+        "recipes": {"all domains": STUDY.changes(), "one domain": ONE_DOMAIN.changes()},
         "base_weights": models.base_digest,
         "digests": digests([model for of in subjects.values() for model in of], held_out),
     }

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"
 REAL = ROOT / "benchmarks" / "results" / "real_checkpoint"
 PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions"
+SENSITIVITY = ROOT / "benchmarks" / "results" / "sensitivity" / "summary.json"
 LABELS = ROOT / "benchmarks" / "results" / "labels.json"
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "fidelity", "labels")))
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -173,6 +174,20 @@ def remedy_table(family: str, group: str) -> Iterator[list[str]]:
         yield [file.stem, differs, *figures, *(f"{statistics.mean(of['perplexity'][d]):.1f}" for d in DOMAINS)]
 
 
+def sensitivity_table() -> Iterator[list[str]]:
+    """What each setting changes, as a mean over seeds with the least and the largest."""
+    found = load(SENSITIVITY)
+    figures = [name for name in next(iter(found.values())) if name != "alpha"]
+    yield ["run", *figures]
+    for run, of in found.items():
+        cells = []
+        for figure in figures:
+            form = "+.1f" if figure.endswith("%") else "+.3f"
+            value, low, high = (format(of[figure][end], form) for end in ("value", "low", "high"))
+            cells.append(value if low == high else f"{value} [{low}, {high}]")
+        yield [run, *cells]
+
+
 def label_table() -> Iterator[list[str]]:
     """The best features with a concept label."""
     yield ["concept", "feature", "area", "words alone", "precision", "recall", "fires on", "promotes", "example"]
@@ -209,6 +224,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": main_table,
     "real-checkpoint": real_table,
     "verdicts": verdict_table,
+    "sensitivity": sensitivity_table,
     "labels": label_table,
     "steering": steering_table,
     "steering-short": short_steering_table,

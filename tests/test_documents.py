@@ -127,3 +127,18 @@ def test_the_tables_of_predictions(tmp_path, monkeypatch):
     assert remedy == ["b", "epochs 8", *["0.5"] * 10, *["1.5"] * 3]
     assert len(header) == len(usual)
     assert [row[:3] for row in tables.remedy_table("gpt2", "P5")][1:] == [["as-it-is", "", "1"]]
+
+
+def test_the_table_of_what_settings_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "SENSITIVITY", tmp_path / "summary.json")
+    of_seeds = {"value": 0.0104, "low": -0.01, "high": 0.0308}
+    together = {"value": -0.0123, "low": -0.0123, "high": -0.0123}
+    cost = {"value": 12.34, "low": 11.0, "high": 13.68}
+    write_json(
+        tmp_path / "summary.json",
+        {"k-8": {"alpha": 1.0, "purity": of_seeds, "perplexity, %": cost, "alignment": together}},
+    )
+    assert list(tables.sensitivity_table()) == [
+        ["run", "purity", "perplexity, %", "alignment"],
+        ["k-8", "+0.010 [-0.010, +0.031]", "+12.3 [+11.0, +13.7]", "-0.012"],
+    ]
