@@ -204,11 +204,17 @@ def draw(found: Mapping[str, Any]) -> None:
                     x["value"], y["value"], *bars, fmt="o", color=f"C{number}", elinewidth=0.5, markersize=5,
                     markerfacecolor="white" if found[name]["alpha"] < 1 else None, label=label,
                 )  # fmt: skip
-                axes.annotate(name, (x["value"], y["value"]), fontsize=7, xytext=(3, 3), textcoords="offset points")
+                outwards = -1 if x["value"] < 0 else 1
+                axes.annotate(
+                    name, (x["value"], y["value"]), fontsize=6, xytext=(4 * outwards, 2), textcoords="offset points",
+                    ha="right" if outwards < 0 else "left",
+                )  # fmt: skip
                 label = None
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.axvline(0, color="grey", linewidth=0.5)
-        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xscale("symlog", linthresh=1, linscale=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.margins(x=0.15)
         axes.set_xlabel(f"perplexity above that of {REFERENCE}, %")
         axes.set_ylabel(f"{title}, less that of {REFERENCE}")
     axes.legend(fontsize=7)
