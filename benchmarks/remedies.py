@@ -47,11 +47,10 @@ USUAL = "as-it-is"
 SEED = 1
 """Of samples and of which words are held out; that of the study is 0."""
 M = 8 * small_models.HIDDEN
+STABLE = {"stability_pass": "model", "lambda_stab": 2.5}
 REMEDIES: dict[str, dict[str, Recipe]] = {
     "all": {
-        "random-tokens-and-stable-through-the-model": Recipe(
-            {"stability_pass": "model", "lambda_stab": 2.5}, unfamiliar=0.3
-        ),
+        "random-tokens-and-stable-through-the-model": Recipe(STABLE, unfamiliar=0.3),
     },
     "P1": {
         "rate-x10": Recipe({"lambda_rate": 10 * WEIGHTS["lambda_rate"]}),
@@ -71,7 +70,7 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
         "frozen-backbone": Recipe({"trainable": "mfn"}),
     },
     "P4": {
-        "stable-through-the-model": Recipe({"stability_pass": "model", "lambda_stab": 2.5}),
+        "stable-through-the-model": Recipe(STABLE),
         "four-times-k": Recipe(size={"k": 4 * K}),
         "into-the-mlp-alone": Recipe(size={"blend_into": "mlp"}),
     },
@@ -84,9 +83,8 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
     },
 }
 """Prediction -> name -> what differs. Those for P5 learn from one domain; all others from all, and they are measured on
-P1 to P4: what helps one prediction may hurt another. "all": what helps several,
-together. What seeds share tells where features come from; it decides P3 by
-itself, so that it is never the study's default."""
+P1 to P4: what helps one prediction may hurt another. "all": what helps several, together. What seeds share tells where
+features come from; it decides P3 by itself, so that it is never the study's default."""
 ON_ALL = ("P1", "P2", "P3", "P4")
 
 
