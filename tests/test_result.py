@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_mfn.evaluation.result import MFN, RANDOM_SAE, Figure, PaperCriterion, PredictionResult, bootstrap, mean
+from modeling_mfn.evaluation.result import (
+    MFN,
+    RANDOM_SAE,
+    Figure,
+    PaperCriterion,
+    PredictionResult,
+    bootstrap,
+    difference,
+    mean,
+    mean_of_pairs,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +38,47 @@ def test_the_interval_of_a_mean_is_students():
     values = np.random.default_rng(0).normal(3.0, 2.0, size=7)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean([*values, math.nan]) == pytest.approx((values.mean(), *expected))
+
+
+def all_pairs(random, members=3, features=60):
+    """Values of pairs among members of which each has something of its own, and their ends."""
+    order = np.stack([random.permutation(features) for _ in range(members)])
+    own = random.normal(size=(members, features))
+    values, ends = [], []
+    for a in range(members):
+        for b in range(a):
+            values.append(own[a, order[a]] + own[b, order[b]] + 0.2 * random.normal(size=features))
+            ends.append(np.stack([a * features + order[a], b * features + order[b]], 1))
+    return np.concatenate(values), np.concatenate(ends)
+
+
+def test_the_interval_of_pairs_knows_that_they_share_ends():
+    random = np.random.default_rng(0)
+    drawn = [all_pairs(random) for _ in range(1000)]
+    paired = [mean_of_pairs(*each) for each in drawn]
+    single = [mean(values) for values, _ in drawn]
+    held = [np.mean([figure.low <= 0 <= figure.high for figure in found]) for found in (paired, single)]
+    assert 0.93 < held[0] < 0.97
+    assert held[1] < 0.87
+    assert [figure.value for figure in paired] == pytest.approx([figure.value for figure in single], abs=1e-12)
+
+
+def test_pairs_without_an_end_in_common_are_independent_values():
+    values, ends = all_pairs(np.random.default_rng(1), members=2)
+    values[3] = math.nan
+    assert mean_of_pairs(values, ends) == pytest.approx(mean(values))
+    weights = np.random.default_rng(2).random(len(values))
+    kept, share = np.delete(values, 3), np.delete(weights, 3)
+    found = mean_of_pairs(values, ends, weights)
+    expected = bootstrap(lambda v, w: (v * w).sum() / w.sum(), kept, share, resamples=5000)
+    assert found.value == pytest.approx(expected.value)
+    assert found[1:] == pytest.approx(expected[1:], abs=0.03)
+    assert difference(found, Figure(1.0, 0.7, 1.3)) == pytest.approx(
+        (found.value - 1, found.value - 1 - math.hypot(0.3, found.high - found.value),
+         found.value - 1 + math.hypot(0.3, found.high - found.value))
+    )  # fmt: skip
+    # three values that all share an end say nothing of what others would be
+    assert math.isnan(mean_of_pairs(np.array([1.0, 2.0, 4.0]), np.array([[0, 1], [1, 2], [0, 2]])).low)
 
 
 def test_many_values_of_one_group_do_not_outvote_another():

@@ -25,8 +25,9 @@ from .result import (
     PaperCriterion,
     PredictionResult,
     Subjects,
-    bootstrap,
+    difference,
     mean,
+    mean_of_pairs,
 )
 
 HEADLINE = "matched correlation"
@@ -49,13 +50,21 @@ CURVE = tuple(round(0.05 * step, 2) for step in range(21))
 class Alignment:
     """One layer of two models."""
 
+    layer: int
+    """Its block."""
+    seeds: tuple[int, int]
+    """Numbers of the two models among all that are compared."""
+    features: int
+    """That are not pruned, of the model that has more of them."""
     cka: float
     """Linear CKA of the codes on held-out text."""
     chance_cka: float
     """The same with the tokens of one of the two permuted."""
+    pairs: np.ndarray
+    """(P, 2) the features that were matched on other text."""
     correlations: np.ndarray
-    """(P,) Pearson's on held-out text, of the features that were matched on other text; 0 where one of the two does not
-    vary on it, NaN where neither does."""
+    """(P,) Pearson's on held-out text, of these; 0 where one of the two does not vary on it, NaN where neither
+    does."""
     masses: np.ndarray
     """(P,) the two features' shares of all activation on held-out text, averaged."""
     chosen_correlations: np.ndarray
@@ -63,6 +72,8 @@ class Alignment:
     chance: np.ndarray
     """(P',) as `correlations`, of the matching that is chosen, and measured, with the tokens of one of the two
     permuted."""
+    cosine_pairs: np.ndarray
+    """(Q, 2)."""
     cosines: np.ndarray
     """(Q,) of the decoders' directions, matched by themselves."""
     cosine_masses: np.ndarray
@@ -90,7 +101,15 @@ def linear_cka(a: csr_array | np.ndarray, b: csr_array | np.ndarray) -> float:
     return _cka(_moments(a, b).covariance_norms()[0], _moments(a, a), _moments(b, b))
 
 
-def align(model_a: MFNForCausalLM, model_b: MFNForCausalLM, layer: int, a: Codes, b: Codes, seed: int = 0) -> Alignment:
+def align(
+    model_a: MFNForCausalLM,
+    model_b: MFNForCausalLM,
+    layer: int,
+    a: Codes,
+    b: Codes,
+    seed: int = 0,
+    seeds: tuple[int, int] = (0, 1),
+) -> Alignment:
     """Matches the features of one layer of two models one to one on one text, by the largest sum of correlations, and
     compares them on another; and matches their directions by cosine (Paulo & Belrose 2025).
 
@@ -99,6 +118,7 @@ def align(model_a: MFNForCausalLM, model_b: MFNForCausalLM, layer: int, a: Codes
         layer: block index.
         a, b: their codes of the same tokens.
         seed: of the permutations that measure chance.
+        seeds: numbers of the two models among all that are compared.
     """
     random = np.random.default_rng(seed)
     chosen, scored = (_moments(*pair, random=random) for pair in zip(a, b, strict=True))
@@ -110,12 +130,17 @@ def align(model_a: MFNForCausalLM, model_b: MFNForCausalLM, layer: int, a: Codes
     norms = scored.covariance_norms()
     itself = [_moments(each.held_out, each.held_out) for each in (a, b)]
     return Alignment(
+        layer=layer,
+        seeds=seeds,
+        features=len(directions.pairs) + max(map(len, directions.unmatched)),
         cka=_cka(norms[0], *itself),
         chance_cka=_cka(norms[1], *itself),
+        pairs=found.pairs,
         correlations=scored.pair_correlations(found.pairs)[0],
         masses=_masses(shares, found.pairs),
         chosen_correlations=found.similarities,
         chance=scored.pair_correlations(by_chance.pairs)[1],
+        cosine_pairs=directions.pairs,
         cosines=directions.similarities,
         cosine_masses=_masses(shares, directions.pairs),
         chance_cosines=directions.chance[0],
@@ -134,8 +159,10 @@ def cross_seed_alignment(
     """P3 of the paper (section 7): do models of different seeds find the same features?
 
     For every pair of a subject's models and every layer: linear CKA of codes, and features matched one to one, on codes
-    and on directions. Intervals are over matched pairs of features, those of all layers and pairs of seeds together; of
-    CKA over layers and pairs of seeds. They say how sure a mean is for these models, not for further ones:
+    and on directions. Shares of correlations are of all features, so that those that never fire count as not matched.
+    Intervals are over matched pairs of features, those of all layers and pairs of seeds together; of CKA over layers
+    and pairs of seeds. A feature of a model stands in several pairs where there are more than two models, which
+    `result.mean_of_pairs` takes into account. Intervals say how sure a mean is for these models, not for further ones:
     seeds are few, and `details["by_seeds"]` shows how much one pair of them differs from another.
 
     Args:
@@ -144,7 +171,7 @@ def cross_seed_alignment(
         windows: held-out text, on which codes are compared.
         choosing_windows: other text, such as training text, on which the matching of codes is chosen.
         batch_size: windows a forward.
-        seed: of permutations and of the bootstrap.
+        seed: of permutations.
     """
     found = {
         name: _pairs(models, windows, choosing_windows, batch_size, seed, name)
@@ -152,11 +179,11 @@ def cross_seed_alignment(
         if len(models) > 1
     }
     pooled = {name: [each for pair in pairs.values() for each in pair.values()] for name, pairs in found.items()}
-    figures = {name: _figures(alignments, seed) for name, alignments in pooled.items()}
+    figures = {name: _figures(alignments) for name, alignments in pooled.items()}
     differences = {
-        name: _difference(pooled[MFN], alignments, seed)
-        for name, alignments in pooled.items()
-        if MFN in pooled and name != MFN
+        name: difference(figures[MFN][HEADLINE], of[HEADLINE])
+        for name, of in figures.items()
+        if MFN in figures and name != MFN
     }
     by_seeds = {name: {seeds: _summary([*at.values()]) for seeds, at in pairs.items()} for name, pairs in found.items()}
     outcome, reason = _verdict(figures, differences, by_seeds)
@@ -181,10 +208,12 @@ def _pairs(
     ]
     found: dict[str, dict[int, Alignment]] = {}
     places = [(pair, layer) for pair in combinations(range(len(models)), 2) for layer in models[0].config.layers]
-    for (first, second), layer in tqdm(places, f"matching features of {name}", leave=False):
-        codes = [Codes(*(codes[layer] for codes in texts[place])) for place in (first, second)]
-        alignment = align(models[first], models[second], layer, codes[0], codes[1], seed)
-        found.setdefault(f"{first}-{second}", {})[layer] = alignment
+    for seeds, layer in tqdm(places, f"matching features of {name}", leave=False):
+        (first, codes_a), (second, codes_b) = (
+            (models[place], Codes(*(codes[layer] for codes in texts[place]))) for place in seeds
+        )
+        alignment = align(first, second, layer, codes_a, codes_b, seed, seeds)
+        found.setdefault(f"{seeds[0]}-{seeds[1]}", {})[layer] = alignment
     return found
 
 
@@ -215,39 +244,42 @@ def _pooled(alignments: Sequence[Alignment], name: str) -> np.ndarray:
     return np.concatenate([getattr(each, name) for each in alignments])
 
 
-def _figures(alignments: Sequence[Alignment], seed: int) -> dict[str, Figure]:
+def _ends(alignments: Sequence[Alignment], name: str) -> np.ndarray:
+    """(P, 2) numbers of the features in pairs that tell apart those of all layers and models."""
+    return np.concatenate([_places(each) * 2**32 + getattr(each, name) for each in alignments])
+
+
+def _places(alignment: Alignment) -> np.ndarray:
+    """(2,) numbers of the layer in either model."""
+    return alignment.layer * 2**16 + np.array(alignment.seeds, np.int64)
+
+
+def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
     correlations, cosines = (_pooled(alignments, name) for name in ("correlations", "cosines"))
-    known = correlations[~np.isnan(correlations)]
+    pairs, cosine_pairs = (_ends(alignments, name) for name in ("pairs", "cosine_pairs"))
+    masses, cosine_masses = (_pooled(alignments, name) for name in ("masses", "cosine_masses"))
+    layers = np.array([_places(each) for each in alignments])
     return {
-        HEADLINE: mean(correlations),
-        f"{HEADLINE}, weighted by activation": _weighted(correlations, _pooled(alignments, "masses"), seed),
-        **{f"share of correlations above {level}": mean(known >= level) for level in LEVELS},
-        f"{HEADLINE}, on the text that chose": mean(_pooled(alignments, "chosen_correlations")),
+        HEADLINE: mean_of_pairs(correlations, pairs),
+        f"{HEADLINE}, weighted by activation": mean_of_pairs(correlations, pairs, masses),
+        **{f"share of correlations above {level}": _share(alignments, level) for level in LEVELS},
+        f"{HEADLINE}, on the text that chose": mean_of_pairs(_pooled(alignments, "chosen_correlations"), pairs),
         f"{HEADLINE}, chance": mean(_pooled(alignments, "chance")),
-        "matched cosine": mean(cosines),
-        "matched cosine, weighted by activation": _weighted(cosines, _pooled(alignments, "cosine_masses"), seed),
-        **{f"share of cosines above {level}": mean(cosines >= level) for level in LEVELS},
+        "matched cosine": mean_of_pairs(cosines, cosine_pairs),
+        "matched cosine, weighted by activation": mean_of_pairs(cosines, cosine_pairs, cosine_masses),
+        **{f"share of cosines above {level}": mean_of_pairs(1.0 * (cosines >= level), cosine_pairs) for level in LEVELS},
         "matched cosine, chance": mean(_pooled(alignments, "chance_cosines")),
-        "CKA": mean([each.cka for each in alignments]),
-        "CKA, chance": mean([each.chance_cka for each in alignments]),
-        "live features": mean([each.live for each in alignments]),
+        "CKA": mean_of_pairs(np.array([each.cka for each in alignments]), layers),
+        "CKA, chance": mean_of_pairs(np.array([each.chance_cka for each in alignments]), layers),
+        "live features": mean_of_pairs(np.array([each.live for each in alignments]), layers),
     }
 
 
-def _weighted(values: np.ndarray, weights: np.ndarray, seed: int) -> Figure:
-    known = ~np.isnan(values) & (weights > 0)
-    if not known.any():
-        return Figure(math.nan)
-    return bootstrap(lambda v, w: (v * w).sum() / w.sum(), values[known], weights[known], seed=seed)
-
-
-def _difference(ours: Sequence[Alignment], theirs: Sequence[Alignment], seed: int) -> Figure:
-    """Of the mean matched correlations. The two are resampled as one sample whose members know where they belong."""
-    values = [_pooled(alignments, "correlations") for alignments in (ours, theirs)]
-    of_ours = np.repeat([True, False], [len(each) for each in values])
-    return bootstrap(
-        lambda v, o: np.nanmean(v[o]) - np.nanmean(v[~o]), np.concatenate(values), of_ours, seed=seed
-    )  # fmt: skip
+def _share(alignments: Sequence[Alignment], level: float) -> Figure:
+    """Of all features, those that never fire and have no partner, too, how many are matched above a level."""
+    above = mean_of_pairs(1.0 * (_pooled(alignments, "correlations") >= level), _ends(alignments, "pairs"))
+    matched = sum(len(each.pairs) for each in alignments) / sum(each.features for each in alignments)
+    return Figure(*(matched * part for part in above))
 
 
 def _verdict(
@@ -282,7 +314,7 @@ def _summary(alignments: Sequence[Alignment]) -> dict[str, float]:
     correlations = _pooled(alignments, "correlations")
     return {
         HEADLINE: _mean(correlations),
-        "share of correlations above 0.8": _mean(correlations[~np.isnan(correlations)] >= 0.8),
+        "share of correlations above 0.8": _share(alignments, 0.8).value,
         "matched cosine": _mean(_pooled(alignments, "cosines")),
         "CKA": _mean(np.array([each.cka for each in alignments])),
     }
@@ -300,10 +332,8 @@ def _by_layer(pairs: dict[str, dict[int, Alignment]]) -> dict[int, Any]:
 
 
 def _curve(alignments: Sequence[Alignment]) -> dict[float, float]:
-    """The share of matched correlations from each level on."""
-    correlations = _pooled(alignments, "correlations")
-    known = correlations[~np.isnan(correlations)]
-    return {level: _mean(known >= level) for level in CURVE}
+    """The share of features that are matched from each level of correlation on."""
+    return {level: _share(alignments, level).value for level in CURVE}
 
 
 __all__ = ["Alignment", "Codes", "align", "cross_seed_alignment", "linear_cka"]
