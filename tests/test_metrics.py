@@ -17,6 +17,7 @@ from scipy.linalg import hadamard
 from modeling_mfn.comparison import compare_features
 from modeling_mfn.evaluation.firing_rates import rate_figures
 from modeling_mfn.evaluation.metrics import NAMES, path
+from modeling_mfn.evaluation.transfer import _of_training
 
 
 @pytest.fixture
@@ -134,10 +135,32 @@ def test_intervention_predictability_with_an_orthogonal_error(load):
 
 def test_transfer_gap_in_closed_form(load):
     found = load("transfer_gap").compute(predictions=[8.4, 20.0], references=[8.0, 16.0], source=(11.0, 10.0))
-    mean_gap = math.sqrt(1.05 * 1.25) - 1
+    mean_gap = 0.15
     assert found.pop("gaps") == pytest.approx([0.05, 0.25])
     expected = {"mean_gap": mean_gap, "worst_gap": 0.25, "share_within": 0.5, "source_gap": 0.1}
     assert found == pytest.approx(expected | {"excess_gap": (1 + mean_gap) / 1.1 - 1})
+
+
+def test_transfer_is_judged_as_p5_does(load):
+    random = np.random.default_rng(0)
+    reference = dict(zip("abc", random.uniform(2, 30, 3), strict=True))
+    own = {domain: perplexity * random.uniform(1, 4) for domain, perplexity in reference.items()}
+    draws = {
+        domain: {
+            "perplexity": np.array([own[domain]]),
+            "reference_perplexity": np.array([reference[domain]]),
+            "perplexity_loss": np.array([own[domain] / reference[domain] - 1]),
+            "explained_variance": np.ones(1),
+        }
+        for domain in "abc"
+    }
+    expected = _of_training("b", draws)
+    given = {"predictions": [own["a"], own["c"]], "references": [reference["a"], reference["c"]]}
+    found = load("transfer_gap").compute(**given, source=(own["b"], reference["b"]))
+    names = {"mean_gap": "perplexity_loss_targets", "source_gap": "perplexity_loss_source", "excess_gap": "excess_gap"}
+    assert {of: found[name] for name, of in names.items()} == pytest.approx(
+        {of: expected[of].item() for of in names.values()}
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from rich.console import Console
 
 from modeling_mfn.evaluation import report
 from modeling_mfn.evaluation.command import verdict_table
-from modeling_mfn.evaluation.report import load_further, load_result, save_further, save_result, write_report
+from modeling_mfn.evaluation.report import (
+    complete_figures,
+    load_further,
+    load_result,
+    save_further,
+    save_result,
+    write_report,
+)
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure, PaperCriterion, PredictionResult
 
 PAPER = PaperCriterion(
@@ -66,7 +73,16 @@ def test_a_figure_that_fails_leaves_the_measurement(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw", fail)
     with pytest.raises(RuntimeError, match="no such font"):
         save_result(result(), SETTINGS, tmp_path)
-    assert load_result("P1", SETTINGS, tmp_path).to_json() == result().to_json()
+    found = load_result("P1", SETTINGS, tmp_path)
+    assert found.to_json() == result().to_json()
+    monkeypatch.undo()
+    (tmp_path / "figures").mkdir(exist_ok=True)
+    (tmp_path / "figures/P1.svg").write_text("is there")
+    complete_figures(found, tmp_path)
+    assert (tmp_path / "figures/P1.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "figures/P1.svg").read_text() == "is there"
+    save_result(found, SETTINGS, tmp_path)
+    assert (tmp_path / "figures/P1.svg").read_text() != "is there"
 
 
 def test_the_report_shows_every_verdict_and_figure(tmp_path):

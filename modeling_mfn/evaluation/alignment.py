@@ -267,7 +267,7 @@ def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
         f"{HEADLINE}, chance": mean(_pooled(alignments, "chance")),
         "matched cosine": mean_of_pairs(cosines, cosine_pairs),
         "matched cosine, weighted by activation": mean_of_pairs(cosines, cosine_pairs, cosine_masses),
-        **{f"share of cosines above {level}": mean_of_pairs(1.0 * (cosines >= level), cosine_pairs) for level in LEVELS},
+        **{f"share of cosines above {level}": mean_of_pairs(cosines >= level, cosine_pairs) for level in LEVELS},
         "matched cosine, chance": mean(_pooled(alignments, "chance_cosines")),
         "CKA": mean_of_pairs(np.array([each.cka for each in alignments]), layers),
         "CKA, chance": mean_of_pairs(np.array([each.chance_cka for each in alignments]), layers),
@@ -277,7 +277,7 @@ def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
 
 def _share(alignments: Sequence[Alignment], level: float) -> Figure:
     """Of all features, those that never fire and have no partner, too, how many are matched above a level."""
-    above = mean_of_pairs(1.0 * (_pooled(alignments, "correlations") >= level), _ends(alignments, "pairs"))
+    above = mean_of_pairs(_pooled(alignments, "correlations") >= level, _ends(alignments, "pairs"))
     matched = sum(len(each.pairs) for each in alignments) / sum(each.features for each in alignments)
     return Figure(*(matched * part for part in above))
 

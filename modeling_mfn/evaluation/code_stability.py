@@ -44,7 +44,7 @@ def code_stability(
     batch_size: int = 8,
     seed: int = 0,
 ) -> CodeStability:
-    """What stays of the codes of all subjects when something changes; intervals are by bootstrap over windows.
+    """What stays of the codes of all subjects when something changes; intervals are Student's t, over windows.
 
     Perturbations, of which each model meets the same:
 

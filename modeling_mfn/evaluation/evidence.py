@@ -22,7 +22,15 @@ from .compute import compute_cost
 from .predictability import intervention_predictability
 from .probe_transfer import probes_across
 from .probing import probe_purity
-from .report import Measures, load_further, load_result, save_further, save_result, write_report
+from .report import (
+    Measures,
+    complete_figures,
+    load_further,
+    load_result,
+    save_further,
+    save_result,
+    write_report,
+)
 from .result import MFN, Figure, PredictionResult, Subjects
 from .tasks import Limits, Task, formatting_tasks, without_task, word_tasks
 from .transfer import Transfer, transfer_gap
@@ -145,6 +153,8 @@ def measure_predictions(
             if commit is not None:
                 result.details["commit"] = commit
             save_result(result, settings, folder)
+        else:
+            complete_figures(result, folder)
         results[name] = result
     further = load_further(settings, folder)
     if further is None:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csr_array
 from scipy.special import xlogy
+from tqdm.auto import tqdm
 
 from ..modeling_mfn import MFNForCausalLM
 from .activations import token_activations
@@ -60,7 +61,7 @@ def measure_firing(
         raise ValueError(f"there are {len(windows)} windows; intervals need at least 2")
     groups = [
         _active(model, [windows[row] for row in range(group, len(windows), number)], batch_size)
-        for group in range(number)
+        for group in tqdm(range(number), "firing rates", leave=False)
     ]
     found = {}
     for layer in model.config.layers:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
+from tqdm.auto import tqdm
 
 from ..modeling_mfn import MFNForCausalLM
 from .activations import Windows, activations_at
@@ -45,7 +46,7 @@ def probes_across(
     def probes(model: MFNForCausalLM, source: str) -> dict[str, list[float]]:
         codes = activations_at(model, text, places, batch_size=batch_size).codes
         areas = []
-        for task in tasks:
+        for task in tqdm(tasks, f"probes of {source}", unit="task", leave=False):
             rows = rows_of(task, places)
             fitted = ~task.held_out & (domain[rows] == list(windows).index(source))
             judged = [task.held_out & (domain[rows] == number) for number in range(len(windows))]

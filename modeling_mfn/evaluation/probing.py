@@ -50,14 +50,14 @@ TOKEN_IDENTITY = "token identity"
 LEAST_GAIN = 0.1
 NEAR_CHANCE = 0.55
 """What a linear probe on tokens has less than where the token alone does not tell."""
-GAIN_OVER_H = "purity gain over h"
+GAIN_OVER_H, GAIN_OVER_SAE = "purity gain over h", f"purity gain over {POST_HOC_SAE}"
 BEYOND_TOKENS = f"{LINEAR}, where the token tells nothing"
 CLAIM = (
     "Linear probes on z outperform probes on h for concept tests; probe purity is at least 10 % above a post-hoc SAE's."
 )
 PAPER_CRITERION = (
-    "Probes on z gain at least 10 % over probes on h; baseline: a post-hoc SAE, whose gain is over the h that it "
-    "reads. (The paper's table can be read as 10 % over the SAE, too, which the stricter criterion asks for as well.)"
+    "Probe purity at least 10 % above that of a post-hoc SAE. (The paper's text claims more: that linear probes on z "
+    "outperform those on h. The stricter criterion asks for both.)"
 )
 CRITERION = (
     "Purity is the area under the ROC curve (AUROC) of the best single feature, chosen on training words and judged on "
@@ -131,7 +131,9 @@ def probe_purity(
 
 
 def _result(outcome: Outcome, reason: str, figures: dict[str, dict[str, Figure]], details: Any) -> PredictionResult:
-    paper = PaperCriterion.judged(PAPER_CRITERION, figures, GAIN_OVER_H, lambda gain: gain >= LEAST_GAIN, POST_HOC_SAE)
+    paper = PaperCriterion.judged(
+        PAPER_CRITERION, figures, GAIN_OVER_SAE, lambda gain: gain >= LEAST_GAIN, POST_HOC_SAE
+    )
     return PredictionResult("P2", CLAIM, CRITERION, outcome, reason, GAIN_OVER_H, figures, POST_HOC_SAE, paper, details)
 
 
@@ -299,7 +301,7 @@ def _over_groups(table: pd.DataFrame, tasks: Sequence[Task], column: str) -> pd.
 
 def _judge(figures: dict[str, dict[str, Figure]], by_seed: Mapping[str, Sequence[float]]) -> tuple[Outcome, str]:
     """The outcome by `CRITERION`, and why."""
-    ours, over_sae = figures[MFN], f"purity gain over {POST_HOC_SAE}"
+    ours = figures[MFN]
     linear = {
         of: f"linear probe less {baseline}"
         for of, baseline in (("its own h", RESIDUAL_STREAM), ("the base's h", BASE_RESIDUAL_STREAM))
@@ -307,13 +309,13 @@ def _judge(figures: dict[str, dict[str, Figure]], by_seed: Mapping[str, Sequence
     }
     purer = ours[GAIN_OVER_H].low >= LEAST_GAIN
     better = all(ours[of].low > 0 for of in linear.values())
-    in_every_seed = all(gain > 0 for name in (GAIN_OVER_H, over_sae, *linear.values()) for gain in by_seed[name])
-    every = purer and better and ours[over_sae].low >= LEAST_GAIN
+    in_every_seed = all(gain > 0 for name in (GAIN_OVER_H, GAIN_OVER_SAE, *linear.values()) for gain in by_seed[name])
+    every = purer and better and ours[GAIN_OVER_SAE].low >= LEAST_GAIN
     outcome: Outcome = "confirmed" if every and in_every_seed else "partly" if purer or better else "not confirmed"
     against = " and ".join(f"{_difference(ours[name])} against that on {of}" for of, name in linear.items())
     reason = (
         f"purity {ours[PURITY]} is {_percent(ours[GAIN_OVER_H])} against the {figures[RESIDUAL_STREAM][PURITY]} of the "
-        f"coordinates of its own h and {_percent(ours[over_sae])} against the post-hoc SAE's "
+        f"coordinates of its own h and {_percent(ours[GAIN_OVER_SAE])} against the post-hoc SAE's "
         f"{figures[POST_HOC_SAE][PURITY]}; the linear probe on z is {against}"
     )
     if every and not in_every_seed:

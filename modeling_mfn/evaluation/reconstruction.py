@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..atlas.harvest import evaluating
 from ..modeling_mfn import MFNForCausalLM
@@ -34,7 +35,8 @@ def reconstruction_errors(
     others. The model runs at its own alpha."""
     found = []
     with evaluating(model):
-        for batch in batches(windows, batch_size):
+        count = -(-len(list(windows)) // batch_size)
+        for batch in tqdm(batches(windows, batch_size), "reconstruction", count, leave=False):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None].double()
             items = model.model(**inputs, output_reconstructions=True, use_cache=False).reconstructions

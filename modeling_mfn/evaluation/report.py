@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,28 @@ Measures = dict[str, dict[str, dict[str, Figure]]]
 
 def save_result(result: PredictionResult, settings: Mapping[str, Any], folder: Path) -> None:
     """Writes `<prediction>.json`, the result with the settings that made it, and its figures as PNG and SVG."""
-    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": dict(settings), **result.to_json()}
     # before its figures: whatever fails in drawing must not cost the measurement
+    for file in _figure_files(result.prediction, folder):
+        file.unlink(missing_ok=True)
     write_whole(folder / f"{result.prediction}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
-    figure = draw(result)
-    for ending in FORMATS:
-        figure.savefig(folder / FIGURES / f"{result.prediction}.{ending}", dpi=120)
+    complete_figures(result, folder)
+
+
+def complete_figures(result: PredictionResult, folder: Path) -> None:
+    """Draws what there is no file of, after a run that ended in between."""
+    if missing := [file for file in _figure_files(result.prediction, folder) if not file.exists()]:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        figure = draw(result)
+        for file in missing:
+            drawn = BytesIO()
+            figure.savefig(drawn, format=file.suffix[1:], dpi=120)
+            write_whole(file, drawn.getvalue())
+
+
+def _figure_files(prediction: str, folder: Path) -> list[Path]:
+    return [folder / FIGURES / f"{prediction}.{ending}" for ending in FORMATS]
 
 
 def load_result(prediction: str, settings: Mapping[str, Any], folder: Path) -> PredictionResult | None:
@@ -118,6 +134,7 @@ def _text(value: Any) -> str:
 
 __all__ = [
     "Measures",
+    "complete_figures",
     "deciding",
     "load_further",
     "load_result",

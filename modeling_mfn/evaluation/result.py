@@ -171,6 +171,7 @@ def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | No
         ends: (P, 2) int, numbers of what is paired.
         weights: (P,), at least 0; equal ones by default.
     """
+    values = np.asarray(values, np.float64)
     known = ~np.isnan(values) if weights is None else ~np.isnan(values) & (weights > 0)
     if not known.any():
         return Figure(math.nan)

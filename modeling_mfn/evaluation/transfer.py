@@ -104,7 +104,7 @@ def transfer_gap(
       measured everywhere; the gap is the first less the second.
 
     Intervals are from resampling the windows of each domain, the same ones for all models, so that differences are
-    paired; those of probes from resampling concepts. What differs from seed to seed is in `details["by_domain"]`.
+    paired; those of probes are Student's t, over concepts. What differs from seed to seed is in `details["by_domain"]`.
 
     Args:
         subjects: name -> trainings, one for each seed and source. The verdict needs `MFN`, `POST_HOC_SAE` and

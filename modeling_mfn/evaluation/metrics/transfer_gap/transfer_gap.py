@@ -19,7 +19,7 @@ Args:
 
 Returns:
     gaps: of each domain, perplexity / reference - 1.
-    mean_gap: geometric mean of perplexity / reference, less 1.
+    mean_gap: their mean.
     worst_gap: the largest.
     share_within: share of the domains with a gap of at most the threshold.
     source_gap, excess_gap: with `source`, the gap at home, and what is lost beyond it elsewhere,
@@ -72,7 +72,7 @@ class TransferGap(evaluate.Metric):
         if not (pairs >= 1).all():
             raise ValueError(f"perplexities are as low as {pairs.min()}; they are at least 1")
         gaps = perplexities[0] / perplexities[1] - 1
-        mean_gap = float(np.exp(np.log1p(gaps).mean()) - 1)
+        mean_gap = float(gaps.mean())
         found: dict[str, float | list[float]] = {
             "gaps": gaps.tolist(),
             "mean_gap": mean_gap,
