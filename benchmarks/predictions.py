@@ -28,7 +28,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import concepts
 import corpora
 import small_models
 import torch
@@ -207,17 +206,12 @@ def evidence(
 ) -> Evidence:
     """Subjects and transfers on held-out windows; without `words`, for probes of formats alone."""
     study = models.study
-    groups = {
-        "concepts": concepts.concepts,
-        "polarity": word_lists.polarity,
-        "part of speech": word_lists.parts_of_speech,
-    }
     return Evidence(
         subjects=subjects,
         held_out=held_out,
         choosing=study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens),
         tokenizer=study.tokenizer,
-        groups={name: make() for name, make in groups.items() if words},
+        groups=word_lists.groups() if words else {},
         transfers=transfers,
         seed=seed,
         base=models.base_model,
@@ -246,7 +240,7 @@ def run_family(family: str, seeds: int, predictions: list[str], threads: int) ->
 
 def prepare() -> None:
     """Makes what several processes would otherwise make at once."""
-    small_models.data(), concepts.concepts(), word_lists.polarity()
+    small_models.data(), word_lists.groups()
 
 
 def failures(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> Iterator[tuple[Any, BaseException]]:
@@ -282,6 +276,8 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
 ) -> None:
     chosen = check_predictions(predictions.split(","))
+    if base is not None and family:
+        raise typer.BadParameter(f"family is {', '.join(family)}, and base {base}; give one of the two")
     if base is not None:
         config = AutoConfig.from_pretrained(base)
         study = Study(
@@ -298,13 +294,15 @@ def main(
         run(study, chosen, threads)
         return
     families = family or list(small_models.FAMILIES)
-    from_nothing, begun = not any(small_models.trained()), time.monotonic()
+    from_nothing = not any(small_models.trained()) and not (cache_folder() / "predictions").exists()
+    begun = time.time()
     prepare()
     work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
     in_processes(work, families, processes=len(families))
-    if from_nothing:
+    results = [RESULTS / of / f"{prediction}.json" for of in families for prediction in chosen]
+    if from_nothing and all(file.stat().st_mtime > begun for file in results):
         took = {"command": shlex.join(["python", "benchmarks/predictions.py", *sys.argv[1:]]), "commit": commit()}
-        took |= {"families": families, "minutes": round((time.monotonic() - begun) / 60, 1)}
+        took |= {"families": families, "minutes": round((time.time() - begun) / 60, 1)}
         write_whole(RESULTS / "time.json", json.dumps(took, indent=2) + "\n")
 
 

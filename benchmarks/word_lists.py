@@ -1,9 +1,13 @@
 """Parts of speech and polarity as concepts: words of WordNet 3.0, and of AFINN (F. A. Nielsen, 2011; PyPI, ODbL); and
-closed classes, listed here."""
+closed classes, listed here.
+
+python benchmarks/word_lists.py FOLDER    # writes those of `predictions.py` as files for mfn evaluate --concepts
+"""
 
 from __future__ import annotations
 
 import builtins
+import json
 import keyword
 import tarfile
 import tempfile
@@ -12,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import concepts
+import typer
 from concepts import FUNCTION_WORDS, admission, lines, plurals_of
 
 from modeling_mfn.atlas.build import token_texts
@@ -115,6 +121,11 @@ def polarity(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     }
 
 
+def groups() -> dict[str, dict[str, list[list[str]]]]:
+    """Name of a group -> its concepts: those that P2 is measured on."""
+    return {"concepts": concepts.concepts(), "polarity": polarity(), "part of speech": parts_of_speech()}
+
+
 def lemma(word: str) -> str:
     """The shortest word of WordNet that this may be an inflection of, or itself."""
     bases = {base for part in PARTS.values() for base in _bases(word, part)}
@@ -174,3 +185,13 @@ def _afinn() -> Path:
                 (made / SCORES).write_bytes(scores.read())
             made.rename(folder)
     return folder
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, of in groups().items():
+        (folder / f"{name}.json").write_text(json.dumps(of, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -33,6 +34,8 @@ def folder(tmp_path_factory):
     for seed in (0, 1):
         make_mfn(base, seed=seed, layers=[1], num_features=64, k=4).save_pretrained(folder / f"mfn-{seed}")
         tokenizer.save_pretrained(folder / f"mfn-{seed}")
+    make_mfn(base, layers=[1], num_features=64, k=2).save_pretrained(folder / "small-k")
+    make_base("llama-tied", vocab_size=len(tokenizer), num_hidden_layers=5).save_pretrained(folder / "deep")
     (folder / "concepts.json").write_text(json.dumps(WORDS))
     return folder
 
@@ -79,6 +82,25 @@ def test_what_is_not_given_is_not_measured(folder, tmp_path):
     assert outcomes == dict.fromkeys(PREDICTIONS, "not measured")
 
 
+def test_another_k_or_base_is_measured_again(folder, tmp_path, monkeypatch):
+    """Though names of models, weights of the one and path of the other are what they were."""
+    mfn, base = (shutil.copytree(folder / name, tmp_path / name) for name in ("mfn-0", "base"))
+    measured, measure = [], PREDICTIONS["P3"]
+    monkeypatch.setitem(PREDICTIONS, "P3", lambda evidence: measured.append(1) or measure(evidence))
+    texts = ["--text", f"court={folder / 'court'}.txt", *baselines(folder, "court"), "--base", base]
+    options = ["--predictions", "P3", "--window", 16, "--tokens", 128, "--output", tmp_path / "out"]
+    for expected, change in enumerate((None, MFNForCausalLM, AutoModelForCausalLM), start=1):
+        if change is not None:
+            model = change.from_pretrained(mfn if change is MFNForCausalLM else base)
+            model.set_k(2) if change is MFNForCausalLM else model.lm_head.weight.data.mul_(1.1)
+            model.save_pretrained(model.name_or_path)
+        for _ in range(2):
+            assert run("evaluate", mfn, *texts, *options) == 0
+            assert len(measured) == expected
+    settings = json.loads((tmp_path / "out/P3.json").read_text())["settings"]
+    assert (settings["k"], settings["alpha"]) == (2, [1.0])
+
+
 def test_perplexities_go_into_the_models_card(folder, tmp_path):
     """Against transformers' own loss; figures of other text stay, and older ones of the same do not."""
     mfn = tmp_path / "mfn"
@@ -90,8 +112,10 @@ def test_perplexities_go_into_the_models_card(folder, tmp_path):
     other = {"data": "elsewhere", "base": 2.0, "alpha_1": 3.0}
     old = {"data": "court, 8 windows of 16 tokens", "alpha_1": 99.0}
     (mfn / "evaluation.json").write_text(json.dumps({"perplexity": [other, old], "more": 1}))
-    options = ["--window", 16, "--tokens", 128, "--predictions", "P3", "--output", tmp_path / "out"]
-    text = f"court={folder / 'court'}.txt"
+    options = ["--window", 16, "--tokens", 128, "--predictions", " p3", "--output", tmp_path / "out"]
+    (tmp_path / "year=1599").mkdir()
+    text = tmp_path / "year=1599" / "court.txt"
+    text.symlink_to(folder / "court.txt")
     assert run("evaluate", mfn, "--text", text, *baselines(folder, "court"), *options) == 0
 
     ids = torch.tensor(read_windows(str(folder / "court.txt"), tokenizer, 16, 128)["input_ids"])
@@ -126,10 +150,23 @@ def test_perplexities_go_into_the_models_card(folder, tmp_path):
         (["--text", "other={0}/other.txt"], "other.txt"),
         (["--concepts", "{0}/court.txt"], "court.txt"),
         (["--output", "{0}/court.txt"], "court.txt is a file"),
+        (["--dense", "{0}/base"], "dense is given without source"),
+        (["--window", "4096"], "window is 4096; the model reads at most"),
+        (["--tokens", "16"], "text 'court' has 1 windows of 16 tokens; intervals need at least 2"),
+        (["--epochs", "0"], "--epochs"),
+        (["--no-rate", "{0}/small-k"], "k of {0}/small-k is 2; that of {0}/mfn-0 is 4"),
+        (
+            ["--base", "{0}/deep", "--train-text", "court={0}/court-train.txt"],
+            "num_hidden_layers of {0}/deep is 5; that of the backbone of {0}/mfn-0 is 3",
+        ),
+        (
+            ["--base", "{0}/base", "--train-text", "court={0}/court.txt"],
+            "64 of 64 windows of text 'court' are in train-text",
+        ),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(folder, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     assert run(*command(folder, *(option.format(folder) for option in options))) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message.format(folder) in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())

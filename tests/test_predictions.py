@@ -4,6 +4,7 @@ import json
 import time
 from functools import partial
 
+import concepts
 import corpora
 import numpy as np
 import predictions
@@ -13,6 +14,7 @@ import remedies
 import sensitivity
 import small_models
 import torch
+import typer
 from conftest import make_base
 from datasets import concatenate_datasets
 from test_data import make_tokenizer
@@ -51,7 +53,7 @@ def data(tmp_path, monkeypatch):
     data = small_models.Data(**rows)
     monkeypatch.setenv("MFN_CACHE", str(tmp_path))
     monkeypatch.setattr(small_models, "tokenised", lambda *args: data)
-    monkeypatch.setattr(predictions.concepts, "concepts", lambda: {"a": ["one", "two"], "b": ["three"]})
+    monkeypatch.setattr(concepts, "concepts", lambda: {"a": ["one", "two"], "b": ["three"]})
     monkeypatch.setattr(predictions.word_lists, "polarity", dict)
     monkeypatch.setattr(predictions.word_lists, "parts_of_speech", dict)
     monkeypatch.setattr(predictions, "K", 4)
@@ -162,6 +164,34 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
             patch.setitem(place, name, 0.5)
             with pytest.raises(AssertionError, match="this was there"):
                 model(0)
+
+
+def test_minutes_are_of_a_run_that_makes_everything(tmp_path, monkeypatch):
+    monkeypatch.setenv("MFN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(predictions, "RESULTS", tmp_path)
+    monkeypatch.setattr(predictions, "prepare", lambda: None)
+    minutes, results = tmp_path / "time.json", [tmp_path / family / "P3.json" for family in ("llama", "gpt2")]
+
+    def make(work, families, processes):
+        assert (families, processes) == (["llama", "gpt2"], 2)
+        for file in results[:number]:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("")
+
+    monkeypatch.setattr(predictions, "in_processes", make)
+    run = partial(predictions.main, predictions="P3")
+    for number in (2, 1, 0):  # that are not there from before
+        run()
+        assert minutes.exists() == (number == 2)
+        if number == 2:
+            assert json.loads(minutes.read_text())["families"] == ["llama", "gpt2"]
+            minutes.unlink()
+    number = 2
+    (tmp_path / "cache" / "predictions").mkdir(parents=True)
+    run()
+    assert not minutes.exists()
+    with pytest.raises(typer.BadParameter, match="family is llama, and base here"):
+        run(family=["llama"], base="here")
 
 
 @pytest.fixture

@@ -52,7 +52,13 @@ def evaluate(
     no_rate: Annotated[
         list[str] | None, typer.Option("--no-rate", help="For P1: the same model trained without the rate loss.")
     ] = None,
-    concepts: Annotated[Path | None, typer.Option(help="For P2: JSON file of concepts, {name: [word, ...]}.")] = None,
+    concepts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="For P2: JSON file of concepts, {name: [word, ...]}; may be given several times, each a group that "
+            "counts as much as another.",
+        ),
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="For P5: the one DOMAIN of --train-text that MODEL and SAEs learn from.")
     ] = None,
@@ -60,10 +66,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--dense", help="For P5: BASE trained on as long as each MODEL, without MFN layers."),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on, of each text.")] = 16_384,
-    train_tokens: Annotated[int, typer.Option(help="Tokens that baselines learn from, in all.")] = 300_000,
-    epochs: Annotated[int, typer.Option(help="Times that they go through them.")] = 1,
-    window: Annotated[int, typer.Option(help="Tokens a row.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to measure on, of each text.")] = 65_536,
+    train_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that baselines learn from, in all: as many as MODEL did.")
+    ] = 300_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Times that they go through them.")] = 1,
+    window: Annotated[int, typer.Option(min=2, help="Tokens a row.")] = 128,
     seed: Annotated[int, typer.Option(help="Of samples and intervals.")] = 0,
 ) -> None:
     """Measure the paper's five predictions, with intervals and beside baselines.
@@ -78,34 +86,48 @@ def evaluate(
     from datasets import concatenate_datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .. import __version__
     from ..atlas.concepts import read_concepts
     from ..model_card import add_perplexities
     from ..modeling_mfn import MFNForCausalLM
     from .baseline_models import digest_of, digest_of_rows
+    from .comparable import check_alike, check_held_out, tokens_of
     from .evidence import Evidence, check_predictions, measure_predictions
     from .perplexity import perplexity_rows
     from .result import MFN, NO_RATE_LOSS
 
-    chosen = check_predictions(predictions.split(","))
-    groups = {} if concepts is None else {"concepts": read_concepts(concepts)}
+    chosen = check_predictions([name.strip().upper() for name in predictions.split(",")])
+    groups = {file.stem: read_concepts(file) for file in concepts or []}
     texts, train_texts = named_texts(text), named_texts(train_text or [])
     _check(texts, train_texts, base, source, dense, len(model), output)
+    check_alike(model, no_rate or [], base, dense or [], window)
     tokenizer = AutoTokenizer.from_pretrained(model[0])
     held_out = {name: read_windows(part, tokenizer, window, tokens) for name, part in texts.items()}
     share = train_tokens if source else train_tokens // max(1, len(train_texts))  # what one training has of a domain
     training = {name: read_windows(part, tokenizer, window, share) for name, part in train_texts.items()}
+    check_held_out(held_out, training, window)
     # of one precision, that of the baselines
     models = [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in model]
     subjects: dict[str, Sequence[MFNForCausalLM]] = {MFN: models}
     if no_rate:
         subjects[NO_RATE_LOSS] = [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in no_rate]
     references = [AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in dense or []]
+    baselines, learnt = None, [tokens_of(each) for each in model]
+    if base is not None:
+        baselines = _baselines(base, models[0], training, epochs, output / "baselines")
+        read = epochs * window * (len(training[source]) if source else sum(map(len, training.values())))
+        if uneven := [known for known in learnt if known and not 0.5 < read / known < 2]:
+            note = f"MODEL learnt from {uneven[0]:,} tokens, and baselines learn from {read:,}"
+            Console().print(f"{note}: --train-tokens and --epochs say from how many", markup=False)
     settings = {
-        "models": model, "base": base, "no_rate": no_rate or [], "dense": dense or [], "source": source,
-        "text": texts, "train_text": train_texts, "concepts": None if concepts is None else concepts.name,
+        "modeling_mfn": __version__, "models": model, "learnt_from_tokens": learnt, "no_rate": no_rate or [],
+        "alpha": [each.config.alpha for of in subjects.values() for each in of], "k": models[0].config.k,
+        "base": base, "dense": dense or [], "source": source,
+        "text": texts, "train_text": train_texts, "concepts": list(groups),
         "tokens": tokens, "train_tokens": train_tokens, "epochs": epochs, "window": window, "seed": seed,
         # files may be other ones than they were
         "digests": [
+            *([] if baselines is None else [baselines.base_digest]),
             *(digest_of(each) for of in (*subjects.values(), references) for each in of),
             *(digest_of_rows(rows) for rows in (*held_out.values(), *training.values())),
             hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:16],
@@ -113,11 +135,10 @@ def evaluate(
     }  # fmt: skip
     transfers: Mapping[str, Sequence[Transfer]] = {}
     plain = None
-    if base is not None:
-        baselines = _baselines(base, models[0], training, epochs, output / "baselines")
+    if baselines is not None:
         plain = baselines.base_model
         subjects |= baselines.subjects(len(models), source)
-        if source is not None:
+        if source is not None and "P5" in chosen:
             targets = [name for name in held_out if name != source]
             transfers = baselines.transfers(source, targets, models, references or _frozen(plain, models))
     for name, each in zip(model, models, strict=True):
@@ -136,7 +157,7 @@ def named_texts(texts: Sequence[str]) -> dict[str, str]:
     named = {}
     for text in texts:
         name, equals, source = text.partition("=")
-        if not equals:
+        if not equals or Path(text).exists():
             name, source = Path(text).stem, text
         if not name or not source:
             raise ValueError(f"{text!r} is no text; write DOMAIN=TEXT, or a text alone")
@@ -178,6 +199,8 @@ def _check(
         raise ValueError(f"{output} is a file; the output must be a folder")
     if base is not None and not train_texts:
         raise ValueError("base is given without train-text; baselines need text to learn from")
+    if dense and source is None:
+        raise ValueError("dense is given without source; it stands for what BASE learns of that domain, in P5")
     if source is None:
         return
     if base is None:

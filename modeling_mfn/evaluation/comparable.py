@@ -1,0 +1,84 @@
+"""Whether models and texts can be held against each other, before anything is trained or measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoConfig
+
+from ..checkpoints import RECORD_FILE
+from ..configuration_mfn import MFNConfig
+from ..data import check_window
+
+
+def check_alike(
+    models: Sequence[str], no_rate: Sequence[str], base: str | None, dense: Sequence[str], window: int
+) -> None:
+    """`ValueError` if MFN models are not of the same size, other models not of the size of their backbone, or windows
+    longer than what they read.
+
+    Args:
+        models, no_rate: MFN models, folders or ids on the Hub.
+        base, dense: models of a plain architecture.
+        window: in tokens.
+    """
+    first = AutoConfig.from_pretrained(models[0])
+    if not isinstance(first, MFNConfig):
+        raise ValueError(f"{models[0]} is a {first.model_type} model; give an MFN model, as mfn convert makes them")
+    check_window(window, first)
+    _check_same(models[0], _place_and_size(first), [*models[1:], *no_rate], _place_and_size)
+    others = [*([] if base is None else [base]), *dense]
+    _check_same(f"the backbone of {models[0]}", _shape(first.text_config), others, _shape)
+
+
+def _place_and_size(config: Any) -> dict[str, Any]:
+    names = ("layers", "num_features", "k", "hidden_size", "vocab_size")
+    return {"model_type": config.model_type} | {name: getattr(config, name, None) for name in names}
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    names = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+    return {name: getattr(config, name, None) for name in names}
+
+
+def _check_same(name: str, expected: Mapping[str, Any], others: Sequence[str], describe: Any) -> None:
+    for other in others:
+        for what, value in describe(AutoConfig.from_pretrained(other)).items():
+            if value != expected[what]:
+                raise ValueError(f"{what} of {other} is {value}; that of {name} is {expected[what]}")
+
+
+def check_held_out(held_out: Mapping[str, Dataset], training: Mapping[str, Dataset], window: int) -> None:
+    """`ValueError` if a text has fewer than two windows, or if most of them are windows of the training text, too.
+
+    Args:
+        held_out, training: domain -> windows.
+        window: tokens of each.
+    """
+    learnt = {tuple(row) for rows in training.values() for row in rows["input_ids"]}
+    for name, rows in held_out.items():
+        if len(rows) < 2:
+            raise ValueError(f"text {name!r} has {len(rows)} windows of {window} tokens; intervals need at least 2")
+        seen = sum(tuple(row) in learnt for row in rows["input_ids"])
+        if 2 * seen > len(rows):
+            raise ValueError(
+                f"{seen} of {len(rows)} windows of text {name!r} are in train-text; give text that no "
+                "model was trained on"
+            )
+
+
+def tokens_of(model: str | os.PathLike[str]) -> int | None:
+    """That a model in a folder learnt from when it was trained last, padding included; `None` where that is unknown."""
+    file = Path(model) / RECORD_FILE
+    if not file.exists():
+        return None
+    tokens: int = json.loads(file.read_text(encoding="utf-8")).get("tokens", 0)
+    return tokens or None
+
+
+__all__ = ["check_alike", "check_held_out", "tokens_of"]
