@@ -43,10 +43,10 @@ def transcription(model, task: Task, source, target, size):
     ends = np.cumsum([len(rows) for rows in WINDOWS.values()])
     domain = np.array([list(WINDOWS)[int((window >= ends).sum())] for window in task.places // 16])
     train, test = ~task.held_out & (domain == source), task.held_out & (domain == target)
-    differences = found[train & task.labels].mean(0) - found[train & ~task.labels].mean(0)
-    best = np.argsort(-np.abs(differences), kind="stable")[:size]
+    areas = np.array([roc_auc_score(task.labels[train], column) - 0.5 for column in found[train].T])
+    best = np.argsort(-np.abs(areas).round(12), kind="stable")[:size]
     if size == 1:
-        values = np.sign(differences[best[0]]) * found[:, best[0]]
+        values = np.sign(areas[best[0]]) * found[:, best[0]]
     else:
         columns = found[:, best] / np.sqrt((found[train][found[train] > 0] ** 2).mean())
         probe = LogisticRegression(solver="liblinear", tol=1e-3).fit(columns[train], task.labels[train])

@@ -8,7 +8,7 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 
 from modeling_mfn.evaluation import probes
 from modeling_mfn.evaluation.information import best_feature_information, mutual_information
-from modeling_mfn.evaluation.probes import area, linear_probe, scaled, sparse_probes
+from modeling_mfn.evaluation.probes import area, column_areas, linear_probe, scaled, sparse_probes
 from modeling_mfn.evaluation.tasks import Task
 
 WORDS, OCCURRENCES = 40, 6
@@ -68,8 +68,8 @@ def test_probes_are_those_of_scikit_learn_on_dense_arrays(sparse, monkeypatch):
             plain = LogisticRegression(C=c, solver="liblinear", tol=1e-3).fit(x[train], labels[train])
             assert value == pytest.approx(roc_auc_score(labels[rows], plain.decision_function(x[rows])), abs=2e-3)
     for size, score in sparse_probes(features, task, (1, 2, 5)).items():
-        difference = x[train & task.labels].mean(0) - x[train & ~task.labels].mean(0)
-        columns = x[:, np.argsort(-abs(difference))[:size]]
+        areas = [abs(roc_auc_score(task.labels[train], column) - 0.5) for column in x[train].T]
+        columns = x[:, np.argsort(areas)[::-1][:size]]
         plain = LogisticRegression(solver="lbfgs", tol=1e-8).fit(columns[train], task.labels[train])
         for rows, value in ((train, score.training), (test, score.held_out)):
             expected = roc_auc_score(task.labels[rows], plain.decision_function(columns[rows]))
@@ -149,3 +149,27 @@ def test_information_is_that_of_scikit_learn():
     assert found.held_out == pytest.approx(
         mutual_info_score(task.labels[test], codes[test, best] > 0) / np.log(2), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("kind", [csr_array, np.asarray])
+def test_areas_of_columns_are_those_of_scikit_learn(kind):
+    generator = np.random.default_rng(0)
+    labels = generator.random(300) < 0.4
+    columns = generator.exponential(size=(300, 40)) * (generator.random((300, 40)) < 0.2)
+    columns[:, :10] = columns[:, :10].round()  # ties
+    columns[:, 0], columns[:, 1], columns[:, 2] = 0, labels, 1 - labels
+    expected = [roc_auc_score(labels, column) for column in columns.T]
+    assert column_areas(kind(columns), labels) == pytest.approx(expected)
+    assert expected[:3] == [0.5, 1, 0]
+
+
+def test_a_clean_feature_is_chosen_before_a_strong_one():
+    """Whatever the scale of each: the second fires ten times as strongly, and on half of the other words, too."""
+    task = make_task()
+    generator = np.random.default_rng(0)
+    codes = np.zeros((len(task.units), 2))
+    codes[:, 0] = task.labels * (generator.random(len(task.units)) < 0.8)
+    codes[:, 1] = 10 * (task.labels | (task.units % 8 == 3)) * generator.random(len(task.units))
+    for kind in (csr_array, np.asarray):
+        probe = sparse_probes(scaled(kind(codes), ~task.held_out), task, (1,))[1]
+        assert probe.held_out == pytest.approx(area(codes[task.held_out, 0], task.labels[task.held_out]))

@@ -36,7 +36,7 @@ def tasks_of(data):
 
 def rotated(model):
     """The same features read off another basis of the residual stream: no coordinate of h is a feature any more."""
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     rotation = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN))[0]
     with torch.no_grad():
         embedding = model.get_input_embeddings().weight
@@ -131,9 +131,9 @@ def test_averages_are_those_of_a_dense_transcription(family_base):
                 for code in codes.values():
                     z = code.to_dense().flatten(0, 1)[task.places].detach().numpy()
                     train, test = ~task.held_out, task.held_out
-                    difference = z[train & task.labels].mean(0) - z[train & ~task.labels].mean(0)
-                    best = np.argmax(abs(difference))
-                    values.append(roc_auc_score(task.labels[test], np.sign(difference[best]) * z[test, best]))
+                    areas = np.array([roc_auc_score(task.labels[train], column) - 0.5 for column in z[train].T])
+                    best = np.argmax(abs(areas))
+                    values.append(roc_auc_score(task.labels[test], np.sign(areas[best]) * z[test, best]))
         assert result.figures[name]["purity"].value == pytest.approx(np.mean(values), abs=0.01)
     by_layer, by_seed = result.details["by_layer"][MFN]["purity"], result.details["by_seed"]
     assert set(by_layer) == {"0", "2"}

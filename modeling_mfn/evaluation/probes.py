@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import coo_array, csr_array, issparse
+from scipy.stats import rankdata
 from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -81,17 +82,18 @@ class SparseProbe(NamedTuple):
 def fit_sparse(
     features: Matrix, labels: np.ndarray, fitted: np.ndarray, sizes: Sequence[int]
 ) -> dict[int, SparseProbe]:
-    """Logistic regression on few columns of scaled activations: those whose means over positive and over negative
-    tokens differ most among the `fitted` ones (n,) bool (Gurnee et al. 2023, "Finding neurons in a haystack", section
-    3; so does SAEBench's sparse probing)."""
-    differences = mean_differences(features, labels, fitted)
-    order = np.argsort(-np.abs(differences), kind="stable")
+    """Logistic regression on few columns of scaled activations: those that by themselves have the largest area under
+    the ROC curve, or that of their negative, among the `fitted` tokens (n,) bool. Gurnee et al. 2023 ("Finding neurons
+    in a haystack", section 3) and SAEBench take the difference of means over positive and over negative tokens, which
+    prefers columns of large values: among features of a code, but not among standardised coordinates of h."""
+    areas = column_areas(features[fitted], labels[fitted]) - 0.5
+    order = np.argsort(-np.abs(areas), kind="stable")
     found = {}
     for size in sizes:
         chosen = order[:size]
         # one weight is known but for its size, which has no part in the area
         alone = size == 1
-        weights = np.sign(differences[chosen]) if alone else _fit(_dense(features[:, chosen]), labels, fitted, SPARSE_C)
+        weights = np.sign(areas[chosen]) if alone else _fit(_dense(features[:, chosen]), labels, fitted, SPARSE_C)
         found[size] = SparseProbe(chosen, weights)
     return found
 
@@ -102,10 +104,33 @@ def sparse_probes(features: Matrix, task: Task, sizes: Sequence[int] = (1, 2, 5)
     return {size: _score([of_labels[size](features) for of_labels in probes], task) for size in sizes}
 
 
-def mean_differences(features: Matrix, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(p,) the mean over positive tokens less that over negative ones, among some rows (n,) bool."""
-    weights = np.where(labels, 1 / (labels & rows).sum(), -1 / (~labels & rows).sum()) * rows
-    return np.asarray(features.T @ weights)
+def column_areas(features: Matrix, labels: np.ndarray) -> np.ndarray:
+    """(p,) [`area`] of each column of (n, p), by sums of ranks (Mann & Whitney 1947); entries of a sparse one are at
+    least 0."""
+    positive = int(labels.sum())
+    ranks = _positive_ranks(features, labels) if issparse(features) else rankdata(features, axis=0)[labels].sum(0)
+    return (ranks - positive * (positive + 1) / 2) / (positive * (len(labels) - positive))
+
+
+def _positive_ranks(features: csr_array, labels: np.ndarray) -> np.ndarray:
+    """(p,) the sum of the ranks of positive tokens in each column, ties sharing their mean rank. What is not stored is
+    0, and all of it comes first."""
+    entries = coo_array(features)
+    stored = entries.data > 0
+    row, column, value = entries.row[stored], entries.col[stored], entries.data[stored]
+    order = np.lexsort((value, column))
+    row, column, value = row[order], column[order], value[order]
+    p = features.shape[1]
+    count = np.bincount(column, minlength=p)
+    zeros = features.shape[0] - count
+    place = np.arange(len(column)) - (np.cumsum(count) - count)[column]
+    begins = np.append(True, (column[1:] != column[:-1]) | (value[1:] != value[:-1]))[: len(column)]
+    tie = np.cumsum(begins) - 1
+    mean_place = np.bincount(tie, place) / np.bincount(tie) if len(tie) else np.zeros(0)
+    rank = zeros[column] + mean_place[tie] + 1
+    is_positive = labels[row]
+    silent = labels.sum() - np.bincount(column[is_positive], minlength=p)
+    return np.bincount(column[is_positive], rank[is_positive], minlength=p) + silent * (zeros + 1) / 2
 
 
 def area(values: np.ndarray, labels: np.ndarray) -> float:
@@ -144,4 +169,4 @@ def _folds(task: Task, seed: int) -> np.ndarray:
     return np.where(task.held_out, -1, fold[unit])
 
 
-__all__ = ["Score", "area", "fit_sparse", "linear_probe", "mean_differences", "scaled", "sparse_probes"]
+__all__ = ["Score", "area", "column_areas", "fit_sparse", "linear_probe", "scaled", "sparse_probes"]

@@ -60,7 +60,7 @@ PAPER_CRITERION = (
     "outperform those on h. The stricter criterion asks for both.)"
 )
 CRITERION = (
-    "Purity is the area under the ROC curve (AUROC) of the best single feature, chosen on training words and judged on "
+    "Purity is the area under the ROC curve (AUROC) of the feature with the largest one on training words, judged on "
     "held-out ones, averaged over the groups of tasks of words (over those of formats, if there are no others); for h "
     "it is the best coordinate. Confirmed if the purity of the MFN model's codes is (a) at least 10 % above that of "
     "the coordinates of the MFN model's own h, and (b) at least 10 % above that of the post-hoc SAE's codes, with the "
