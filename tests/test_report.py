@@ -85,6 +85,31 @@ def test_a_figure_that_fails_leaves_the_measurement(tmp_path, monkeypatch):
     assert (tmp_path / "figures/P1.svg").read_text() != "is there"
 
 
+def drawn(axes):
+    return [line.get_xydata().tolist() for line in axes.lines]
+
+
+def test_a_figure_has_every_value_and_the_curves_of_what_was_measured():
+    by_strength = {
+        MFN: {"4.0": {"KL": Figure(0.5)}, "0.0": {"KL": Figure(0.25), "correlation of logits": Figure(0.75)}}
+    }
+    before = result("P4", details={"by_strength": by_strength})
+    for found in (before, PredictionResult.from_json(json.loads(json.dumps(before.to_json())))):
+        axes = {axes.get_title(): axes for axes in report.draw(found).axes}
+        assert drawn(axes["KL"]) == [[[0, 0.25], [4, 0.5]]]
+        assert drawn(axes["correlation of logits"]) == [[[0, 0.75]]]
+        assert not drawn(axes["unpredicted tokens"])
+        assert drawn(axes["dead share"]) == [[[0, 0]]]
+        assert drawn(axes["firing rate std"]) == [
+            [[0.0123, 0]], [[0.011, 0], [0.014, 0]], [[0.0456, 1]], [[0.04, 1], [0.05, 1]]
+        ]  # fmt: skip
+        assert not drawn(axes["kl"])  # NaN
+    (rates, *_) = report.draw(result("P1", details={"rate_quantiles": {POST_HOC_SAE: [0.1, 0.2, 0.4]}})).axes
+    assert drawn(rates) == [[[0, 0.1], [0.5, 0.2], [1, 0.4]]]
+    (shares, *_) = report.draw(result("P3", details={"share_above": {MFN: {0.5: 0.25, 0.0: 1.0}}})).axes
+    assert drawn(shares) == [[[0, 1], [0.5, 0.25]]]
+
+
 def test_the_report_shows_every_verdict_and_figure(tmp_path):
     unknown = replace(PAPER, met=None)
     missing = result(
