@@ -1,5 +1,6 @@
-"""Two of the paper's predictions on a small scale: do models of two seeds find the same features, and are these more
-alike than those of post-hoc SAEs? Runs offline once the demo's files are in the cache. `mfn evaluate` does all five.
+"""Two of the paper's predictions on a small scale: do features fire about equally often, and do models of two seeds
+find the same ones, more so than post-hoc SAEs? Runs offline once the demo's files are in the cache. `mfn evaluate` does
+all five.
 
 python examples/evaluate_predictions.py
 """
@@ -14,11 +15,11 @@ from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.data import load_text, pack
 from modeling_mfn.demo_assets import shakespeare, smollm2
 from modeling_mfn.evaluation.alignment import cross_seed_alignment
-from modeling_mfn.evaluation.baselines import post_hoc_sae
+from modeling_mfn.evaluation.baselines import post_hoc_sae, random_sae
 from modeling_mfn.evaluation.calibration import firing_rate_calibration
 from modeling_mfn.evaluation.command import verdict_table
 from modeling_mfn.evaluation.report import save_result, write_report
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE
+from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE
 
 SIZE = {"layers": [10], "num_features": 1152, "k": 32}
 OUTPUT = Path("runs/evaluate_predictions")
@@ -30,13 +31,13 @@ training, held_out = training.select(range(40)), held_out.select(range(20))
 calibration = {"input_ids": torch.tensor(training[:8]["input_ids"])}
 
 
-def train_mfn(seed):
+def train_mfn(seed, lambda_rate=2.5e-3):
     """An MFN model whose layer learns in place, with the model's own loss. Far too short to mean anything."""
     torch.manual_seed(seed)
     model = MFNForCausalLM.from_base(base, calibration=calibration, **SIZE)
     arguments = MFNTrainingArguments(
         str(OUTPUT / "training"), num_train_epochs=1, per_device_train_batch_size=4, learning_rate=4e-3,
-        trainable="mfn", lambda_rate=2.5e-3, logging_steps=4, save_strategy="no", report_to=[],
+        trainable="mfn", lambda_rate=lambda_rate, logging_steps=4, save_strategy="no", report_to=[],
         dataloader_pin_memory=False, seed=seed,
     )  # fmt: skip
     MFNTrainer(model, arguments, train_dataset=training).train()
@@ -46,7 +47,9 @@ def train_mfn(seed):
 # Every subject is an MFN model: a post-hoc SAE is one on the frozen base, at alpha = 0, on the same tokens.
 subjects = {
     MFN: [train_mfn(seed) for seed in (0, 1)],
+    NO_RATE_LOSS: [train_mfn(0, lambda_rate=0.0)],
     POST_HOC_SAE: [post_hoc_sae(base, training, seed=seed, **SIZE) for seed in (0, 1)],
+    RANDOM_SAE: [random_sae(base, training, seed=seed, **SIZE) for seed in (0, 1)],
 }
 results = [firing_rate_calibration(subjects, held_out), cross_seed_alignment(subjects, held_out, training)]
 settings = {"base": "SmolLM2-135M", "training_tokens": 40 * 128, "held_out_tokens": 20 * 128}

@@ -156,6 +156,8 @@ def test_the_scripts_run_offline(assets, monkeypatch, capsys, script, made):
     assert (r"\x1b" in printed) == (script in ("quickstart", "steer", "explain", "inspect_features"))
     made = assets / "runs" / made
     assert made.exists()
+    if script == "evaluate_predictions":
+        assert "not measured" not in made.read_text()
     if script == "inspect_features":
         assert [label.label for label in FeatureAtlas.from_pretrained(made.parent.parent).labels] == ["my favourite"]
     elif made.is_dir():
