@@ -33,6 +33,10 @@ def train(
     lambda_rate: Annotated[float, typer.Option(help="Weight of the rate loss.")] = 0.0,
     lambda_comp: Annotated[float, typer.Option(help="Weight of the competition loss.")] = 0.0,
     lambda_stab: Annotated[float, typer.Option(help="Weight of the stability loss.")] = 0.0,
+    stability_pass: Annotated[
+        Literal["layer", "model"],
+        typer.Option(help="What the stability loss perturbs: inputs of MFN layers, or the embeddings."),
+    ] = "layer",
     lambda_util: Annotated[float, typer.Option(help="Weight of the next-token loss.")] = 1.0,
     mfn_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the MFN layers.")] = None,
     mfn_warmup: Annotated[float, typer.Option(help="Share of the training that is for MFN layers alone.")] = 0.0,
@@ -76,6 +80,7 @@ def train(
         lambda_rate=lambda_rate,
         lambda_comp=lambda_comp,
         lambda_stab=lambda_stab,
+        stability_pass=stability_pass,
         lambda_util=lambda_util,
         mfn_learning_rate=mfn_learning_rate,
         mfn_warmup=mfn_warmup,

@@ -1,5 +1,7 @@
 """`mfn train` and the calibration of `mfn convert`: precision and positions."""
 
+import json
+
 import pytest
 import torch
 from conftest import make_base
@@ -48,3 +50,14 @@ def test_calibration_reads_no_farther_than_the_model_s_positions(folder, family)
     expected = MFNForCausalLM.from_base(base, num_features=64, k=8, calibration=calibration)
     for layer, ours in model.mfn_layers.items():
         torch.testing.assert_close(ours.decoder.bias, expected.mfn_layers[layer].decoder.bias)
+
+
+def test_the_stability_loss_of_the_command_line(folder):  # noqa: F811
+    source, expected = converted(folder, "--calibrate-on", folder / "text.txt"), {}
+    for where in ("layer", "model"):
+        trained(folder, source, where, "--lambda-stab", 2.5, "--stability-pass", where)
+        record = json.loads((folder / where / "training_record.json").read_text())
+        assert (record["arguments"]["stability_pass"], record["arguments"]["lambda_stab"]) == (where, 2.5)
+        expected[where] = record["figures"]["stab_loss"]
+    # 10 % of noise on the embeddings reaches the second layer through a block
+    assert expected["layer"] != expected["model"]
