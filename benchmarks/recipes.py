@@ -41,6 +41,9 @@ class Recipe:
     """What models of all seeds have of seed 0: where their dictionary starts, or what it learns alone."""
     unfamiliar: float = 0.0
     """Share of the tokens that are random ones where MFN layers learn alone."""
+    unfamiliar_windows: float = 0.0
+    """Share of the windows that have as many random tokens where the model learns as a whole, and no next tokens to
+    predict, so that they are for features alone."""
     alpha_noise: float = 0.0
     """Standard deviation of alpha around its schedule, within 0 and 1."""
 
@@ -109,6 +112,7 @@ def train_together(
         learning_rate: of the backbone.
         recipe: what differs.
     """
+    rows = with_random_windows(rows, recipe.unfamiliar_windows, recipe.unfamiliar, model.config.vocab_size, seed)
     chosen = small_models.training_settings(rows, fidelity.BATCH, seed) | JOINT
     chosen |= {"learning_rate": learning_rate, **recipe.settings}
     arguments = MFNTrainingArguments(output_dir=str(folder), **chosen)
@@ -126,6 +130,16 @@ def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) 
     tokens = np.array(rows["input_ids"])
     chosen = generator.random(tokens.shape) < share
     return corpora.as_data_set(np.where(chosen, generator.integers(0, vocabulary, tokens.shape), tokens))
+
+
+def with_random_windows(rows: Dataset, windows: float, share: float, vocabulary: int, seed: int) -> Dataset:
+    """The windows, of which a share has a share of its tokens replaced by any of the vocabulary, and no labels."""
+    if not windows:
+        return rows
+    clean, mixed = (np.array(of["input_ids"]) for of in (rows, with_random_tokens(rows, share, vocabulary, seed)))
+    chosen = np.random.default_rng(seed + 1).random((len(clean), 1)) < windows
+    labels = np.where(chosen, -100, clean)
+    return Dataset.from_dict({"input_ids": np.where(chosen, mixed, clean), "labels": labels})
 
 
 class AlphaNoise(TrainerCallback):

@@ -78,6 +78,7 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
         "alpha-noise": Recipe(alpha_noise=0.2),
         "random-tokens": Recipe(unfamiliar=0.3),
         "frozen-backbone": Recipe({"trainable": "mfn"}),
+        "random-tokens-throughout": Recipe(unfamiliar=0.3, unfamiliar_windows=1 / 3),
         "random-tokens-and-frozen-backbone": Recipe({"trainable": "mfn"}, unfamiliar=0.3),
         "reconstruction-x5": Recipe({"lambda_recon": 50.0}),
     },

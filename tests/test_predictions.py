@@ -400,6 +400,25 @@ def test_random_tokens_take_a_share_of_the_places():
     assert np.bincount(tokens[tokens != 7], minlength=100).max() < 70
 
 
+def test_windows_of_random_tokens_are_for_features_alone(study, data):
+    rows = corpora.as_data_set(np.random.default_rng(0).integers(3, 60, (300, WINDOW)))
+    assert recipes.with_random_windows(rows, 0.0, 0.3, 60, 0) is rows
+    found = recipes.with_random_windows(rows, 1 / 3, 0.3, 60, 0)
+    before, after, labels = np.array(rows["input_ids"]), np.array(found["input_ids"]), np.array(found["labels"])
+    for_features = (labels == -100).all(1)
+    assert for_features.mean() == pytest.approx(1 / 3, abs=0.1)
+    assert np.array_equal(after[~for_features], before[~for_features])
+    assert np.array_equal(labels[~for_features], before[~for_features])
+    assert (after != before)[for_features].mean() == pytest.approx(0.3, abs=0.05)
+
+    models = predictions.Models(study)
+    alone = [recipes.Recipe(unfamiliar=0.3, unfamiliar_windows=share) for share in (0.0, 1 / 3)]
+    before_joint = {json.dumps(models.before(0, predictions.SOURCE, recipe)) for recipe in alone}
+    assert len(before_joint) == 1
+    first, second = (models.mfn(0, predictions.SOURCE, f"share-{number}", of) for number, of in enumerate(alone))
+    assert not torch.equal(first.mfn_layers[1].encoder.weight, second.mfn_layers[1].encoder.weight)
+
+
 def test_alpha_lies_beside_its_schedule_in_a_step_and_not_after_it(study, data, monkeypatch):
     seen, compute_loss = [], recipes.MFNTrainer.compute_loss
 
