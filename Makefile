@@ -43,7 +43,7 @@ real-checkpoint: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/real_checkpoint.py
 
-# the paper's five predictions on small models: 78 minutes on two cores (time.json), twice that on slow ones
+# the paper's five predictions on small models: 78 minutes on two cores (time.json)
 predictions: $(VENV)/installed
 	$(BIN)/python benchmarks/predictions.py
 

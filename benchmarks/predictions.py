@@ -295,14 +295,15 @@ def main(
         return
     families = family or list(small_models.FAMILIES)
     from_nothing = not any(small_models.trained()) and not (cache_folder() / "predictions").exists()
-    begun = time.time()
+    results = [RESULTS / of / f"{prediction}.json" for of in families for prediction in chosen]
+    before = {file: file.stat().st_mtime_ns for file in results if file.exists()}
+    begun = time.monotonic()
     prepare()
     work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
     in_processes(work, families, processes=len(families))
-    results = [RESULTS / of / f"{prediction}.json" for of in families for prediction in chosen]
-    if from_nothing and all(file.stat().st_mtime > begun for file in results):
+    if from_nothing and all(file.stat().st_mtime_ns != before.get(file) for file in results):
         took = {"command": shlex.join(["python", "benchmarks/predictions.py", *sys.argv[1:]]), "commit": commit()}
-        took |= {"families": families, "minutes": round((time.time() - begun) / 60, 1)}
+        took |= {"families": families, "minutes": round((time.monotonic() - begun) / 60, 1)}
         write_whole(RESULTS / "time.json", json.dumps(took, indent=2) + "\n")
 
 

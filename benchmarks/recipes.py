@@ -42,8 +42,8 @@ class Recipe:
     unfamiliar: float = 0.0
     """Share of the tokens that are random ones where MFN layers learn alone."""
     unfamiliar_windows: float = 0.0
-    """Share of the windows that have as many random tokens where the model learns as a whole, and no next tokens to
-    predict, so that they are for features alone."""
+    """Share of the windows where the model learns as a whole that have `unfamiliar` random tokens, too, and labels of
+    -100, so that they are for features alone."""
     alpha_noise: float = 0.0
     """Standard deviation of alpha around its schedule, within 0 and 1."""
 
@@ -133,7 +133,8 @@ def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) 
 
 
 def with_random_windows(rows: Dataset, windows: float, share: float, vocabulary: int, seed: int) -> Dataset:
-    """The windows, of which a share has a share of its tokens replaced by any of the vocabulary, and no labels."""
+    """The windows, of which a share has a share of its tokens replaced by any of the vocabulary, and has labels of
+    -100."""
     if not windows:
         return rows
     clean, mixed = (np.array(of["input_ids"]) for of in (rows, with_random_tokens(rows, share, vocabulary, seed)))

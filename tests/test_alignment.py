@@ -2,12 +2,14 @@
 
 import json
 import math
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_base, make_mfn
 from datasets import Dataset
+from scipy import stats
 from scipy.sparse import csr_array
 from scipy.stats import ortho_group
 
@@ -109,7 +111,7 @@ def test_the_whole_prediction(family):
     live = ours["live features"].value
     assert live > 0.8
     # but for those that fire on the text that chose alone
-    assert live - 0.03 < ours["share of correlations above 0.9"].value <= live
+    assert live - 0.03 < ours["share of features matched above 0.9"].value <= live
     assert ours[f"{MATCHED}, chance"].value < 0.1
     assert ours[MATCHED].value > theirs[MATCHED].high > theirs[MATCHED].low > random[MATCHED].high
     assert theirs[f"{MATCHED}, on the text that chose"].value > theirs[MATCHED].value
@@ -123,6 +125,29 @@ def test_the_whole_prediction(family):
     as_good = cross_seed_alignment({MFN: subjects[MFN], POST_HOC_SAE: subjects[MFN]}, windows(0), windows(1))
     assert as_good.outcome == "partly"  # above 0.8, and not above the SAEs
     assert cross_seed_alignment({MFN: noisy}, windows(0), windows(1)).outcome == "not measured"
+
+
+def test_intervals_of_three_models_are_of_features_that_stand_in_two_pairs_each():
+    """Against sums over all couples of pairs, of the features that `align` matched in each layer."""
+    base = make_base("llama-tied")
+    models = [make_mfn(base, seed=seed, layers=[0, 2]) for seed in (3, 4, 5)]
+    found = cross_seed_alignment({MFN: models}, windows(0), windows(1)).figures[MFN]
+    values, ends = [], []
+    for (a, b), layer in product(combinations(range(3), 2), (0, 2)):
+        codes = [
+            Codes(*(alignment._codes(models[of], text, 8)[layer] for text in (windows(1), windows(0)))) for of in (a, b)
+        ]
+        aligned = align(models[a], models[b], layer, *codes)
+        values.extend(aligned.correlations)
+        ends.extend({(layer, a, i), (layer, b, j)} for i, j in aligned.pairs.tolist())
+    known = ~np.isnan(values)
+    values, ends = np.array(values)[known], [of for of, there in zip(ends, known, strict=True) if there]
+    residuals = values - values.mean()
+    shared = sum(x * y for (x, p), (y, q) in product(zip(residuals, ends, strict=True), repeat=2) if p & q)
+    pairs = len(set().union(*ends)) / 2
+    variance = max(shared, residuals @ residuals) / len(values) ** 2 * pairs / (pairs - 1)
+    margin = stats.t.ppf(0.975, pairs - 1) * math.sqrt(variance)
+    assert found[MATCHED] == pytest.approx((values.mean(), values.mean() - margin, values.mean() + margin))
 
 
 SURE, LOW = Figure(0.9, 0.85, 0.95), Figure(0.5, 0.45, 0.55)

@@ -36,7 +36,8 @@ def folder(tmp_path_factory):
         tokenizer.save_pretrained(folder / f"mfn-{seed}")
     make_mfn(base, layers=[1], num_features=64, k=2).save_pretrained(folder / "small-k")
     make_base("llama-tied", vocab_size=len(tokenizer), num_hidden_layers=5).save_pretrained(folder / "deep")
-    (folder / "concepts.json").write_text(json.dumps(WORDS))
+    for name in ("concepts", "more"):
+        (folder / f"{name}.json").write_text(json.dumps(WORDS))
     return folder
 
 
@@ -54,6 +55,7 @@ def test_all_five_are_measured_beside_baselines_and_what_is_there_stays(folder, 
     out = tmp_path / "out"
     options = [*baselines(folder, "court", "town"), "--source", "court", "--output", out]
     options += ["--no-rate", folder / "mfn-1", "--concepts", folder / "concepts.json"]
+    options += ["--concepts", folder / "more.json"]
     assert run(*command(folder, *options)) == 0
     printed = capsys.readouterr().out
     report = (out / "report.md").read_text()
@@ -64,15 +66,18 @@ def test_all_five_are_measured_beside_baselines_and_what_is_there_stays(folder, 
         assert result["outcome"] != "not measured" or "task" in result["reason"], result["reason"]
         assert result["settings"]["source"] == "court"
         assert (out / "figures" / f"{name}.svg").exists()
+        assert result["settings"]["concepts"] == ["concepts", "more"]
     kept = {folder.name for folder in (out / "baselines").iterdir()}
     assert {"sae-court-seed-0", "sae-court-seed-1", "sae-tuned-on-town-seed-0", "random-seed-0"} <= kept
 
     before = {file: file.stat().st_mtime_ns for file in out.glob("P*.json")}
     (out / "P3.json").unlink()
+    (out / "figures" / "P1.svg").unlink()
     monkeypatch.setitem(PREDICTIONS, "P1", lambda evidence: pytest.fail("P1 was there"))
     assert run(*command(folder, *options)) == 0
     after = {file: file.stat().st_mtime_ns for file in out.glob("P*.json")}
     assert {file.name for file in before if before[file] != after[file]} == {"P3.json"}
+    assert (out / "figures" / "P1.svg").exists()
 
 
 def test_what_is_not_given_is_not_measured(folder, tmp_path):
@@ -82,9 +87,10 @@ def test_what_is_not_given_is_not_measured(folder, tmp_path):
     assert outcomes == dict.fromkeys(PREDICTIONS, "not measured")
 
 
-def test_another_k_or_base_is_measured_again(folder, tmp_path, monkeypatch):
+def test_another_k_or_base_is_measured_again(folder, tmp_path, monkeypatch, capsys):
     """Though names of models, weights of the one and path of the other are what they were."""
     mfn, base = (shutil.copytree(folder / name, tmp_path / name) for name in ("mfn-0", "base"))
+    (mfn / "training_record.json").write_text(json.dumps({"tokens": 7_000_000}))
     measured, measure = [], PREDICTIONS["P3"]
     monkeypatch.setitem(PREDICTIONS, "P3", lambda evidence: measured.append(1) or measure(evidence))
     texts = ["--text", f"court={folder / 'court'}.txt", *baselines(folder, "court"), "--base", base]
@@ -98,7 +104,9 @@ def test_another_k_or_base_is_measured_again(folder, tmp_path, monkeypatch):
             assert run("evaluate", mfn, *texts, *options) == 0
             assert len(measured) == expected
     settings = json.loads((tmp_path / "out/P3.json").read_text())["settings"]
-    assert (settings["k"], settings["alpha"]) == (2, [1.0])
+    assert (settings["k"], settings["alpha"], settings["learnt_from_tokens"]) == (2, [1.0], [7_000_000])
+    note = "there are models that learnt from 7,000,000 tokens, and baselines learn from 1,024"
+    assert note in " ".join(capsys.readouterr().out.split())
 
 
 def test_perplexities_go_into_the_models_card(folder, tmp_path):
@@ -150,6 +158,7 @@ def test_perplexities_go_into_the_models_card(folder, tmp_path):
         (["--text", "other={0}/other.txt"], "other.txt"),
         (["--concepts", "{0}/court.txt"], "court.txt"),
         (["--output", "{0}/court.txt"], "court.txt is a file"),
+        (["--concepts", "{0}/concepts.json"] * 2, "concepts are of {0}/concepts.json, but there is a group 'concepts'"),
         (["--dense", "{0}/base"], "dense is given without source"),
         (["--window", "4096"], "window is 4096; the model reads at most"),
         (["--tokens", "16"], "text 'court' has 1 windows of 16 tokens; intervals need at least 2"),

@@ -416,7 +416,9 @@ def test_windows_of_random_tokens_are_for_features_alone(study, data):
     before_joint = {json.dumps(models.before(0, predictions.SOURCE, recipe)) for recipe in alone}
     assert len(before_joint) == 1
     first, second = (models.mfn(0, predictions.SOURCE, f"share-{number}", of) for number, of in enumerate(alone))
-    assert not torch.equal(first.mfn_layers[1].encoder.weight, second.mfn_layers[1].encoder.weight)
+    weights = [model.mfn_layers[1].encoder.weight for model in (first, second)]
+    assert weights[1].isfinite().all()
+    assert not torch.equal(*weights)
 
 
 def test_alpha_lies_beside_its_schedule_in_a_step_and_not_after_it(study, data, monkeypatch):

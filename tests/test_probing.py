@@ -36,7 +36,7 @@ def tasks_of(data):
 
 def rotated(model):
     """The same features read off another basis of the residual stream: no coordinate of h is a feature any more."""
-    torch.manual_seed(3)
+    torch.manual_seed(3)  # of which no coordinate tells animals and foods by chance
     rotation = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN))[0]
     with torch.no_grad():
         embedding = model.get_input_embeddings().weight

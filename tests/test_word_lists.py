@@ -5,6 +5,7 @@ import planted
 import pytest
 import word_lists
 
+from modeling_mfn.atlas.concepts import read_concepts
 from modeling_mfn.evaluation.tasks import Limits, word_tasks
 
 INDEX = {
@@ -102,3 +103,12 @@ def test_lists_have_no_word_twice():
     python = word_lists.code_words()
     assert {"def", "lambda"} <= {word for (word,) in python["Python keywords"]}
     assert {"len", "isinstance"} <= {word for (word,) in python["Python built-ins"]}
+
+
+def test_groups_are_written_for_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(concepts, "concepts", lambda: {"animals": [["dog", "dogs"], ["mouse", "mice"]]})
+    word_lists.main(tmp_path / "words")
+    found = {file.stem: read_concepts(file) for file in (tmp_path / "words").iterdir()}
+    assert found == word_lists.groups()
+    assert set(found) == {"concepts", "polarity", "part of speech"}
+    assert ["mouse", "mice"] in found["part of speech"]["nouns"]

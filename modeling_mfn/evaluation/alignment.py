@@ -160,8 +160,8 @@ def cross_seed_alignment(
 
     For every pair of a subject's models and every layer: linear CKA of codes, and features matched one to one, on codes
     and on directions. Shares of correlations are of all features, so that those that never fire count as not matched.
-    Intervals are over matched pairs of features, those of all layers and pairs of seeds together; of CKA over layers
-    and pairs of seeds. A feature of a model stands in several pairs where there are more than two models, which
+    Intervals are over matched pairs of features, those of all layers and pairs of seeds together; of CKA over
+    layers. A feature of a model stands in several pairs where there are more than two models, which
     `result.mean_of_pairs` takes into account. Intervals say how sure a mean is for these models, not for further ones:
     seeds are few, and `details["by_seeds"]` shows how much one pair of them differs from another.
 
@@ -246,38 +246,42 @@ def _pooled(alignments: Sequence[Alignment], name: str) -> np.ndarray:
 
 def _ends(alignments: Sequence[Alignment], name: str) -> np.ndarray:
     """(P, 2) numbers of the features in pairs that tell apart those of all layers and models."""
-    return np.concatenate([_places(each) * 2**32 + getattr(each, name) for each in alignments])
+    models = [each.layer * 2**16 + np.array(each.seeds, np.int64) for each in alignments]
+    return np.concatenate([of * 2**32 + getattr(each, name) for of, each in zip(models, alignments, strict=True)])
 
 
-def _places(alignment: Alignment) -> np.ndarray:
-    """(2,) numbers of the layer in either model."""
-    return alignment.layer * 2**16 + np.array(alignment.seeds, np.int64)
+def _over_layers(alignments: Sequence[Alignment], name: str) -> Figure:
+    """Pairs of seeds share models, so that layers are what is independent, if anything is."""
+    layers = {each.layer for each in alignments}
+    return mean([_mean(np.array([getattr(each, name) for each in alignments if each.layer == of])) for of in layers])
 
 
 def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
     correlations, cosines = (_pooled(alignments, name) for name in ("correlations", "cosines"))
     pairs, cosine_pairs = (_ends(alignments, name) for name in ("pairs", "cosine_pairs"))
     masses, cosine_masses = (_pooled(alignments, name) for name in ("masses", "cosine_masses"))
-    layers = np.array([_places(each) for each in alignments])
     return {
         HEADLINE: mean_of_pairs(correlations, pairs),
         f"{HEADLINE}, weighted by activation": mean_of_pairs(correlations, pairs, masses),
-        **{f"share of correlations above {level}": _share(alignments, level) for level in LEVELS},
+        **{f"share of features matched above {level}": _share(alignments, level) for level in LEVELS},
         f"{HEADLINE}, on the text that chose": mean_of_pairs(_pooled(alignments, "chosen_correlations"), pairs),
         f"{HEADLINE}, chance": mean(_pooled(alignments, "chance")),
         "matched cosine": mean_of_pairs(cosines, cosine_pairs),
         "matched cosine, weighted by activation": mean_of_pairs(cosines, cosine_pairs, cosine_masses),
         **{f"share of cosines above {level}": mean_of_pairs(cosines >= level, cosine_pairs) for level in LEVELS},
         "matched cosine, chance": mean(_pooled(alignments, "chance_cosines")),
-        "CKA": mean_of_pairs(np.array([each.cka for each in alignments]), layers),
-        "CKA, chance": mean_of_pairs(np.array([each.chance_cka for each in alignments]), layers),
-        "live features": mean_of_pairs(np.array([each.live for each in alignments]), layers),
+        "CKA": _over_layers(alignments, "cka"),
+        "CKA, chance": _over_layers(alignments, "chance_cka"),
+        "live features": _over_layers(alignments, "live"),
     }
 
 
 def _share(alignments: Sequence[Alignment], level: float) -> Figure:
     """Of all features, those that never fire and have no partner, too, how many are matched above a level."""
-    above = mean_of_pairs(_pooled(alignments, "correlations") >= level, _ends(alignments, "pairs"))
+    correlations = _pooled(alignments, "correlations")
+    if not len(correlations):
+        return Figure(0.0)
+    above = mean_of_pairs(correlations >= level, _ends(alignments, "pairs"))
     matched = sum(len(each.pairs) for each in alignments) / sum(each.features for each in alignments)
     return Figure(*(matched * part for part in above))
 
@@ -288,11 +292,11 @@ def _verdict(
     missing = [name for name in (MFN, POST_HOC_SAE) if name not in figures]
     if missing:
         return "not measured", f"models of two or more seeds are needed; there are none of: {', '.join(missing)}"
-    ours, theirs, difference = figures[MFN], figures[POST_HOC_SAE], differences[POST_HOC_SAE]
+    ours, theirs, less = figures[MFN], figures[POST_HOC_SAE], differences[POST_HOC_SAE]
     lowest, highest = (
         f(pair[HEADLINE] for pair in by_seeds[of].values()) for f, of in ((min, MFN), (max, POST_HOC_SAE))
     )
-    better = difference.low > 0 and lowest > highest
+    better = less.low > 0 and lowest > highest
     aligned = ours[HEADLINE].low > LEVEL and lowest > LEVEL
     beside = [figures[name]["CKA"] for name in (POST_HOC_SAE, RANDOM_SAE) if name in figures]
     by_cka = len(beside) == 2 and ours["CKA"].low > max(LEVEL, *(figure.high for figure in beside))
@@ -303,7 +307,7 @@ def _verdict(
         outcome = "partly"
     reason = (
         f"Matched features correlate by {ours[HEADLINE]} on held-out text, {'surely' if aligned else 'not surely'} "
-        f"above {LEVEL}, and post-hoc SAEs' by {theirs[HEADLINE]} (difference {difference}, "
+        f"above {LEVEL}, and post-hoc SAEs' by {theirs[HEADLINE]} (difference {less}, "
         f"{'surely' if better else 'not surely'} above 0 between all seeds); CKA is {ours['CKA']} against "
         f"{' and '.join(map(str, beside))} of post-hoc {'and random ' if len(beside) == 2 else ''}SAEs."
     )
@@ -314,7 +318,7 @@ def _summary(alignments: Sequence[Alignment]) -> dict[str, float]:
     correlations = _pooled(alignments, "correlations")
     return {
         HEADLINE: _mean(correlations),
-        "share of correlations above 0.8": _share(alignments, 0.8).value,
+        "share of features matched above 0.8": _share(alignments, 0.8).value,
         "matched cosine": _mean(_pooled(alignments, "cosines")),
         "CKA": _mean(np.array([each.cka for each in alignments])),
     }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
+    from ..atlas.concepts import Concepts
     from ..modeling_mfn import MFNForCausalLM
     from .baseline_models import BaselineModels
     from .result import PredictionResult
@@ -87,7 +88,6 @@ def evaluate(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from .. import __version__
-    from ..atlas.concepts import read_concepts
     from ..model_card import add_perplexities
     from ..modeling_mfn import MFNForCausalLM
     from .baseline_models import digest_of, digest_of_rows
@@ -97,7 +97,7 @@ def evaluate(
     from .result import MFN, NO_RATE_LOSS
 
     chosen = check_predictions([name.strip().upper() for name in predictions.split(",")])
-    groups = {file.stem: read_concepts(file) for file in concepts or []}
+    groups = named_groups(concepts or [])
     texts, train_texts = named_texts(text), named_texts(train_text or [])
     _check(texts, train_texts, base, source, dense, len(model), output)
     check_alike(model, no_rate or [], base, dense or [], window)
@@ -117,7 +117,7 @@ def evaluate(
         baselines = _baselines(base, models[0], training, epochs, output / "baselines")
         read = epochs * window * (len(training[source]) if source else sum(map(len, training.values())))
         if uneven := [known for known in learnt if known and not 0.5 < read / known < 2]:
-            note = f"MODEL learnt from {uneven[0]:,} tokens, and baselines learn from {read:,}"
+            note = f"there are models that learnt from {uneven[0]:,} tokens, and baselines learn from {read:,}"
             Console().print(f"{note}: --train-tokens and --epochs say from how many", markup=False)
     settings = {
         "modeling_mfn": __version__, "models": model, "learnt_from_tokens": learnt, "no_rate": no_rate or [],
@@ -165,6 +165,19 @@ def named_texts(texts: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"two texts are of domain {name!r}; give them other names, as DOMAIN=TEXT")
         named[name] = source
     return named
+
+
+def named_groups(files: Sequence[Path]) -> dict[str, Concepts]:
+    """Name of a file, which is that of a group of concepts -> what it holds."""
+    from ..atlas.concepts import read_concepts
+    from .tasks import FORMATTING
+
+    groups: dict[str, Concepts] = {}
+    for file in files:
+        if file.stem in groups or file.stem == FORMATTING:
+            raise ValueError(f"concepts are of {file}, but there is a group {file.stem!r}; give the file another name")
+        groups[file.stem] = read_concepts(file)
+    return groups
 
 
 def read_windows(text: str, tokenizer: Any, window: int, tokens: int) -> Dataset:

@@ -81,7 +81,7 @@ def draw(result: PredictionResult) -> Figure:
 
 
 def _draw_curve(axes: Axes, result: PredictionResult, curve: Curve) -> None:
-    for (subject, _), colour in zip(result.figures.items(), _colours(result), strict=True):
+    for subject, colour in zip(result.figures, _colours(result), strict=True):
         points = sorted(curve.points(result.details[curve.detail].get(subject, {})).items())
         values = [_value(y) for _, y in points]
         if np.isfinite(values).any():

@@ -118,19 +118,14 @@ def _positive_ranks(features: csr_array, labels: np.ndarray) -> np.ndarray:
     entries = coo_array(features)
     stored = entries.data > 0
     row, column, value = entries.row[stored], entries.col[stored], entries.data[stored]
-    order = np.lexsort((value, column))
-    row, column, value = row[order], column[order], value[order]
-    p = features.shape[1]
+    n, p = features.shape
     count = np.bincount(column, minlength=p)
-    zeros = features.shape[0] - count
-    place = np.arange(len(column)) - (np.cumsum(count) - count)[column]
-    begins = np.append(True, (column[1:] != column[:-1]) | (value[1:] != value[:-1]))[: len(column)]
-    tie = np.cumsum(begins) - 1
-    mean_place = np.bincount(tie, place) / np.bincount(tie) if len(tie) else np.zeros(0)
-    rank = zeros[column] + mean_place[tie] + 1
-    is_positive = labels[row]
-    silent = labels.sum() - np.bincount(column[is_positive], minlength=p)
-    return np.bincount(column[is_positive], rank[is_positive], minlength=p) + silent * (zeros + 1) / 2
+    zeros = n - count
+    one_after_another = rankdata(column * (len(value) + 1.0) + rankdata(value, "dense"))
+    rank = one_after_another + (zeros - np.cumsum(count) + count)[column]
+    positive = labels[row]
+    silent = labels.sum() - np.bincount(column[positive], minlength=p)
+    return np.bincount(column[positive], rank[positive], minlength=p) + silent * (zeros + 1) / 2
 
 
 def area(values: np.ndarray, labels: np.ndarray) -> float:

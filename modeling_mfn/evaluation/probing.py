@@ -60,16 +60,16 @@ PAPER_CRITERION = (
     "outperform those on h. The stricter criterion asks for both.)"
 )
 CRITERION = (
-    "Purity is the area under the ROC curve (AUROC) of the feature with the largest one on training words, judged on "
-    "held-out ones, averaged over the groups of tasks of words (over those of formats, if there are no others); for h "
-    "it is the best coordinate. Confirmed if the purity of the MFN model's codes is (a) at least 10 % above that of "
-    "the coordinates of the MFN model's own h, and (b) at least 10 % above that of the post-hoc SAE's codes, with the "
-    "whole intervals of 95 % of both gains; (c) the linear probe on all of z has a larger AUROC than that on all of "
-    "the MFN model's own h, and a larger one than that on all of the base model's h where that was measured, with the "
-    "whole intervals of the differences; and each of these gains is above 0 in every seed. Partly if (a) or (c) holds. "
-    "Not measured if no group has two tasks, as there is no interval then. As an AUROC is at most 1, it cannot gain "
-    "10 % on a baseline above 0.909; and 0.5 is chance, so that a relative gain in AUROC looks smaller than it is. The "
-    "gain in what is above chance, AUROC - 0.5, is fairer and stands beside it."
+    "Purity is the area under the ROC curve (AUROC) on held-out words of one feature, the one whose area is farthest "
+    "from 0.5 on training words, averaged over the groups of tasks of words (over those of formats, if there are no "
+    "others); for h it is that of one coordinate. Confirmed if the purity of the MFN model's codes is (a) at least 10 "
+    "% above that of the coordinates of the MFN model's own h, and (b) at least 10 % above that of the post-hoc SAE's "
+    "codes, with the whole intervals of 95 % of both gains; (c) the linear probe on all of z has a larger AUROC than "
+    "that on all of the MFN model's own h, and a larger one than that on all of the base model's h where that was "
+    "measured, with the whole intervals of the differences; and each of these gains is above 0 in every seed. Partly "
+    "if (a) or (c) holds. Not measured if no group has two tasks, as there is no interval then. As an AUROC is at most "
+    "1, it cannot gain 10 % on a baseline above 0.909; and 0.5 is chance, so that a relative gain in AUROC looks "
+    "smaller than it is. The gain in what is above chance, AUROC - 0.5, is fairer and stands beside it."
 )
 
 

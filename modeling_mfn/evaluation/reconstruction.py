@@ -35,8 +35,7 @@ def reconstruction_errors(
     others. The model runs at its own alpha."""
     found = []
     with evaluating(model):
-        count = -(-len(list(windows)) // batch_size)
-        for batch in tqdm(batches(windows, batch_size), "reconstruction", count, leave=False):
+        for batch in tqdm(batches(windows, batch_size), "reconstruction", unit="batch", leave=False):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None].double()
             items = model.model(**inputs, output_reconstructions=True, use_cache=False).reconstructions

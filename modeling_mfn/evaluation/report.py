@@ -25,9 +25,9 @@ def save_result(result: PredictionResult, settings: Mapping[str, Any], folder: P
     """Writes `<prediction>.json`, the result with the settings that made it, and its figures as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": dict(settings), **result.to_json()}
-    # before its figures: whatever fails in drawing must not cost the measurement
     for file in _figure_files(result.prediction, folder):
         file.unlink(missing_ok=True)
+    # before its figures: whatever fails in drawing must not cost the measurement
     write_whole(folder / f"{result.prediction}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     complete_figures(result, folder)
 

@@ -9,8 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..modeling_mfn import MFNForCausalLM
 
@@ -164,7 +162,7 @@ def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | No
     """The mean of values that belong to pairs, NaN ones left out. Two pairs with an end in common are taken to be
     correlated, in a way that their residuals tell: sums of products over all such couples of pairs are in the variance
     (Fafchamps & Gubert 2007, "The formation of risk sharing networks"; Aronow et al. 2015), which is never less than
-    that of independent values. Pairs without any end in common are independent, and the interval is `mean`'s.
+    that of independent values. Of pairs without any end in common, all of one weight, the interval is `mean`'s.
 
     Args:
         values: (P,).
@@ -172,20 +170,18 @@ def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | No
         weights: (P,), at least 0; equal ones by default.
     """
     values = np.asarray(values, np.float64)
-    known = ~np.isnan(values) if weights is None else ~np.isnan(values) & (weights > 0)
+    weights = np.ones(len(values)) if weights is None else weights
+    known = ~np.isnan(values) & (weights > 0)
     if not known.any():
         return Figure(math.nan)
-    values, weights = values[known], np.ones(known.sum()) if weights is None else weights[known]
-    shares = weights / weights.sum()
+    values, shares = values[known], weights[known] / weights[known].sum()
     value = float(shares @ values)
     names, places = np.unique(ends[known], return_inverse=True)
-    first, second = places.reshape(-1, 2).T
-    links = coo_array((np.ones(len(first)), (first, second)), (len(names), len(names)))
-    independent = connected_components(links, directed=False, return_labels=False)
+    independent = len(names) / 2  # pairs, if none of them had an end in common
     if independent < 2:
         return Figure(value)
     residuals = shares * (values - value)
-    at_ends = np.bincount(np.concatenate([first, second]), np.concatenate([residuals, residuals]))
+    at_ends = np.bincount(places.ravel(), np.repeat(residuals, 2))
     alone = residuals @ residuals
     variance = max(at_ends @ at_ends - alone, alone) * independent / (independent - 1)
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, independent - 1) * math.sqrt(variance))
