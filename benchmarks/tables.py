@@ -158,20 +158,23 @@ def verdict_table() -> Iterator[list[str]]:
         told = result.prediction
 
 
-def remedy_table(family: str, group: str) -> Iterator[list[str]]:
-    """What was tried for one prediction, beside what it was tried instead of."""
-    columns = {name: of for name, of in REMEDY_FIGURES.items() if (of[0] == "P5") == (group == "P5")}
+def remedy_table(family: str, *groups: str) -> Iterator[list[str]]:
+    """What was tried for one prediction, or for several of P1 to P4, beside what it was tried instead of."""
+    of_source = groups == ("P5",)
+    columns = {name: of for name, of in REMEDY_FIGURES.items() if (of[0] == "P5") == of_source}
     yield ["remedy", "what differs", *columns, *(f"perplexity, {domain}" for domain in DOMAINS)]
     folder = PREDICTIONS / family / "remedies"
-    usual = folder / ("P5" if group == "P5" else "all") / "as-it-is.json"
-    for file in [usual, *sorted(each for each in (folder / group).glob("*.json") if each != usual)]:
+    usual = folder / ("P5" if of_source else "all") / "as-it-is.json"
+    tried = [each for group in groups for each in sorted((folder / group).glob("*.json")) if each != usual]
+    for file in [usual, *tried]:
         of = load(file)
         own = {name: figures_of(figures) for name, figures in of["figures"].items()}
         figures = [
             str(own[prediction].get(subject, {}).get(name, "")) for prediction, subject, name in columns.values()
         ]
         differs = ", ".join(f"{key} {json.dumps(value)}" for key, value in of["changes"].items())
-        yield [file.stem, differs, *figures, *(f"{statistics.mean(of['perplexity'][d]):.1f}" for d in DOMAINS)]
+        name = file.stem if len(groups) == 1 or file == usual else f"{file.parent.name}/{file.stem}"
+        yield [name, differs, *figures, *(f"{statistics.mean(of['perplexity'][d]):.1f}" for d in DOMAINS)]
 
 
 def sensitivity_table() -> Iterator[list[str]]:
@@ -238,6 +241,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
         for family in TITLES
         for group in ("all", *(f"P{n}" for n in range(1, 6)))
     },
+    "gpt2-P1-to-P4": partial(remedy_table, "gpt2", "P1", "P2", "P3", "P4"),
 }
 
 
