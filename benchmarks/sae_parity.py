@@ -41,7 +41,7 @@ SWEEP = 4
 """Learning rates are tried on one part in so many of the training."""
 BATCH, K, EXPANSION = 16, 32, 8
 RATES = (5e-3, 1e-2, 2e-2)
-SIGNUM_SHARES = (1 / 2, 1, 2, 4)
+SIGNUM_SHARES = (1 / 4, 1 / 2, 1)
 """Of sparsify's default learning rate, for its default optimizer."""
 ALIVE = {"auxk_alpha": 1 / 32, "dead_feature_threshold": 20_000}
 """What keeps our features alive, for theirs as well."""
