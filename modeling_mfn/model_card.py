@@ -65,7 +65,7 @@ def model_card(
     if base_model is not None:
         validate_repo_id(base_model)
     evaluation = _read_evaluation(folder / EVALUATION_FILE)
-    record = _read_json(folder / RECORD_FILE) or {}
+    record = read_json(folder / RECORD_FILE) or {}
     atlas = _without_pruned(read_atlas(folder), config)
     data = ModelCardData(
         base_model=base_model,
@@ -116,7 +116,7 @@ def read_config(folder: Path) -> MFNConfig:
     """The config of the MFN model in a folder; `ValueError` if there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one that `save_pretrained` wrote")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise ValueError(f"{folder} has no config.json; give a folder that `save_pretrained` wrote")
     if config.get("model_type") != "mfn":
@@ -138,7 +138,7 @@ def _is_id(name: str) -> bool:
     return True
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Any] | None:
     """What a JSON file holds, `None` where there is none."""
     if not file.is_file():
         return None
@@ -152,7 +152,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 
 
 def _read_evaluation(file: Path) -> list[dict[str, Any]]:
-    rows = (_read_json(file) or {}).get("perplexity", [])
+    rows = (read_json(file) or {}).get("perplexity", [])
     for row in rows:
         values = [row[name] for name in _perplexity_names([row])]
         if not isinstance(row.get("data"), str) or not values or not all(map(_is_number, values)):
@@ -169,7 +169,7 @@ def add_perplexities(folder: str | os.PathLike[str], rows: list[dict[str, Any]])
     file = Path(folder) / EVALUATION_FILE
     new = {row["data"] for row in rows}
     kept = [row for row in _read_evaluation(file) if row["data"] not in new]
-    content = (_read_json(file) or {}) | {"perplexity": kept + rows}
+    content = (read_json(file) or {}) | {"perplexity": kept + rows}
     write_whole(file, json.dumps(content, indent=2) + "\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import AutoConfig
 from ..checkpoints import RECORD_FILE
 from ..configuration_mfn import MFNConfig
 from ..data import check_window
+from ..model_card import read_json
 
 
 def check_alike(
@@ -73,12 +73,9 @@ def check_held_out(held_out: Mapping[str, Dataset], training: Mapping[str, Datas
 
 
 def tokens_of(model: str | os.PathLike[str]) -> int | None:
-    """That a model in a folder learnt from when it was trained last, padding included; `None` where that is unknown."""
-    file = Path(model) / RECORD_FILE
-    if not file.exists():
-        return None
-    tokens: int = json.loads(file.read_text(encoding="utf-8")).get("tokens", 0)
-    return tokens or None
+    """That a model in a folder learnt from when it was trained last, without padding; `None` where that is unknown."""
+    record = read_json(Path(model) / RECORD_FILE) or {}
+    return record.get("tokens") or None
 
 
 __all__ = ["check_alike", "check_held_out", "tokens_of"]
