@@ -67,7 +67,7 @@ class Recipe:
 
 STUDY = Recipe({"stability_pass": "model", "lambda_stab": 2.5})
 """The study's: what helped P4 in `remedies.py`, and cost other predictions next to nothing."""
-ONE_DOMAIN = replace(STUDY, unfamiliar=0.3)
+ONE_DOMAIN = replace(STUDY, unfamiliar=0.3, unfamiliar_windows=1 / 3)
 """The study's where text is of one domain: what helped P5."""
 
 
