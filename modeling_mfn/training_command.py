@@ -112,6 +112,7 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
     mfn.to(getattr(torch, dtype))
     trainer.save_model()
+    trainer.end()
     Console().print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {mfn.config.alpha:g}")
 
 

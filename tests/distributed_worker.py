@@ -47,6 +47,7 @@ def main(settings):
         if "fsdp_config" not in settings["arguments"]:
             weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
             save_file(weights, output / "weights.safetensors")
+    trainer.end()
 
 
 if __name__ == "__main__":
