@@ -35,7 +35,18 @@ import typer
 import word_lists
 from datasets import Dataset
 from fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K, commit
-from recipes import EPOCHS, JOINT, ONE_DOMAIN, STUDY, Recipe, train_alone, train_together, training, with_random_tokens
+from recipes import (
+    EPOCHS,
+    JOINT,
+    ONE_DOMAIN,
+    STUDY,
+    Recipe,
+    train_alone,
+    train_together,
+    training,
+    with_random_tokens,
+    with_random_windows,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from modeling_mfn import MFNForCausalLM
@@ -148,12 +159,15 @@ class Models(BaselineModels):
                 return rows
             return with_random_tokens(rows, recipe.unfamiliar, self.base_model.config.vocab_size, seed)
 
-        folder = self.folder / f"random-tokens-{recipe.unfamiliar:g}"
+        folder = self.folder / f"random-tokens-{recipe.unfamiliar:g}-{recipe.unfamiliar_windows:.2f}"
         return BaselineModels(self.base, rows, self.size, self.epochs, folder)
 
-    def dense(self, seed: int, domain: str) -> PreTrainedModel:
-        """The base model, trained on for as long with the same learning rate and warm-up."""
-        rows = self.rows(domain, seed)
+    def dense(self, seed: int, domain: str, recipe: Recipe) -> PreTrainedModel:
+        """The base model, trained on for as long with the same learning rate and warm-up, to predict the same
+        tokens."""
+        windows = recipe.unfamiliar_windows
+        vocabulary = self.base_model.config.vocab_size
+        rows = with_random_windows(self.rows(domain, seed), windows, recipe.unfamiliar, vocabulary, seed)
         settings = CONTINUE | {"learning_rate": self.study.learning_rate, "warmup_steps": JOINT["warmup_steps"]}
 
         def train() -> PreTrainedModel:
@@ -162,7 +176,7 @@ class Models(BaselineModels):
             return model
 
         made_from = settings | small_models.OPTIMIZER | {"batch": BATCH, "text": digest_of_rows(rows)}
-        return self.kept(f"dense-{domain}-seed-{seed}", made_from, train)
+        return self.kept(f"dense-{domain}-{windows:.2f}-seed-{seed}", made_from, train)
 
 
 def run(study: Study, predictions: list[str], threads: int) -> None:
@@ -172,7 +186,7 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
     transfers = {}
     if "P5" in predictions:
         own = [models.mfn(seed, SOURCE, recipe=ONE_DOMAIN) for seed in seeds]
-        dense = [models.dense(seed, SOURCE) for seed in seeds]
+        dense = [models.dense(seed, SOURCE, ONE_DOMAIN) for seed in seeds]
         targets = [domain for domain in corpora.DOMAINS if domain != SOURCE]
         transfers = models.beside(ONE_DOMAIN).transfers(SOURCE, targets, own, dense)
     subjects = {

@@ -141,7 +141,7 @@ def evidence(models: Models, name: str, recipe: Recipe, seeds: int) -> Evidence:
     held_out = {domain: data.evaluation(domain, small_models.EVALUATION_TOKENS) for domain in corpora.DOMAINS}
     if name.startswith("P5/"):
         frozen = recipe.settings.get("trainable") == "mfn"
-        dense = [None if frozen else models.dense(seed, SOURCE) for seed in range(seeds)]
+        dense = [None if frozen else models.dense(seed, SOURCE, recipe) for seed in range(seeds)]
         transfers = {MFN: [Transfer(SOURCE, *pair) for pair in zip(own, dense, strict=True)]}
         if not recipe.changes() or recipe.unfamiliar:
             beside = models.beside(recipe)

@@ -150,7 +150,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
     by_setting = [
         (recipes.fidelity.FROM_CACHE, "learning_rate", models.mfn),
         (recipes.JOINT, "mfn_learning_rate", models.mfn),
-        (small_models.OPTIMIZER, "adam_beta2", partial(models.dense, domain="dictionary")),
+        (small_models.OPTIMIZER, "adam_beta2", partial(models.dense, domain="dictionary", recipe=recipes.ONE_DOMAIN)),
         (baselines.RECIPE, "rate_window", models.sae),
         (
             baselines.RECONSTRUCTION_ALONE,
@@ -229,7 +229,11 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
         "plain-all-seed-0", "plain-all-seed-1", "P2-half-all-seed-0", "P2-half-all-seed-1",
         # for seed 0 these are nothing else
         "P3-same-first-dictionary-all-seed-1", "P3-same-learnt-dictionary-all-seed-1",
-        *(f"{kind}-dictionary-seed-{seed}" for kind in ("plain", "dense", "P5-frozen-backbone") for seed in (0, 1)),
+        *(
+            f"{kind}-seed-{seed}"
+            for kind in ("plain-dictionary", "dense-dictionary-0.00", "P5-frozen-backbone-dictionary")
+            for seed in (0, 1)
+        ),
         "training",
     }  # fmt: skip
 
@@ -400,7 +404,7 @@ def test_random_tokens_take_a_share_of_the_places():
     assert np.bincount(tokens[tokens != 7], minlength=100).max() < 70
 
 
-def test_windows_of_random_tokens_are_for_features_alone(study, data):
+def test_windows_of_random_tokens_are_for_features_alone(study, data, monkeypatch):
     rows = corpora.as_data_set(np.random.default_rng(0).integers(3, 60, (300, WINDOW)))
     assert recipes.with_random_windows(rows, 0.0, 0.3, 60, 0) is rows
     found = recipes.with_random_windows(rows, 1 / 3, 0.3, 60, 0)
@@ -419,6 +423,18 @@ def test_windows_of_random_tokens_are_for_features_alone(study, data):
     weights = [model.mfn_layers[1].encoder.weight for model in (first, second)]
     assert weights[1].isfinite().all()
     assert not torch.equal(*weights)
+
+    # what the MFN model loses is held against a dense one that learns the same next tokens
+    seen, trainer = [], recipes.MFNTrainer
+    monkeypatch.setattr(small_models, "train_dense", lambda model, rows, *args, **settings: seen.append(rows))
+    monkeypatch.setattr(
+        recipes, "MFNTrainer", lambda *args, **rows: seen.append(rows["train_dataset"]) or trainer(*args, **rows)
+    )
+    models.mfn(1, predictions.SOURCE, "both", alone[1])
+    models.dense(1, predictions.SOURCE, alone[1])
+    of_mfn, of_dense = seen
+    assert of_mfn.to_dict() == of_dense.to_dict()
+    assert -100 in np.array(of_dense["labels"])
 
 
 def test_alpha_lies_beside_its_schedule_in_a_step_and_not_after_it(study, data, monkeypatch):
