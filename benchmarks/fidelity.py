@@ -261,13 +261,19 @@ def runs() -> dict[str, Run]:
     return table
 
 
-def commit() -> str | None:
-    """Of this code; `None` outside its repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+def _commit() -> str | None:
+    """With `-dirty` behind it where a file of Python's was changed since. `None` outside the repository."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        known = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return None
+    return known.stdout.strip() + ("-dirty" if changed else "")
+
+
+COMMIT = _commit()
+"""Of this code as the process has read it, however long it runs."""
 
 
 def main(
@@ -284,7 +290,7 @@ def main(
         if names:
             continue
         begun = time.time()
-        record = {"command": f"python benchmarks/fidelity.py --only {shlex.quote(name)}", "commit": commit()} | run()
+        record = {"command": f"python benchmarks/fidelity.py --only {shlex.quote(name)}", "commit": COMMIT} | run()
         record["minutes"] = round((time.time() - begun) / 60, 1)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ import torch
 import typer
 import word_lists
 from datasets import Dataset
-from fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K, commit
+from fidelity import BASE_TOKENS, BATCH, COMMIT, CONTINUE, SHORT_TOKENS, K
 from recipes import (
     EPOCHS,
     JOINT,
@@ -202,7 +202,7 @@ def run(study: Study, predictions: list[str], threads: int) -> None:
         "digests": digests([model for of in subjects.values() for model in of], held_out),
     }
     found = evidence(models, subjects, transfers, held_out)
-    measure_predictions(found, predictions, settings, RESULTS / study.name, commit())
+    measure_predictions(found, predictions, settings, RESULTS / study.name, COMMIT)
 
 
 def digests(models: Iterable[PreTrainedModel], held_out: Mapping[str, Dataset]) -> list[str]:
@@ -316,7 +316,7 @@ def main(
     work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
     in_processes(work, families, processes=len(families))
     if from_nothing and all(file.stat().st_mtime_ns != before.get(file) for file in results):
-        took = {"command": shlex.join(["python", "benchmarks/predictions.py", *sys.argv[1:]]), "commit": commit()}
+        took = {"command": shlex.join(["python", "benchmarks/predictions.py", *sys.argv[1:]]), "commit": COMMIT}
         took |= {"families": families, "minutes": round((time.monotonic() - begun) / 60, 1)}
         write_whole(RESULTS / "time.json", json.dumps(took, indent=2) + "\n")
 

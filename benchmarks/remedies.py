@@ -23,7 +23,7 @@ import predictions
 import small_models
 import torch
 import typer
-from fidelity import WEIGHTS, K, commit
+from fidelity import COMMIT, WEIGHTS, K
 from predictions import SOURCE, Models
 from recipes import Recipe
 
@@ -190,7 +190,7 @@ def measure_remedy(of: tuple[str, str], seeds: int) -> None:
     if is_known(file, settings):
         return
     print(f"measuring {family} {name}", flush=True)
-    record = {"command": shlex.join(["python", "benchmarks/remedies.py", *sys.argv[1:]]), "commit": commit()}
+    record = {"command": shlex.join(["python", "benchmarks/remedies.py", *sys.argv[1:]]), "commit": COMMIT}
     record |= {"settings": settings, "changes": recipe.changes()} | measure(found)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(record, indent=2, allow_nan=False) + "\n")

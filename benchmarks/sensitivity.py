@@ -31,7 +31,7 @@ import small_models
 import torch
 import typer
 from datasets import Dataset, concatenate_datasets
-from fidelity import RHO, commit
+from fidelity import COMMIT, RHO
 from fidelity import WEIGHTS as SHAPING
 from predictions import Models
 from recipes import JOINT, STUDY, Recipe
@@ -133,7 +133,7 @@ def measure_run(name: str, family: str, seeds: int) -> None:
     file = RESULTS / f"{name}.json"
     if remedies.is_known(file, settings):
         return
-    record = {"command": shlex.join(["python", "benchmarks/sensitivity.py", *sys.argv[1:]]), "commit": commit()}
+    record = {"command": shlex.join(["python", "benchmarks/sensitivity.py", *sys.argv[1:]]), "commit": COMMIT}
     record |= {"settings": settings, "changes": recipes()[name].changes()} | measure(own, texts_of(family))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(plain(record), indent=2, allow_nan=False) + "\n")

@@ -176,6 +176,15 @@ class Moments:
             partner = b[random.permutation(b.shape[0])] if place else b
             self.products[place] = products + a.T @ partner
 
+    def without(self, part: Moments) -> Moments:
+        """Those of all tokens but the ones of `part`, which were among them; without permutations."""
+        rest = Moments((len(self.sums[0]), len(self.sums[1])))
+        rest.tokens = self.tokens - part.tokens
+        rest.sums = [of - own for of, own in zip(self.sums, part.sums, strict=True)]
+        rest.squares = [of - own for of, own in zip(self.squares, part.squares, strict=True)]
+        rest.products = [self.products[0] - part.products[0]]
+        return rest
+
     def _variance(self, side: int) -> np.ndarray:
         return self.squares[side] / self.tokens - (self.sums[side] / self.tokens) ** 2
 

@@ -86,6 +86,8 @@ def test_pairs_are_chosen_on_one_text_and_measured_on_another():
     assert abs(np.nanmean(found.chance)) < 0.03
     assert found.live == pytest.approx(79 / 80)
     assert found.cka == pytest.approx(linear_cka(a[1], b[1]))
+    rest = [np.delete(np.arange(200), run) for run in np.split(np.arange(200), 10)]
+    assert found.cka_without == pytest.approx([linear_cka(a[1][rows], b[1][rows]) for rows in rest])
     assert found.chance_cka < 0.5 * found.cka
     assert found.cosines == pytest.approx(1)
     assert 0.9 < found.masses.sum() <= 1 + 1e-9  # each of 39 features of a, and 39 of 40 of b

@@ -16,6 +16,7 @@ from modeling_mfn.evaluation.command import read_windows
 from modeling_mfn.evaluation.evidence import PREDICTIONS
 from modeling_mfn.model_card import model_card
 
+OF_BOTH = [word for name in ("court", "town") for word in ("--train-text", f"{name}={{0}}/{name}-train.txt")]
 WORDS = {"people": ["king", "queen", "lord", "him"], "places": ["tower", "town"], "times": ["night", "old"]}
 
 
@@ -36,6 +37,7 @@ def folder(tmp_path_factory):
         tokenizer.save_pretrained(folder / f"mfn-{seed}")
     make_mfn(base, layers=[1], num_features=64, k=2).save_pretrained(folder / "small-k")
     make_base("llama-tied", vocab_size=len(tokenizer), num_hidden_layers=5).save_pretrained(folder / "deep")
+    make_base("llama-tied", vocab_size=len(tokenizer), initializer_range=0.1).save_pretrained(folder / "other")
     for name in ("concepts", "more"):
         (folder / f"{name}.json").write_text(json.dumps(WORDS))
     return folder
@@ -146,6 +148,17 @@ def test_perplexities_go_into_the_models_card(folder, tmp_path):
     assert "| text | tokens | base model | alpha 0 | alpha 0.5 | alpha 1 |" in card.text
 
 
+def test_what_was_measured_is_reported_though_another_prediction_fails(folder, tmp_path, monkeypatch):
+    def fail(evidence):
+        raise ValueError("too little of something")
+
+    monkeypatch.setitem(PREDICTIONS, "P4", fail)
+    options = [*baselines(folder, "court", "town"), "--output", tmp_path / "out"]
+    assert run(*command(folder, "--predictions", "P1,P3,P4,P5", *options)) == 2
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert [name for name in PREDICTIONS if f"## {name}: " in report] == ["P1", "P3"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -163,6 +176,7 @@ def test_perplexities_go_into_the_models_card(folder, tmp_path):
         (["--window", "4096"], "window is 4096; the model reads at most"),
         (["--tokens", "16"], "text 'court' has 1 windows of 16 tokens; intervals need at least 2"),
         (["--epochs", "0"], "--epochs"),
+        (["--window", "10"], "window is 10; P4 needs 11 tokens or more"),
         (["--no-rate", "{0}/small-k"], "k of {0}/small-k is 2; that of {0}/mfn-0 is 4"),
         (
             ["--base", "{0}/deep", "--train-text", "court={0}/court-train.txt"],
@@ -171,6 +185,10 @@ def test_perplexities_go_into_the_models_card(folder, tmp_path):
         (
             ["--base", "{0}/base", "--train-text", "court={0}/court.txt"],
             "64 of 64 windows of text 'court' are in train-text",
+        ),
+        (
+            ["--base", "{0}/other", *OF_BOTH, "--source", "court"],
+            "the backbone of model 1 is not that of {0}/other: it learnt, too; give --dense",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_each_run_is_made_once_and_says_how(small, monkeypatch):
     assert len(made) == 1
     record = json.loads((small / "results" / "a" / "b.json").read_text())
     assert record["command"] == "python benchmarks/fidelity.py --only a/b"
-    assert record["commit"] == fidelity.commit()
+    assert record["commit"] == fidelity.COMMIT
     assert not (small / "results" / "c").exists()
 
 

@@ -13,7 +13,16 @@ from scipy import stats
 from modeling_mfn import Add
 from modeling_mfn.evaluation import predictability
 from modeling_mfn.evaluation.first_order import response_figures
-from modeling_mfn.evaluation.intervention_effects import Bench, Push, Response, Site, exact_copy, readers, sample_sites
+from modeling_mfn.evaluation.intervention_effects import (
+    Bench,
+    Push,
+    Response,
+    Site,
+    exact_copy,
+    least_window,
+    readers,
+    sample_sites,
+)
 from modeling_mfn.evaluation.predictability import intervention_predictability, measure_interventions
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, Figure
 
@@ -311,3 +320,8 @@ def test_what_cannot_be_measured():
         sample_sites([], 2, 1)
     with pytest.raises(ValueError, match="a window has 5 tokens, too few for 8"):
         sample_sites([{"input_ids": [3, 4, 5, 6, 7]}], 2, 8)
+    for later in (1, 2, 8, 30):
+        shortest = [3] * least_window(later)
+        assert sample_sites([{"input_ids": shortest}], 2, later)
+        with pytest.raises(ValueError, match=f"a window has {len(shortest) - 1} tokens"):
+            sample_sites([{"input_ids": shortest[1:]}], 2, later)

@@ -75,7 +75,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
     )
     predictions.run(study, ["P1", "P5"], torch.get_num_threads())
     ((evidence, names, settings, folder, commit),) = found
-    assert commit == recipes.fidelity.commit()
+    assert commit == recipes.fidelity.COMMIT
     assert len(alone) == 4  # two seeds on all domains and two on one; without the rate loss nothing is other before
 
     assert names == ["P1", "P5"]

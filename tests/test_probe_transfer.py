@@ -74,7 +74,10 @@ def test_in_the_transfer_of_features(tasks):
     model = planted.model()
     model.set_blend(0.0)
     probes = probes_across(WINDOWS, tasks)
-    figures = transfer_gap({POST_HOC_SAE: [Transfer("all", model)]}, WINDOWS, probes=probes, resamples=5).figures
+    subjects, concepts = {POST_HOC_SAE: [Transfer("all", model)]}, [(task.group, task.name) for task in tasks]
+    figures = transfer_gap(subjects, WINDOWS, probes=probes, concepts=concepts, resamples=5).figures
+    with pytest.raises(ValueError, match=f"probes have {len(tasks)} areas, and concepts are 1; give one for each"):
+        transfer_gap(subjects, WINDOWS, probes=probes, concepts=concepts[:1], resamples=5)
     found = probes(model, "all")
     assert figures[POST_HOC_SAE]["probe_auroc_source"].value == pytest.approx(found["all"][0])
     assert figures[POST_HOC_SAE]["probe_auroc_targets"].value == pytest.approx(

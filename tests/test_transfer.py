@@ -72,8 +72,16 @@ def test_figures_against_a_direct_computation(family_base):
         MFN: [Transfer("a", mfn, dense), Transfer("b", mfn, dense)],
         POST_HOC_SAE: [Transfer("a", sae)],
         FINE_TUNED_SAE: [Transfer("a", sae, tuned={"b": on_b})],
+        "a backbone that moved": [Transfer("a", mfn, family_base)],
     }
     result = transfer_gap(subjects, WINDOWS, resamples=20)
+    assert abs(result.figures[MFN]["backbone_loss_targets"].value) < 1e-5
+    losses = {
+        d: math.exp(log_perplexity(dense, WINDOWS[d]) - log_perplexity(family_base, WINDOWS[d])) - 1 for d in "abc"
+    }
+    of_moved = result.figures["a backbone that moved"]
+    assert of_moved["backbone_loss_source"].value == pytest.approx(losses["a"], abs=1e-5)
+    assert of_moved["backbone_loss_targets"].value == pytest.approx((losses["b"] + losses["c"]) / 2, abs=1e-5)
     assert [model.config.alpha for model in (mfn, sae, on_b)] == [1.0, 0.0, 0.0]
 
     def loss(model, domain, reference):
@@ -184,7 +192,11 @@ def test_outcomes(mfn, baselines, outcome, monkeypatch):
         reference = 3 + noise
         ones = np.ones((20, 1))
         return transfer_module.Measured(
-            reference + np.log1p(transfer.model.losses[domain != "a"]) + 0.01 * noise, reference, 0.1 * ones, ones
+            reference + np.log1p(transfer.model.losses[domain != "a"]) + 0.01 * noise,
+            reference,
+            reference,
+            0.1 * ones,
+            ones,
         )
 
     monkeypatch.setattr(transfer_module._Measure, "__call__", measure)
@@ -225,19 +237,28 @@ def test_probes_that_carry_over():
         asked.append((model, source))
         shift = 0.1 if model is other else 0.0
         return {
-            "a": [0.9, 0.8, math.nan, 0.7],
-            "b": [0.6 + shift, 0.7 + shift, 0.9, math.nan],
-            "c": [0.8, 0.5, 0.4, 0.6],
+            "a": [0.9, 0.8, 0.6, math.nan, 0.7],
+            "b": [0.6 + shift, 0.7 + shift, 0.5 + shift, 0.9, math.nan],
+            "c": [0.8, 0.5, 0.7, 0.4, 0.6],
         }
 
+    concepts = [
+        ("kinship", "aunt"),
+        ("kinship", "son"),
+        ("colour", "red"),
+        ("colour", "blue"),
+        ("kinship", "son-in-law"),
+    ]
+
     subjects = {POST_HOC_SAE: [Transfer("a", sae)], FINE_TUNED_SAE: [Transfer("a", sae, tuned={"b": other})]}
-    result = transfer_gap(subjects, WINDOWS, probes=probes, resamples=5)
+    result = transfer_gap(subjects, WINDOWS, probes=probes, concepts=concepts, resamples=5)
     assert asked == [(sae, "a"), (other, "a")]
-    for name, targets in ((POST_HOC_SAE, 0.65), (FINE_TUNED_SAE, 0.70)):
+    assert result.details["probed"] == {"kinship": ["aunt", "son"], "colour": ["red"]}
+    for name, targets in ((POST_HOC_SAE, 0.625), (FINE_TUNED_SAE, 0.675)):
         figures = result.figures[name]
-        assert figures["probe_auroc_source"].value == pytest.approx(0.85)
+        assert figures["probe_auroc_source"].value == pytest.approx(0.725)  # both groups count alike
         assert figures["probe_auroc_targets"].value == pytest.approx(targets)
-        assert figures["probe_auroc_gap"].value == pytest.approx(0.85 - targets)
+        assert figures["probe_auroc_gap"].value == pytest.approx(0.725 - targets)
 
 
 @pytest.mark.parametrize(

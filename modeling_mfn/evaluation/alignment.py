@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..comparison import LEVELS, Moments, compare_features, match
 from ..modeling_mfn import MFNForCausalLM
 from .activations import Windows, token_activations
+from .firing_rates import with_interval
 from .result import (
     MFN,
     POST_HOC_SAE,
@@ -43,6 +44,8 @@ CRITERION = (
     f"is, with its interval, above {LEVEL} and above those of the post-hoc SAEs and of random SAEs, with theirs. The "
     f"paper names CKA or matching, r > {LEVEL}; CKA alone is high for any two codes of one residual stream."
 )
+GROUPS = 10
+"""Of tokens, each of which is left out once for the interval of CKA."""
 CURVE = tuple(round(0.05 * step, 2) for step in range(21))
 
 
@@ -58,6 +61,8 @@ class Alignment:
     """That are not pruned, of the model that has more of them."""
     cka: float
     """Linear CKA of the codes on held-out text."""
+    cka_without: np.ndarray
+    """(G,) the same without each of G groups of its tokens."""
     chance_cka: float
     """The same with the tokens of one of the two permuted."""
     pairs: np.ndarray
@@ -90,6 +95,7 @@ class Codes(NamedTuple):
     choosing: csr_array
     """On the text that chooses the matching."""
     held_out: csr_array
+    """In the order of groups of tokens."""
 
 
 def linear_cka(a: csr_array | np.ndarray, b: csr_array | np.ndarray) -> float:
@@ -128,12 +134,13 @@ def align(
     directions = compare_features(model_a, model_b, layer=layer, permutations=1, seed=seed).directions
     shares = [sums / max(sums.sum(), np.finfo(float).tiny) for sums in scored.sums]
     norms = scored.covariance_norms()
-    itself = [_moments(each.held_out, each.held_out) for each in (a, b)]
+    itself = (_moments(a.held_out, a.held_out), _moments(b.held_out, b.held_out))
     return Alignment(
         layer=layer,
         seeds=seeds,
         features=len(directions.pairs) + max(map(len, directions.unmatched)),
         cka=_cka(norms[0], *itself),
+        cka_without=_cka_without_groups(a.held_out, b.held_out, (scored, *itself)),
         chance_cka=_cka(norms[1], *itself),
         pairs=found.pairs,
         correlations=scored.pair_correlations(found.pairs)[0],
@@ -161,9 +168,10 @@ def cross_seed_alignment(
     For every pair of a subject's models and every layer: linear CKA of codes, and features matched one to one, on codes
     and on directions. Shares of correlations are of all features, so that those that never fire count as not matched.
     Intervals are over matched pairs of features, those of all layers and pairs of seeds together; of CKA over
-    layers. A feature of a model stands in several pairs where there are more than two models, which
-    `result.mean_of_pairs` takes into account. Intervals say how sure a mean is for these models, not for further ones:
-    seeds are few, and `details["by_seeds"]` shows how much one pair of them differs from another.
+    windows: Student's t of jackknife pseudo-values, one for each of ten groups of windows. A feature of a model stands
+    in several pairs where there are more than two models, which `result.mean_of_pairs` takes into account. Intervals
+    say how sure a mean is for these models, not for further ones: seeds are few, and `details["by_seeds"]` shows how
+    much one pair of them differs from another.
 
     Args:
         subjects: of each the models of two or more seeds, of one base model; those with fewer are left out. Each runs
@@ -202,8 +210,10 @@ def _pairs(
     models: Sequence[MFNForCausalLM], windows: Windows, choosing: Windows, batch_size: int, seed: int, name: str
 ) -> dict[str, dict[int, Alignment]]:
     """Pair of seeds, as `0-1` -> layer -> alignment."""
+    rows = list(windows)
+    grouped = [row for group in range(GROUPS) for row in rows[group::GROUPS]]
     texts = [
-        [_codes(model, text, batch_size) for text in (choosing, windows)]
+        [_codes(model, text, batch_size) for text in (choosing, grouped)]
         for model in tqdm(models, f"codes of {name}", leave=False)
     ]
     found: dict[str, dict[int, Alignment]] = {}
@@ -231,6 +241,18 @@ def _moments(a: csr_array, b: csr_array, random: np.random.Generator | None = No
     return moments
 
 
+def _cka_without_groups(a: csr_array, b: csr_array, whole: tuple[Moments, Moments, Moments]) -> np.ndarray:
+    """(G,) CKA without each of the groups, in whose order the tokens are. `whole`: moments of a and b, of a, and of b
+    by themselves."""
+    found = []
+    for rows in np.array_split(np.arange(a.shape[0]), min(GROUPS, a.shape[0])):
+        of_a, of_b = a[rows], b[rows]
+        part = (_moments(of_a, of_b), _moments(of_a, of_a), _moments(of_b, of_b))
+        both, *itself = (of.without(own) for of, own in zip(whole, part, strict=True))
+        found.append(_cka(both.covariance_norms()[0], *itself))
+    return np.array(found)
+
+
 def _cka(norm: float, a: Moments, b: Moments) -> float:
     scale = math.sqrt(a.covariance_norms()[0] * b.covariance_norms()[0])
     return norm / scale if scale > 0 else math.nan
@@ -250,10 +272,15 @@ def _ends(alignments: Sequence[Alignment], name: str) -> np.ndarray:
     return np.concatenate([of * 2**32 + getattr(each, name) for of, each in zip(models, alignments, strict=True)])
 
 
-def _over_layers(alignments: Sequence[Alignment], name: str) -> Figure:
-    """Pairs of seeds share models, so that layers are what is independent, if anything is."""
-    layers = {each.layer for each in alignments}
-    return mean([_mean(np.array([getattr(each, name) for each in alignments if each.layer == of])) for of in layers])
+def _cka_figure(alignments: Sequence[Alignment]) -> Figure:
+    """A mean over layers and pairs of seeds, whose interval is of the text."""
+    replicates = np.array([[each.cka, *each.cka_without] for each in alignments])
+    replicates = replicates[~np.isnan(replicates[:, 0])]
+    return with_interval(replicates.mean(0)) if len(replicates) else Figure(math.nan)
+
+
+def _average(alignments: Sequence[Alignment], name: str) -> Figure:
+    return Figure(_mean(np.array([getattr(each, name) for each in alignments])))
 
 
 def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
@@ -270,9 +297,9 @@ def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
         "matched cosine, weighted by activation": mean_of_pairs(cosines, cosine_pairs, cosine_masses),
         **{f"share of cosines above {level}": mean_of_pairs(cosines >= level, cosine_pairs) for level in LEVELS},
         "matched cosine, chance": mean(_pooled(alignments, "chance_cosines")),
-        "CKA": _over_layers(alignments, "cka"),
-        "CKA, chance": _over_layers(alignments, "chance_cka"),
-        "live features": _over_layers(alignments, "live"),
+        "CKA": _cka_figure(alignments),
+        "CKA, chance": _average(alignments, "chance_cka"),
+        "live features": _average(alignments, "live"),
     }
 
 

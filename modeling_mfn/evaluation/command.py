@@ -93,13 +93,17 @@ def evaluate(
     from .baseline_models import digest_of, digest_of_rows
     from .comparable import check_alike, check_held_out, tokens_of
     from .evidence import Evidence, check_predictions, measure_predictions
+    from .intervention_effects import least_window
     from .perplexity import perplexity_rows
+    from .predictability import LATER
     from .result import MFN, NO_RATE_LOSS
 
     chosen = check_predictions([name.strip().upper() for name in predictions.split(",")])
     groups = named_groups(concepts or [])
     texts, train_texts = named_texts(text), named_texts(train_text or [])
     _check(texts, train_texts, base, source, dense, len(model), output)
+    if "P4" in chosen and window < (least := least_window(LATER)):
+        raise ValueError(f"window is {window}; P4 needs {least} tokens or more, as it looks at {LATER} after a change")
     check_alike(model, no_rate or [], base, dense or [], window)
     tokenizer = AutoTokenizer.from_pretrained(model[0])
     held_out = {name: read_windows(part, tokenizer, window, tokens) for name, part in texts.items()}
@@ -137,17 +141,19 @@ def evaluate(
     plain = None
     if baselines is not None:
         plain = baselines.base_model
+        learns_source = source if "P5" in chosen else None
+        stand_ins = None if references or learns_source is None else _frozen(plain, models)
         subjects |= baselines.subjects(len(models), source)
-        if source is not None and "P5" in chosen:
+        if learns_source is not None:
             targets = [name for name in held_out if name != source]
-            transfers = baselines.transfers(source, targets, models, references or _frozen(plain, models))
-    for name, each in zip(model, models, strict=True):
-        if Path(name).is_dir():
-            add_perplexities(name, perplexity_rows(each, plain, held_out))
+            transfers = baselines.transfers(learns_source, targets, models, stand_ins or references)
     other = {name: rows.select(range(min(len(rows), tokens // window))) for name, rows in training.items()}
     choosing = concatenate_datasets(list(other.values())) if other else None
     evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed, plain)
     results = measure_predictions(evidence, chosen, settings, output)
+    for name, each in zip(model, models, strict=True):
+        if Path(name).is_dir():
+            add_perplexities(name, perplexity_rows(each, plain, held_out))
     Console().print(verdict_table(results))
     Console().print(f"results, report and figures are in {output}", markup=False)
 

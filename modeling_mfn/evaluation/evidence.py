@@ -21,7 +21,7 @@ from .code_stability import code_stability
 from .compute import compute_cost
 from .predictability import intervention_predictability
 from .probe_transfer import probes_across
-from .probing import probe_purity
+from .probing import judged, probe_purity
 from .report import (
     Measures,
     complete_figures,
@@ -102,12 +102,14 @@ def _p4(evidence: Evidence) -> PredictionResult:
 
 
 def _p5(evidence: Evidence) -> PredictionResult:
-    probes, held_out = None, evidence.held_out
+    probes, tasks, held_out = None, [], evidence.held_out
     if evidence.transfers:
         tasks = _tasks(evidence, evidence.windows, WIDE)
+        tasks = [task for task, counts in zip(tasks, judged(tasks), strict=True) if counts]
         probes = probes_across(held_out, tasks) if tasks else None
     few = {domain: spread(rows, PLENTY // len(held_out)) for domain, rows in held_out.items()}
-    return transfer_gap(evidence.transfers, few, probes=probes, seed=evidence.seed)
+    concepts = [(task.group, task.name) for task in tasks]
+    return transfer_gap(evidence.transfers, few, probes=probes, concepts=concepts, seed=evidence.seed)
 
 
 def _tasks(evidence: Evidence, windows: Windows, limits: Limits | None = None) -> list[Task]:
@@ -134,7 +136,7 @@ def check_predictions(names: Sequence[str]) -> list[str]:
 def measure_predictions(
     evidence: Evidence, names: Sequence[str], settings: Mapping[str, Any], folder: Path, commit: str | None = None
 ) -> list[PredictionResult]:
-    """Measures predictions, and writes each as soon as it is there, and the report at last.
+    """Measures predictions, and writes each as soon as it is there, and the report with it.
 
     Args:
         evidence: models and texts.
@@ -145,7 +147,13 @@ def measure_predictions(
             with these settings.
         commit: of the code that measures; goes into the details of each result, if there is one.
     """
-    results = {}
+    results: dict[str, PredictionResult] = {}
+
+    def report(further: Measures | None) -> None:
+        known = (results.get(name) or load_result(name, settings, folder) for name in PREDICTIONS)
+        write_report([result for result in known if result is not None], further, settings, folder)
+
+    further = load_further(settings, folder)
     for name in tqdm(check_predictions(names), "predictions", unit="prediction"):
         result = load_result(name, settings, folder)
         if result is None:
@@ -156,12 +164,11 @@ def measure_predictions(
         else:
             complete_figures(result, folder)
         results[name] = result
-    further = load_further(settings, folder)
+        report(further)
     if further is None:
         further = further_measures(evidence)
         save_further(further, settings, folder)
-    known = (results.get(name) or load_result(name, settings, folder) for name in PREDICTIONS)
-    write_report([result for result in known if result is not None], further, settings, folder)
+        report(further)
     return list(results.values())
 
 

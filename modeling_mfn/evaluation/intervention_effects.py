@@ -7,6 +7,7 @@ by as much. Its effects are on the logits, the heads and the MLPs that come afte
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -82,6 +83,11 @@ def sample_sites(windows: Windows, count: int, later: int, seed: int = 0) -> lis
         position = int(random.integers(first, last + 1))
         sites.append(Site(text[: position + later + 1], position))
     return sites
+
+
+def least_window(later: int) -> int:
+    """Tokens of the shortest window that `sample_sites` takes."""
+    return next(length for length in itertools.count(later + 2) if max(1, length // 4) < length - later)
 
 
 def _text(window: Mapping[str, Any]) -> Tensor:

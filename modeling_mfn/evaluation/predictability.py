@@ -30,6 +30,8 @@ from .result import (
 
 STRENGTHS = (0.0, 0.5, 1.5, 2.0, 4.0)
 """Multiples of a feature's activation that it is set to; 0 ablates it."""
+LATER = 8
+"""Tokens behind an intervention that its effects are looked for on."""
 EFFECTS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
 """Edges of the classes of size of effect, in nats of KL at the token."""
 FEATURE, RANDOM_DIRECTION, ADDED = "feature", "random direction", "inactive feature"
@@ -120,7 +122,7 @@ def intervention_predictability(
     windows: Windows,
     *,
     interventions: int = 32,
-    later: int = 8,
+    later: int = LATER,
     strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> PredictionResult:

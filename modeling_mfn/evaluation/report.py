@@ -74,9 +74,10 @@ def load_further(settings: Mapping[str, Any], folder: Path) -> Measures | None:
 
 
 def write_report(
-    results: Sequence[PredictionResult], further: Measures, settings: Mapping[str, Any], folder: Path
+    results: Sequence[PredictionResult], further: Measures | None, settings: Mapping[str, Any], folder: Path
 ) -> Path:
-    """Writes `report.md`, which this returns: the verdicts, each prediction's figures by subject, further measures."""
+    """Writes `report.md`, which this returns: the verdicts, each prediction's figures by subject, further measures if
+    there are any."""
     parts = ["# The paper's five predictions", _settings(settings), verdicts(results)]
     for result in results:
         parts += [f"## {result.prediction}: {result.claim}", f"**{result.outcome}.** {result.reason}"]
@@ -84,7 +85,7 @@ def write_report(
         parts += [f"Criterion: {result.criterion}", f"The paper's own: {paper.criterion} **{paper}**."]
         if result.figures:
             parts += [_table(result.figures), f"![{result.prediction}]({FIGURES}/{result.prediction}.png)"]
-    for title, figures in further.items():
+    for title, figures in (further or {}).items():
         parts += [f"## {title}", _table(figures)]
     file = folder / REPORT
     write_whole(file, "\n\n".join(parts) + "\n")

@@ -1,7 +1,8 @@
 """P5: what features that were learnt on one domain are worth on others.
 
-Everything is measured through features alone (alpha = 1), against a dense model of the same training, so that what a
-backbone forgets of other domains is not charged to its features. A post-hoc SAE's dense model is its base.
+Everything is measured through features alone (alpha = 1), against a dense model of the same training, so that what such
+a training forgets of other domains is charged to nobody's features. A post-hoc SAE's dense model is its base. The
+backbone of an MFN model that was trained with its features is another one; what it loses by itself stands beside.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Measured(NamedTuple):
 
     losses: np.ndarray
     """(N,) nats a token, through features alone."""
+    around: np.ndarray
+    """(N,) nats a token, with nothing read through features (alpha = 0)."""
     reference: np.ndarray
     """(N,) nats a token, of the dense model."""
     errors: np.ndarray
@@ -86,6 +89,7 @@ def transfer_gap(
     windows: Mapping[str, Windows],
     *,
     probes: Probes | None = None,
+    concepts: Sequence[tuple[str, str]] = (),
     batch_size: int = 8,
     resamples: int = 1000,
     seed: int = 0,
@@ -97,26 +101,31 @@ def transfer_gap(
     - `perplexity_loss_source`, `perplexity_loss_targets`: perplexity through features / that of the reference - 1;
     - `transfer_gap`: the second less the first; `excess_gap`: (1 + the second) / (1 + the first) - 1, which does not
       favour who loses much already on the source;
+    - `backbone_loss_source`, `backbone_loss_targets`: perplexity at alpha = 0 / that of the reference - 1: the part of
+      the loss that is the backbone's, as far as one that has learnt to read features can tell without them;
     - `perplexity_targets`, `reference_perplexity_targets`: what a loss is relative to, as geometric means;
     - `explained_variance_source`, `explained_variance_targets`: of what the encoders read at the model's own alpha, a
       mean over layers;
     - `probe_auroc_source`, `probe_auroc_targets`, `probe_auroc_gap`: with probes, means over the concepts that were
-      measured everywhere; the gap is the first less the second.
+      measured everywhere, each group of which counts alike; the gap is the first less the second.
 
     Intervals are from resampling the windows of each domain, the same ones for all models, so that differences are
-    paired; those of probes are Student's t, over concepts. What differs from seed to seed is in `details["by_domain"]`.
+    paired; those of probes are Student's t, over concepts. What differs from seed to seed is in
+    `details["by_domain"]`, and the concepts of probes in `details["probed"]`.
 
     Args:
         subjects: name -> trainings, one for each seed and source. The verdict needs `MFN`, `POST_HOC_SAE` and
             `FINE_TUNED_SAE`; others are measured beside.
         windows: domain -> held-out windows.
         probes: how to tell that probes carry over.
+        concepts: (group, name) of each concept that `probes` has.
         batch_size: windows a forward.
         resamples: number of them.
         seed: of the resampling.
 
     Raises:
-        ValueError: if there are fewer than two domains, or a training names one that is not there.
+        ValueError: if there are fewer than two domains, a training names one that is not there, or concepts are not
+            those of probes.
     """
     texts = {domain: list(rows) for domain, rows in windows.items()}
     _check(subjects, texts)
@@ -136,17 +145,25 @@ def transfer_gap(
             {"source": each.source} | {domain: {n: _figure(v) for n, v in of[domain].items()} for domain in texts}
             for each, of in zip(transfers, found, strict=True)
         ]
-    if probes is not None:
+    probed: dict[str, list[str]] = {}
+    if probes is not None and subjects:
         probes = cache(probes)  # a model and a source are asked for once a target
-        for name, transfers in subjects.items():
-            figures[name] |= _probe_figures(transfers, list(texts), probes)
+        areas = {name: _probe_areas(transfers, list(texts), probes) for name, transfers in subjects.items()}
+        if (given := next(iter(areas.values())).shape[-1]) != len(concepts):
+            raise ValueError(f"probes have {given} areas, and concepts are {len(concepts)}; give one for each")
+        known = ~np.isnan(np.concatenate([*areas.values()])).any((0, 1))
+        kept = [concept for concept, is_known in zip(concepts, known, strict=True) if is_known]
+        for group, concept in kept:
+            probed.setdefault(group, []).append(concept)
+        for name, of in areas.items():
+            figures[name] |= _probe_figures(of[..., known], [group for group, _ in kept])
     less = {
         name: {figure: _figure(draws[MFN][figure] - draws[name][figure]) for figure in (HEADLINE, EXCESS)}
         for name in (POST_HOC_SAE, FINE_TUNED_SAE)
         if MFN in draws and name in draws
     }
     outcome, reason = _verdict(figures, less, by_seed)
-    details = {"by_domain": by_domain, "by_seed": by_seed, "mfn_less_baseline": less}
+    details = {"by_domain": by_domain, "by_seed": by_seed, "mfn_less_baseline": less, "probed": probed}
     paper = PaperCriterion.judged(PAPER_CRITERION, figures, HEADLINE, lambda loss: loss <= LIMIT, FINE_TUNED_SAE)
     return PredictionResult("P5", CLAIM, CRITERION, outcome, reason, HEADLINE, figures, FINE_TUNED_SAE, paper, details)
 
@@ -160,8 +177,9 @@ class _Measure:
 
     def __call__(self, transfer: Transfer, domain: str) -> Measured:
         model, reference = transfer.on(domain), transfer.reference
-        dense = self._losses(model, 0.0, domain) if reference is None else self._losses(reference, None, domain)
-        return Measured(self._losses(model, 1.0, domain), dense, *self._errors(model, domain))
+        around = self._losses(model, 0.0, domain)
+        dense = around if reference is None else self._losses(reference, None, domain)
+        return Measured(self._losses(model, 1.0, domain), around, dense, *self._errors(model, domain))
 
     def _run(self, model: Any, alpha: float | None, domain: str) -> np.ndarray:
         with nullcontext() if alpha is None else at_alpha(model, alpha):
@@ -185,11 +203,12 @@ def _resampled(counts: Mapping[str, int], resamples: int, seed: int) -> dict[str
 
 def _draws(measured: Measured, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Figure -> (1 + R,): its value, and that of each resample."""
-    losses, reference, errors, distances = (weights @ part for part in measured)
+    losses, around, reference, errors, distances = (weights @ part for part in measured)
     return {
         "perplexity": np.exp(losses),
         "reference_perplexity": np.exp(reference),
         "perplexity_loss": np.expm1(losses - reference),
+        "backbone_loss": np.expm1(around - reference),
         "explained_variance": (1 - errors / distances).mean(1),
     }
 
@@ -204,6 +223,8 @@ def _of_training(source: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> 
         "perplexity_loss_targets": loss,
         "transfer_gap": loss - own["perplexity_loss"],
         EXCESS: (1 + loss) / (1 + own["perplexity_loss"]) - 1,
+        "backbone_loss_source": own["backbone_loss"],
+        "backbone_loss_targets": targets["backbone_loss"].mean(0),
         "perplexity_targets": np.exp(np.log(targets["perplexity"]).mean(0)),
         "reference_perplexity_targets": np.exp(np.log(targets["reference_perplexity"]).mean(0)),
         "explained_variance_source": own["explained_variance"],
@@ -218,19 +239,23 @@ def _figure(draws: np.ndarray) -> Figure:
     return Figure(float(draws[0]), float(low), float(high))
 
 
-def _probe_figures(transfers: Sequence[Transfer], domains: Sequence[str], probes: Probes) -> dict[str, Figure]:
+def _probe_areas(transfers: Sequence[Transfer], domains: Sequence[str], probes: Probes) -> np.ndarray:
+    """(pairs, 2, concepts): AUROC on the source and on a target."""
     pairs = []
     for transfer in transfers:
         for domain in domains:
             if domain != transfer.source:
                 of = probes(transfer.on(domain), transfer.source)
                 pairs.append([of[transfer.source], of[domain]])
-    aurocs = np.array(pairs, np.float64)  # (pairs, 2, concepts)
-    source, target = aurocs[..., ~np.isnan(aurocs).any((0, 1))].mean(0)
+    return np.array(pairs, np.float64)
+
+
+def _probe_figures(areas: np.ndarray, groups: Sequence[str]) -> dict[str, Figure]:
+    source, target = areas.mean(0)
     return {
-        "probe_auroc_source": mean(source),
-        "probe_auroc_targets": mean(target),
-        "probe_auroc_gap": mean(source - target),
+        "probe_auroc_source": mean(source, groups),
+        "probe_auroc_targets": mean(target, groups),
+        "probe_auroc_gap": mean(source - target, groups),
     }
 
 
