@@ -23,7 +23,7 @@ import predictions
 import small_models
 import torch
 import typer
-from fidelity import COMMIT, WEIGHTS, K
+from fidelity import COMMIT, WEIGHTS
 from predictions import SOURCE, Models
 from recipes import Recipe
 
@@ -58,20 +58,16 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
         "rate-and-competition-x10": Recipe({name: 10 * WEIGHTS[name] for name in ("lambda_rate", "lambda_comp")}),
     },
     "P2": {
-        "competition-x10": Recipe({"lambda_comp": 10 * WEIGHTS["lambda_comp"]}),
         "twice-the-features": Recipe(size={"num_features": 2 * M}),
-        "half-of-k": Recipe(size={"k": K // 2}),
         "longer-alone": Recipe(epochs=8),
     },
     "P3": {
         "same-first-dictionary": Recipe(shared="first dictionary"),
         "same-learnt-dictionary": Recipe(shared="learnt dictionary"),
-        "quarter-of-the-features": Recipe(size={"num_features": M // 4}),
         "frozen-backbone": Recipe({"trainable": "mfn"}),
     },
     "P4": {
         "stable-through-the-model": Recipe(STABLE),
-        "four-times-k": Recipe(size={"k": 4 * K}),
         "into-the-mlp-alone": Recipe(size={"blend_into": "mlp"}),
     },
     "P5": {
@@ -80,7 +76,6 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
         "frozen-backbone": Recipe({"trainable": "mfn"}),
         "random-tokens-throughout": Recipe(unfamiliar=0.3, unfamiliar_windows=1 / 3),
         "random-tokens-and-frozen-backbone": Recipe({"trainable": "mfn"}, unfamiliar=0.3),
-        "reconstruction-x5": Recipe({"lambda_recon": 50.0}),
     },
 }
 """Prediction -> name -> what differs. Those for P5 learn from one domain; all others from all, and they are measured on
