@@ -150,6 +150,7 @@ def test_transfer_is_judged_as_p5_does(load):
             "perplexity": np.array([own[domain]]),
             "reference_perplexity": np.array([reference[domain]]),
             "perplexity_loss": np.array([own[domain] / reference[domain] - 1]),
+            "backbone_loss": np.zeros(1),
             "explained_variance": np.ones(1),
         }
         for domain in "abc"
