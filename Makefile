@@ -32,20 +32,20 @@ format: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
-	$(BIN)/python benchmarks/layer.py
+	$(BIN)/python -m benchmarks.speed.layer
 
 # dense and MFN models side by side: every run that has no result yet, many hours on two cores
 fidelity: $(VENV)/installed
-	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python -m benchmarks.small.fidelity
 
 # what reading through features costs SmolLM2-135M: every stage that has no result yet, many hours on two cores
 real-checkpoint: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
-	$(BIN)/python benchmarks/real_checkpoint.py
+	$(BIN)/python -m benchmarks.smollm2.real_checkpoint
 
 # the paper's five predictions on small models: 78 minutes on two cores (time.json)
 predictions: $(VENV)/installed
-	$(BIN)/python benchmarks/predictions.py
+	$(BIN)/python -m benchmarks.small.predictions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

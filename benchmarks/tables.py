@@ -1,6 +1,6 @@
 """The tables of README.md and of guides under docs/, from the files under benchmarks/results/.
 
-python benchmarks/tables.py    # writes them between their <!-- table: NAME --> and <!-- end --> marks
+python -m benchmarks.tables    # writes them between their <!-- table: NAME --> and <!-- end --> marks
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modeling_mfn.display import for_table_cell
 from modeling_mfn.evaluation.report import deciding
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, PredictionResult, figures_of
+from modeling_mfn.utils.display import for_table_cell
 
 ROOT = Path(__file__).parent.parent
 FIDELITY = ROOT / "benchmarks" / "results" / "fidelity"

@@ -12,12 +12,12 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.data import load_text, pack
-from modeling_mfn.demo_assets import shakespeare, smollm2
-from modeling_mfn.evaluation.alignment import cross_seed_alignment
-from modeling_mfn.evaluation.baselines import post_hoc_sae, random_sae
-from modeling_mfn.evaluation.calibration import firing_rate_calibration
-from modeling_mfn.evaluation.command import verdict_table
+from modeling_mfn.cli.evaluate import verdict_table
+from modeling_mfn.data.text import load_text, pack
+from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.evaluation.baselines.saes import post_hoc_sae, random_sae
+from modeling_mfn.evaluation.predictions.p1_firing_rates import firing_rate_calibration
+from modeling_mfn.evaluation.predictions.p3_seed_alignment import cross_seed_alignment
 from modeling_mfn.evaluation.report import save_result, write_report
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE
 

@@ -12,7 +12,7 @@ import rich
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import explain
-from modeling_mfn.demo_assets import smollm2
+from modeling_mfn.demo.assets import smollm2
 
 folder = Path("runs/quickstart/model")
 if not folder.exists():

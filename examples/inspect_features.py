@@ -8,10 +8,10 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.atlas.command import feature_table, in_context, interesting_features
-from modeling_mfn.atlas.text_windows import TextWindows
-from modeling_mfn.demo_assets import shakespeare, smollm2
-from modeling_mfn.display import for_terminal
+from modeling_mfn.cli.atlas import feature_table, in_context, interesting_features
+from modeling_mfn.data.windows import TextWindows
+from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.utils.display import for_terminal
 
 # A model. This one has fresh features, directions at random: train yours first (examples/quickstart.py).
 base = smollm2()

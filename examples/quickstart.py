@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import Clamp, MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.data import load_text, pack
-from modeling_mfn.demo_assets import shakespeare, smollm2
-from modeling_mfn.display import visible_lines
+from modeling_mfn.data.text import load_text, pack
+from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.utils.display import visible_lines
 
 base = smollm2()  # any Llama or GPT-2: a folder, an id on the Hub, or a model
 tokenizer = AutoTokenizer.from_pretrained(base)

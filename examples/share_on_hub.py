@@ -13,11 +13,12 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM
-from modeling_mfn.data import load_text, pack
-from modeling_mfn.demo_assets import shakespeare, smollm2
-from modeling_mfn.evaluation.perplexity import perplexity_rows
-from modeling_mfn.hub import check_model, push_folder
-from modeling_mfn.model_card import add_perplexities, model_card
+from modeling_mfn.data.text import load_text, pack
+from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.evaluation.measures.perplexity import perplexity_rows
+from modeling_mfn.hub.card import model_card
+from modeling_mfn.hub.evaluation_file import add_perplexities
+from modeling_mfn.hub.push import check_model, push_folder
 
 
 def save_small_model(folder: Path) -> None:

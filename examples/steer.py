@@ -14,8 +14,8 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import Ablate, Clamp
-from modeling_mfn.demo_assets import smollm2
-from modeling_mfn.display import visible_lines
+from modeling_mfn.demo.assets import smollm2
+from modeling_mfn.utils.display import visible_lines
 
 folder = Path("runs/quickstart/model")
 if not folder.exists():

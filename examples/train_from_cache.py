@@ -2,7 +2,7 @@
 
 The backbone runs over the text once; the MFN layers then learn from what it gave as often as you like, which costs
 little. Only then do they go into the model's way, with everything trainable. Runs offline once the demo's files are in
-the cache; a real training has a thousand times the text and steps (`benchmarks/fidelity.py` has one).
+the cache; a real training has a thousand times the text and steps (`benchmarks/small/fidelity.py` has one).
 
     python examples/train_from_cache.py
 """
@@ -11,9 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
-from modeling_mfn.data import load_text, pack
-from modeling_mfn.demo_assets import shakespeare, smollm2
+from modeling_mfn.data.text import load_text, pack
+from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 
 OUTPUT = "runs/train_from_cache"
 COMMON = {"save_strategy": "no", "report_to": [], "dataloader_pin_memory": False, "lr_scheduler_type": "linear"}

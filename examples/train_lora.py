@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.data import load_text, pack
-from modeling_mfn.demo_assets import shakespeare, smollm2
+from modeling_mfn.data.text import load_text, pack
+from modeling_mfn.demo.assets import shakespeare, smollm2
 
 base = smollm2()
 tokenizer = AutoTokenizer.from_pretrained(base)

@@ -27,9 +27,9 @@ from datasets import IterableDataset
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.checkpoints import find_complete_checkpoint
-from modeling_mfn.data import check_window, load_text, pack
-from modeling_mfn.demo_assets import shakespeare, smollm2
+from modeling_mfn.data.text import check_window, load_text, pack
+from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.training.record import find_complete_checkpoint
 
 DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "logging_steps": 5, "report_to": "none"}
 DEFAULTS |= {"do_train": True, "do_eval": True}

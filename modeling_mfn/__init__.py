@@ -6,18 +6,18 @@ Without torch and transformers there is the atlas alone: what is known about fea
 
 from importlib.util import find_spec
 
-from .atlas import FeatureAtlas
+from .features.atlas import FeatureAtlas
 
 if find_spec("torch") and find_spec("transformers"):
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from .attribution import Explanation, explain
-    from .configuration_mfn import MFNConfig, __version__
-    from .hub import push_to_hub
-    from .interventions import Ablate, Add, Clamp, Scale
-    from .modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
-    from .sparse_code import SparseCode
-    from .training import MFNTrainer, MFNTrainingArguments
+    from .features.attribution import Explanation, explain
+    from .hub.push import push_to_hub
+    from .model.configuration_mfn import MFNConfig, __version__
+    from .model.interventions import Ablate, Add, Clamp, Scale
+    from .model.modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
+    from .model.sparse_code import SparseCode
+    from .training.trainer import MFNTrainer, MFNTrainingArguments
 
     AutoConfig.register("mfn", MFNConfig, exist_ok=True)
     AutoModel.register(MFNConfig, MFNModel, exist_ok=True)

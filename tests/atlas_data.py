@@ -7,6 +7,15 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 WINDOW = 16
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "[red]markup[/red] :warning:",
+    "\x1b[2J\x1b]0;title\x07\r\x00",
+    "\u202eright to left\u2066",
+    "| a | `b` *c* [d](javascript:e) |\n# f",
+    "z\u0335\u0321" + "\u0335" * 500,
+    "x" * 10_000_000,
+]
 
 
 def word_tokenizer(words=()):

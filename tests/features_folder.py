@@ -9,7 +9,7 @@ from atlas_data import windows, word_tokenizer
 from conftest import make_base, make_mfn
 
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.atlas.schema import FEATURES
+from modeling_mfn.features.atlas.schema import FEATURES
 
 
 @functools.cache

@@ -4,17 +4,10 @@ import json
 import math
 
 import pytest
-import tables
 
-from modeling_mfn.evaluation.result import (
-    MFN,
-    POST_HOC_SAE,
-    RANDOM_SAE,
-    Figure,
-    PaperCriterion,
-    PredictionResult,
-    plain,
-)
+from benchmarks import tables
+from modeling_mfn.evaluation.intervals import Figure
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE, PaperCriterion, PredictionResult, plain
 
 
 @pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda file: file.name)

@@ -13,14 +13,15 @@ import torch
 from conftest import make_base
 from huggingface_hub import ModelCard
 from rich.console import Console
-from test_data import make_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers_for_tests import VERSE, make_tokenizer, train_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from modeling_mfn import FeatureAtlas, MFNForCausalLM, data, demo, demo_assets
+from modeling_mfn import FeatureAtlas, MFNForCausalLM
+from modeling_mfn.data import text as data
+from modeling_mfn.demo import assets as demo_assets
+from modeling_mfn.demo import run as demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-VERSE = """Good my lord , the king is dead , and the queen weeps for him in the tower of the old town by night"""
 
 
 @pytest.fixture
@@ -100,17 +101,6 @@ def test_the_training_script_measures_alone_and_goes_on_from_where_it_is_told(tr
 def test_the_training_script_says_what_does_not_fit(train_mfn, settings, message):
     with pytest.raises(ValueError, match=message):
         train_mfn("out", **settings)
-
-
-def train_tokenizer(texts):
-    """A byte-level BPE tokenizer of some files."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
-    bpe.train([str(text) for text in texts], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>")
 
 
 @pytest.fixture

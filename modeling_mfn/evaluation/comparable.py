@@ -10,10 +10,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig
 
-from ..checkpoints import RECORD_FILE
-from ..configuration_mfn import MFNConfig
-from ..data import check_window
-from ..model_card import read_json
+from ..data.text import check_window
+from ..model.configuration_mfn import MFNConfig
+from ..training.record import RECORD_FILE
+from ..utils.files import read_json
 
 
 def check_alike(

@@ -9,10 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ..display import markdown_table
-from ..whole_files import write_whole
+from ..utils.display import markdown_table
+from ..utils.files import write_whole
 from .figures import draw
-from .result import Figure, PredictionResult, figures_of, plain
+from .intervals import Figure
+from .result import PredictionResult, figures_of, plain
 
 REPORT, FIGURES, FURTHER = "report.md", "figures", "further.json"
 FORMATS = ("png", "svg")

@@ -1,0 +1,1 @@
+"""Benchmarks: each is a module that writes its results to benchmarks/results."""

@@ -1,0 +1,1 @@
+"""Text, word lists and small models that benchmarks share."""

@@ -1,0 +1,1 @@
+"""Small models trained on text from packages: fidelity, the five predictions, remedies, sensitivity."""

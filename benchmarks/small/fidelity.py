@@ -1,0 +1,302 @@
+"""How close a model that reads through features alone comes to its dense self.
+
+Small models of both families are trained on three domains; then each goes on for the same number of tokens, dense and
+with MFN layers in all blocks, at the same learning rate. Every run is evaluated on held-out text of each domain.
+
+    python -m benchmarks.small.fidelity                             # every run that has no result yet: many hours
+    python -m benchmarks.small.fidelity --only 'llama/main/*'       # those whose names match
+    python -m benchmarks.small.fidelity --list
+
+Each run writes benchmarks/results/fidelity/<name>.json, and its model into the folder of the demo's files, under
+fidelity/<name>; a run that has its file is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import json
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from benchmarks.common import corpora, small_models
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.demo.assets import cache_folder
+from modeling_mfn.evaluation.measures.perplexity import perplexity
+from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
+from modeling_mfn.training.statistics import FeatureStatistics
+
+RESULTS = Path(__file__).parents[1] / "results" / "fidelity"
+BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_638_400, 307_200
+BATCH, K = 4, 32
+CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
+WEIGHTS = {"lambda_rate": 2.5e-3, "lambda_comp": 0.25, "lambda_stab": 0.25}
+"""Of the losses that `recon-util`, the recipe alone, leaves out."""
+FROM_CACHE: dict[str, Any] = {
+    "per_device_train_batch_size": 16,
+    "learning_rate": 8e-3,
+    "lr_scheduler_type": "linear",
+    "lambda_util": 0.0,
+    "alpha_end": 0.0,
+    "trainable": "mfn",
+}
+"""Where MFN layers learn alone."""
+RHO = K / (8 * small_models.HIDDEN)
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "five": WEIGHTS,
+    **{f"with-{name[7:]}": {name: weight} for name, weight in WEIGHTS.items()},
+    **{f"five-without-{name[7:]}": WEIGHTS | {name: 0.0} for name in (*WEIGHTS, "lambda_recon", "lambda_util")},
+}
+SWEEP: dict[str, dict[str, Any]] = {
+    **{f"k-{k}": {"k": k} for k in (8, 16, 64, 128)},
+    **{f"alpha-{alpha}": {"alpha_end": alpha} for alpha in (0.5, 0.75, 0.9)},
+    **{f"recon-{weight:g}": {"lambda_recon": weight} for weight in (0.25, 2.5, 50.0)},
+    **{f"{name[7:]}-x{times:g}": {name: times * WEIGHTS[name]} for name in WEIGHTS for times in (0.1, 10.0)},
+    **{f"rho-x{times:g}": {"rho": times * RHO, "lambda_rate": WEIGHTS["lambda_rate"]} for times in (0.5, 2.0)},
+}
+CACHE_FIRST: dict[str, Any] = {
+    "cached_epochs": 5,
+    "alpha_anneal": 0.25,
+    # for weights that know something, and an optimizer that does not yet
+    "mfn_learning_rate": 2e-3,
+    "warmup_steps": 100,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "distilled": {"teacher": "dense"},
+    "recon-into-backbone": {"stop_gradient": False},
+    "alpha-in-a-quarter": {"alpha_anneal": 0.25},
+    "warmup": {"mfn_warmup": 0.1, "alpha_anneal": 0.3},
+    "k-from-128": {"k_start": 128, "k_end": K, "alpha_anneal": 0.25},
+    "one-learning-rate": {"mfn_learning_rate": None},
+    "higher-mfn-learning-rate": {"mfn_learning_rate": 1e-2},
+    "higher-learning-rates": {"learning_rate": 2e-3, "mfn_learning_rate": 8e-3},
+    "cache-first-gently": CACHE_FIRST,
+    "cache-first-abruptly": CACHE_FIRST | {"mfn_learning_rate": 4e-3, "warmup_steps": 0},
+    "cache-first-20-epochs": CACHE_FIRST | {"cached_epochs": 20},
+    "cache-first-distilled": CACHE_FIRST | {"teacher": "dense"},
+    "no-aux": {"lambda_aux": 0.0},
+    "dead-start-again": {"reinit_dead_every": 100},
+}
+"""Each on the short budget, a difference from `RECIPE`."""
+GPT2_RECIPES: dict[str, dict[str, Any]] = {
+    name: CACHE_FIRST | {"teacher": "dense"} | changes
+    for name, changes in {
+        "cache-first-distilled": {},
+        "dead-start-again": {"reinit_dead_every": 100},
+        "lower-mfn-learning-rate": {"mfn_learning_rate": 1e-3},
+        "higher-mfn-learning-rate": {"mfn_learning_rate": 4e-3},
+        "k-128": {"k": 128},
+    }.items()
+}
+"""Remedies for features that die in the upper blocks of GPT-2."""
+NOISE: dict[str, dict[str, Any]] = {
+    f"{name}-seed-{seed}": settings | {"seed": seed}
+    for seed in (1, 2)
+    for name, settings in {"recon-util": {}, "five": WEIGHTS}.items()
+}
+"""Equal runs but for the order of the text and the initial MFN weights."""
+MAIN: dict[str, dict[str, Any]] = {
+    "recon-util": {},
+    "cache-first": CACHE_FIRST,
+    "cache-first-distilled": CACHE_FIRST | {"teacher": "dense"},
+    "cache-first-distilled-five": CACHE_FIRST | {"teacher": "dense"} | WEIGHTS,
+    "cache-first-distilled-k-128": CACHE_FIRST | {"teacher": "dense", "k": 128},
+}
+Run = Callable[[], dict[str, Any]]
+
+
+def continuation(tokens: int, seed: int) -> Dataset:
+    """What every run goes on with: windows that the base model was not trained on."""
+    return small_models.data().sample(tokens, after=BASE_TOKENS, seed=seed)
+
+
+def perplexities(model: Any) -> dict[str, float]:
+    data = small_models.data()
+    return {domain: round(perplexity(model, data.evaluation(domain), 16), 3) for domain in corpora.DOMAINS}
+
+
+def dense_folder(family: str, tokens: int, seed: int) -> Path:
+    """Folder of the base model after its dense continuation."""
+    folder = cache_folder() / f"{family}-dense-{tokens}-tokens-seed-{seed}"
+    if not folder.exists():
+        model = AutoModelForCausalLM.from_pretrained(small_models.base_folder(family, 0, BASE_TOKENS))
+        rows = continuation(tokens, seed)
+        small_models.train_dense(model, rows, folder.with_suffix(".training"), BATCH, seed, **CONTINUE)
+        model.save_pretrained(folder)
+    return folder
+
+
+def dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
+    before, after = (
+        perplexities(AutoModelForCausalLM.from_pretrained(folder))
+        for folder in (small_models.base_folder(family, 0, BASE_TOKENS), dense_folder(family, tokens, seed))
+    )
+    settings = CONTINUE | {"seed": seed, "tokens": tokens}
+    return {"settings": settings, "base_perplexity": before, "perplexity": after}
+
+
+def mfn(
+    folder: Path,
+    family: str,
+    tokens: int,
+    seed: int = 0,
+    k: int = K,
+    teacher: Literal["dense"] | None = None,
+    cached_epochs: int = 0,
+    by_layer: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else.
+
+    The model goes to `folder`. With a teacher, the target is the distribution of the dense model that was trained on
+    the same tokens. With `cached_epochs`, the MFN layers first learn alone, so many times from the first tokens of the
+    same text. With `by_layer`, the model is measured with each MFN layer left out, too.
+    """
+    rows = continuation(tokens, seed)
+    calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
+    torch.manual_seed(seed)
+    base = small_models.base_folder(family, 0, BASE_TOKENS)
+    model = MFNForCausalLM.from_base(base, expansion_factor=8, k=k, calibration=calibration)
+    common = small_models.training_settings(rows, BATCH, seed) | CONTINUE | RECIPE
+    chosen, base_model = CONTINUE | RECIPE | settings | {"k": k, "seed": seed, "tokens": tokens}, None
+    if cached_epochs:
+        chosen["cached_epochs"] = cached_epochs
+        first = rows.select(range(min(len(rows), SHORT_TOKENS // small_models.WINDOW)))
+        learn_from_cache(model, first, cached_epochs, seed)
+    if teacher:
+        base_model = AutoModelForCausalLM.from_pretrained(dense_folder(family, tokens, seed))
+        chosen["teacher"], settings["util_target"] = teacher, "kl"
+    arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **(common | settings))
+    trainer = MFNTrainer(model, arguments, base_model=base_model, train_dataset=rows)
+    trainer.train()
+    model.save_pretrained(folder)
+    record = {
+        "settings": chosen,
+        "perplexity": perplexities(model),
+        "features": feature_figures(model),
+        "last_log": trainer.state.log_history[-2],
+    }
+    if by_layer:
+        record["perplexity_without"] = {
+            f"layer_{number}": perplexities_without(model, number) for number in model.mfn_layers
+        }
+    model.set_blend(0.0)  # what the backbone has learnt, without what its features leave out
+    return record | {"perplexity_at_alpha_0": perplexities(model)}
+
+
+def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: int) -> None:
+    """The MFN layers alone, from residual streams that the backbone gives once."""
+    batch = FROM_CACHE["per_device_train_batch_size"]
+    settings = small_models.training_settings(rows, batch, seed) | FROM_CACHE
+    settings["max_steps"] = epochs * len(rows) // batch
+    arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **settings)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        cache = ActivationCache.write(model, rows, folder)
+        MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()
+
+
+def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]:
+    """With one block that reads the residual stream itself, all others features alone."""
+    layer = model.mfn_layers[number]
+    layer.config, config = copy.deepcopy(layer.config), layer.config
+    layer.config.alpha = 0.0
+    try:
+        return perplexities(model)
+    finally:
+        layer.config = config
+
+
+@torch.no_grad()
+def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
+    """What the features do on held-out text; `dead_share` is of those that are silent on all of it."""
+    data = small_models.data()
+    tokens = len(corpora.DOMAINS) * 32_768
+    figures: dict[str, Any] = {}
+    statistics = FeatureStatistics(model.config, tokens)
+    for domain in corpora.DOMAINS:
+        for rows in torch.tensor(data.evaluation(domain)["input_ids"]).split(16):
+            items = model(input_ids=rows, output_reconstructions=True, logits_to_keep=1).reconstructions
+            statistics.count(model.mfn_layers, items, None)
+    statistics.step()
+    for layer, found in statistics.take().items():
+        figures[f"layer_{layer}"] = {name: round(value, 5) for name, value in found.items()}
+    return figures
+
+
+def runs() -> dict[str, Run]:
+    """Name -> run. The short ones of Llama come first, since they are what the recipe was chosen by."""
+    table: dict[str, Run] = {}
+    groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+        "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE},
+        "gpt2": {"losses": LOSSES, "recipe": GPT2_RECIPES},
+    }
+
+    def add(family: str, group: str, changes: dict[str, dict[str, Any]], tokens: int, **more: Any) -> None:
+        for name, settings in changes.items():
+            folder = cache_folder() / "fidelity" / family / group / name
+            table[f"{family}/{group}/{name}"] = partial(mfn, folder, family, tokens, **more, **settings)
+
+    for family in small_models.FAMILIES:
+        table[f"{family}/short/dense"] = partial(dense, family, SHORT_TOKENS)
+        add(family, "short", {"recon-util": {}}, SHORT_TOKENS)
+        for group, changes in groups[family].items():
+            add(family, group, changes, SHORT_TOKENS)
+    for family in small_models.FAMILIES:
+        table[f"{family}/main/dense"] = partial(dense, family, MAIN_TOKENS)
+        add(family, "main", MAIN, MAIN_TOKENS, by_layer=True)
+    return table
+
+
+def _commit() -> str | None:
+    """With `-dirty` behind it where a file of Python's was changed since. `None` outside the repository."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    try:
+        known = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return known.stdout.strip() + ("-dirty" if changed else "")
+
+
+COMMIT = _commit()
+"""Of this code as the process has read it, however long it runs."""
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Pattern of the names of runs.")] = "*",
+    threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2,
+    names: Annotated[bool, typer.Option("--list", help="Show the runs instead.")] = False,
+) -> None:
+    torch.set_num_threads(threads)
+    for name, run in runs().items():
+        file = RESULTS / f"{name}.json"
+        if not fnmatch.fnmatch(name, only) or file.exists():
+            continue
+        print(name, flush=True)
+        if names:
+            continue
+        begun = time.time()
+        record = {
+            "command": f"python -m benchmarks.small.fidelity --only {shlex.quote(name)}",
+            "commit": COMMIT,
+        } | run()
+        record["minutes"] = round((time.time() - begun) / 60, 1)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""The command `mfn`, one module a verb."""

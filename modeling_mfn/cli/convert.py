@@ -1,0 +1,81 @@
+"""The verb `mfn convert`."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..utils.files import new_folder
+from .options import Overwrite, console
+
+Layers = Annotated[str, typer.Option(help='Blocks that get an MFN layer: "all", or indices such as "6,7".')]
+
+
+def convert(
+    base: Annotated[str, typer.Argument(help="Causal LM to convert: a folder, or an id on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the MFN model.")],
+    layers: Layers = "all",
+    num_features: Annotated[int | None, typer.Option(help="Features of each MFN layer.")] = None,
+    expansion_factor: Annotated[int | None, typer.Option(help="The same as a multiple of the hidden size.")] = None,
+    k: Annotated[int, typer.Option(help="Most features active on a token.")] = 32,
+    alpha: Annotated[float, typer.Option(help="Blend: 0 is the base model, 1 lets features alone through.")] = 0.0,
+    blend_into: Annotated[Literal["residual", "mlp"], typer.Option(help="What the blend replaces.")] = "residual",
+    input_norm: Annotated[Literal["layer", "none"], typer.Option(help="Standardise each token first?")] = "layer",
+    decoder_bias: Annotated[bool, typer.Option(help="A learnt constant in the reconstruction.")] = True,
+    shared_decoder: Annotated[bool, typer.Option(help="One decoder for all MFN layers.")] = False,
+    calibrate_on: Annotated[
+        str | None, typer.Option(help="Text to fit the fresh MFN layers to, as --text of train.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Put MFN layers into a Llama or GPT-2 checkpoint.
+
+    Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    from ..data.text import load_text, pack
+    from ..model.modeling_mfn import MFNForCausalLM
+
+    with new_folder(output, overwrite, source=base) as folder:
+        calibration = None
+        if calibrate_on is not None:
+            positions = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", 128)
+            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), min(128, positions))
+            calibration = {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, 16)])}
+        with console.status(f"converting {base}"):
+            model = MFNForCausalLM.from_base(
+                base,
+                layers=_parse_layers(layers),
+                num_features=num_features,
+                expansion_factor=expansion_factor,
+                k=k,
+                alpha=alpha,
+                blend_into=blend_into,
+                input_norm=input_norm,
+                decoder_bias=decoder_bias,
+                shared_decoder=shared_decoder,
+                calibration=calibration,
+                base_kwargs={"dtype": dtype},
+            )
+            model.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    config = model.config
+    console.print(
+        f"{output}: {len(config.layers)} MFN layers of {config.num_features} features, k {config.k}, "
+        f"alpha {config.alpha:g}; logits at alpha 0 are the base model's to the bit"
+    )
+
+
+def _parse_layers(layers: str) -> str | list[int]:
+    if layers == "all":
+        return layers
+    try:
+        return [int(layer) for layer in layers.split(",")]
+    except ValueError:
+        raise ValueError(f'layers is {layers!r}; write "all" or block indices such as "6,7"') from None

@@ -1,0 +1,44 @@
+"""The verb `mfn explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..utils.files import check_output, new_folder
+from .options import Overwrite, console
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="MFN model with alpha above 0: a folder, or an id on the Hub.")],
+    text: Annotated[str, typer.Argument(help="Text that the model reads.")],
+    position: Annotated[int, typer.Option(help="Token whose output is the prediction; -1 is the text's last.")] = -1,
+    token: Annotated[str | None, typer.Option(help="Token to explain; by default the likeliest.")] = None,
+    top: Annotated[int, typer.Option(help="Strongest features listed of each layer.")] = 10,
+    output: Annotated[Path | None, typer.Option(help="Folder for JSON and figure.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trace a predicted token to the features that moved its logit, to the tokens that raised those, and, where the
+    model's folder or repository has an atlas, to where they fire in the text that it was made from.
+
+    Example: mfn explain gpt2-mfn-trained "The king and the" --token " queen" --output why-queen
+    """
+    from transformers import AutoTokenizer
+
+    from ..features.atlas.atlas import find_atlas
+    from ..features.attribution import explain as explain_token
+    from ..model.modeling_mfn import MFNForCausalLM
+
+    if output is not None:
+        check_output(output, overwrite, source=model)
+    mfn = MFNForCausalLM.from_pretrained(model)
+    atlas = find_atlas(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with console.status("tracing"):
+        explanation = explain_token(mfn, tokenizer, text, position, token=token, top=top, atlas=atlas)
+    console.print(explanation.table())
+    if output is not None:
+        with new_folder(output, overwrite, source=model) as folder:
+            explanation.save(folder)

@@ -1,0 +1,53 @@
+"""The command `mfn`, one verb a job."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..utils.display import visible_lines
+from .atlas import atlas
+from .convert import convert
+from .demo import demo
+from .evaluate import evaluate
+from .explain import explain
+from .push import push
+from .steer import steer
+from .train import train
+
+app = typer.Typer(
+    help="Transformers that read through named, sparse features.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    """Options of every verb; `main` reads --debug."""
+
+
+for verb in (convert, train, atlas, steer, explain, evaluate, push, demo):
+    app.command()(verb)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. Bad input ends with one line and exit code 2; `--debug` shows where it came from."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=arguments)
+    except (ValueError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        Console(stderr=True).print(Text.assemble(("mfn:", "red"), " ", _one_line(error)), soft_wrap=True)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    # it can quote what others wrote: names in a config, labels, files of a data set
+    return visible_lines(" ".join(str(error).split()))

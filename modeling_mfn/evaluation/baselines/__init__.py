@@ -1,0 +1,1 @@
+"""Baselines: post-hoc SAEs, random SAEs and dense models, trained on the same text."""

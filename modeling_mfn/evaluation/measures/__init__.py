@@ -1,0 +1,1 @@
+"""Measures of one model or dictionary that predictions are made of."""

@@ -1,0 +1,1 @@
+"""The paper's five predictions, one module each."""

@@ -1,0 +1,148 @@
+"""Labels from files that others wrote: tables, JSON, and Neuronpedia's exports."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...utils.display import visible
+from .labels import Label
+
+FORMATS = (".csv", ".json", ".jsonl")
+TEXTS, NAMES = ("label", "description"), ("feature", "name")
+"""What the label, and what the feature, may be called."""
+
+
+def read_label_file(file: str | os.PathLike[str]) -> list[Label]:
+    """The labels of a file, of source `imported`.
+
+    A row has `feature` ("L6/1234"), or `layer` and `index`; a `label`, or `description`; and, if there is one, a
+    `score`. A layer may be written as Neuronpedia does, "6-res-jb". All else in a row that is a text or a number is
+    kept in the label's details, a `source` as `source_of_label`. Of several rows on a feature the label is that of the
+    largest score, or the first; the others are its detail `others`.
+
+    Args:
+        file: .csv with a header, .json (a list of objects), or .jsonl (an object a line); also with .gz.
+
+    Raises:
+        ValueError: on the first row that cannot be read, with its place in the file.
+    """
+    path = Path(file)
+    suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"{file} is no file of labels; it must end in {', '.join(FORMATS)}, or these and .gz")
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix.lower() == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    rows = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines}[suffix]
+    by_feature: dict[str, list[Label]] = {}
+    try:
+        for place, row in rows(text):
+            label = _label_at(place, row)
+            by_feature.setdefault(label.feature, []).append(label)
+    except ValueError as error:
+        raise ValueError(f"{file}, {error}") from error
+    if not by_feature:
+        raise ValueError(f"{file} has no labels")
+    return [_best_of(labels) for labels in by_feature.values()]
+
+
+def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = iter(reader)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num + 1}: {error}") from error
+        if row is None:
+            return
+        place = f"line {reader.line_num}"
+        if None in row or None in row.values():
+            raise ValueError(f"{place}: it has not as many columns as the header, {len(reader.fieldnames or ())}")
+        yield place, {name: value for name, value in row.items() if value != ""}
+
+
+def _json_rows(text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"line 1: {type(rows).__name__}, not a list of objects")
+    for number, row in enumerate(rows, 1):
+        yield f"entry {number}", row
+
+
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    # not splitlines, which takes more characters for line ends than JSON does
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error.msg}") from error
+
+
+def _label_at(place: str, row: Any) -> Label:
+    try:
+        return _label_of(row)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _label_of(row: Any) -> Label:
+    if not isinstance(row, dict):
+        raise ValueError(f"{str(row)[:60]!r} is no object with names and values")
+    text = next((row[name] for name in TEXTS if row.get(name) is not None), None)
+    if text is None:
+        raise ValueError(f"it has no label, nor a description; it has {', '.join(map(repr, row))[:200]}")
+    taken = {*TEXTS, *NAMES, "layer", "index", "score", "source"}
+    details = {name: value for name, value in row.items() if name not in taken and isinstance(value, str | int | float)}
+    if row.get("source"):
+        details["source_of_label"] = row["source"]
+    return Label(_feature_of(row), text, "imported", _score_of(row), details)
+
+
+def _feature_of(row: dict[str, Any]) -> str:
+    name = next((row[key] for key in NAMES if isinstance(row.get(key), str)), None)
+    if name is not None:
+        return visible(name, 60)  # no longer is a feature's name
+    if row.get("layer") is None or row.get("index") is None:
+        raise ValueError('it names no feature; give feature ("L6/1234"), or layer and index')
+    layer, index = (re.fullmatch(pattern, str(row[key])) for key, pattern in
+                    (("layer", r"(\d+)(-.*)?"), ("index", r"(\d+)")))  # fmt: skip
+    if layer is None or index is None:
+        raise ValueError(f"layer {row['layer']!r} and index {row['index']!r} name no feature; they must be numbers")
+    return f"L{int(layer[1])}/{int(index[1])}"
+
+
+def _score_of(row: dict[str, Any]) -> float | None:
+    score = row.get("score")
+    if score is None:
+        return None
+    try:
+        return float(score)
+    except (TypeError, ValueError):
+        raise ValueError(f"score is {score!r}; it must be a number") from None
+
+
+def _best_of(labels: list[Label]) -> Label:
+    """One label of a feature, as an atlas has of each source."""
+    best = max(labels, key=lambda label: -math.inf if label.score is None else label.score)
+    others = [label.label for label in labels if label is not best]
+    return replace(best, details={**best.details, "others": others}) if others else best
+
+
+__all__ = ["read_label_file"]

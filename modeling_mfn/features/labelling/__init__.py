@@ -1,0 +1,1 @@
+"""Labels for features, found in an atlas and its text."""

@@ -1,0 +1,1 @@
+"""The architecture: everything that a saved model carries to the Hub, and nothing else."""

@@ -1,0 +1,154 @@
+"""From a base model to an MFN model with the same weights."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from .configuration_mfn import EDITS, MFNConfig
+from .modes import as_base
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+KEPT_BY_THE_MODEL = {"text_config", "mfn_version", "steering_presets", "direction_norms", *EDITS}
+
+
+SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - KEPT_BY_THE_MODEL
+
+
+def convert(
+    model_class: type[ModelT],
+    base: PreTrainedModel | str | os.PathLike[str],
+    *,
+    calibration: Mapping[str, Tensor] | None = None,
+    base_kwargs: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> ModelT:
+    """The work of `MFNForCausalLM.from_base`, which documents the arguments."""
+    if unknown := sorted(set(settings) - SETTINGS):
+        raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(SETTINGS))}")
+    if isinstance(base, PreTrainedModel):
+        if base_kwargs:
+            raise ValueError(f"base_kwargs {sorted(base_kwargs)} are for a folder or id, but the base is a model")
+        model = _with_weights_of(base, model_class, settings, clone=True)
+    else:
+        load = dict(base_kwargs or {})
+        if not os.path.isdir(base) and (os.path.isabs(base) or str(base).count("/") > 1):
+            raise ValueError(f"{base} is no folder, and no id on the Hub either")
+        # bad settings are found before the weights are read
+        _settle(_read_config(base, load), model_class, settings)
+        with readable_weights(base):
+            base = AutoModelForCausalLM.from_pretrained(base, **load)
+        model = _with_weights_of(base, model_class, settings, clone=False)
+    _check_parity(model, base)
+    if calibration is not None:
+        _calibrate(model, calibration)
+    return model
+
+
+@contextmanager
+def readable_weights(source: Any) -> Iterator[None]:
+    """Names the folder or id whose weights turn out to be damaged."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"the weights of {source} are truncated or no safetensors ({error})") from error
+
+
+def _read_config(base: str | os.PathLike[str], load: Mapping[str, Any]) -> Any:
+    names = ("revision", "token", "cache_dir", "gguf_file", "local_files_only", "subfolder", "force_download")
+    return AutoConfig.from_pretrained(base, **{name: load[name] for name in names if name in load})
+
+
+def _settle(text_config: Any, model_class: type[ModelT], settings: Mapping[str, Any]) -> MFNConfig:
+    model_class.check_base(text_config)
+    config = MFNConfig(text_config=text_config, **settings)
+    # a GGUF file is dequantised on loading, yet its config still speaks of quantisation
+    vars(config.text_config).pop("quantization_config", None)
+    if os.path.isdir(config.text_config._name_or_path):
+        config.text_config._name_or_path = ""  # a folder here is nowhere else, and nobody else's to know
+    return config
+
+
+def _with_weights_of(
+    base: PreTrainedModel, model_class: type[ModelT], settings: Mapping[str, Any], clone: bool
+) -> ModelT:
+    """Builds the model on the meta device, gives it the base's weights, and memory to its MFN layers alone."""
+    config = _settle(base.config, model_class, settings)
+    _check_weights(base)
+    with torch.device("meta"):
+        model = model_class._from_config(config, dtype=base.dtype)
+    inside, outside = f"{base.base_model_prefix}.", "model.backbone."
+
+    def place(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        placed = {}
+        for name, tensor in tensors.items():
+            target = outside + name.removeprefix(inside) if name.startswith(inside) else name
+            placed[target] = tensor.clone() if clone else tensor
+        return placed
+
+    missing, unexpected = model.load_state_dict(place(base.state_dict()), assign=True, strict=False)
+    if unexpected or any(".mfn." not in name for name in missing):
+        raise ValueError(f"weights of the base model do not fit its config: {[*unexpected, *missing][:3]}")
+    persistent = base.state_dict().keys()
+    for name, buffer in place({n: b for n, b in base.named_buffers() if n not in persistent}).items():
+        module, _, attribute = name.rpartition(".")
+        model.get_submodule(module).register_buffer(attribute, buffer, persistent=False)
+    for layer in model.mfn_layers.values():
+        layer.to_empty(device=base.device)
+    model.initialise_mfn_layers()
+    model.tie_weights()
+    if base.can_generate():
+        model.generation_config = copy.deepcopy(base.generation_config)
+    return model.eval()
+
+
+def _check_weights(base: PreTrainedModel) -> None:
+    if base.get_output_embeddings() is None:
+        raise ValueError(
+            f"{type(base).__name__} has no language-modelling head; give the causal LM, such as its ForCausalLM"
+        )
+    if not all(parameter.is_floating_point() for parameter in base.parameters()):
+        raise ValueError("the base model is quantised; give it in float32, bfloat16 or float16")
+    if getattr(base, "_hf_peft_config_loaded", False):
+        raise ValueError("the base model carries a PEFT adapter; merge it into the weights first")
+    devices = {str(parameter.device) for parameter in base.parameters()}
+    if len(devices) > 1 or "meta" in devices:
+        raise ValueError(
+            f"the base model lies on {', '.join(sorted(devices))}; convert it on one device, save the MFN model, and "
+            "load that with device_map"
+        )
+
+
+@torch.no_grad()
+def _check_parity(model: Any, base: PreTrainedModel) -> None:
+    """Both models' logits on a few tokens, to the bit."""
+    tokens = torch.arange(min(8, model.config.vocab_size), device=base.device)[None]
+    was_training = base.training
+    base.eval()
+    with as_base(model):
+        equal = torch.equal(model(tokens).logits, base(tokens).logits)
+    base.train(was_training)
+    if not equal:
+        raise RuntimeError(
+            f"the converted model at alpha = 0 does not give the logits of its base, a {base.config.model_type}; its "
+            "forward differs from what this package knows of the family"
+        )
+
+
+@torch.no_grad()
+def _calibrate(model: Any, batch: Mapping[str, Tensor]) -> None:
+    with as_base(model):
+        reconstructions = model(**batch, logits_to_keep=1, output_reconstructions=True).reconstructions
+    mask = batch.get("attention_mask")
+    for layer, reconstruction in reconstructions.items():
+        h = reconstruction.residual
+        real = torch.ones(h.shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
+        model.mfn_layers[layer].calibrate(h[real.to(h.device)])

@@ -1,0 +1,317 @@
+"""MFN models: a causal LM of transformers with a sparse feature layer inside its blocks."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_mfn import MFNConfig, check_alpha, check_k
+from .conversion import convert, readable_weights
+from .families import family_of
+from .feature_editing import FeatureEditing
+from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction, ReconstructionRequest
+from .sparse_code import SparseCode
+from .steerable import SteerableModel
+from .steering import edits_in_force, generating
+
+
+@dataclass
+class MFNModelOutput(ModelOutput):
+    """Output of [`MFNModel`]."""
+
+    last_hidden_state: Tensor | None = None
+    """(B, T, d)."""
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    codes: dict[int, SparseCode] | None = None
+    """With `output_codes=True`: layer -> code (B, T, K)."""
+    reconstructions: dict[int, Reconstruction] | None = None
+    """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
+
+
+@dataclass
+class MFNCausalLMOutput(ModelOutput):
+    """Output of [`MFNForCausalLM`]."""
+
+    loss: Tensor | None = None
+    """Mean next-token cross entropy in nats, where labels were given."""
+    logits: Tensor | None = None
+    """(B, T, vocabulary)."""
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    codes: dict[int, SparseCode] | None = None
+    """With `output_codes=True`: layer -> code (B, T, K), or (B, T, K + I) where I features are steered."""
+    reconstructions: dict[int, Reconstruction] | None = None
+    """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
+
+
+@contextmanager
+def _plain_class(model: nn.Module) -> Iterator[None]:
+    """FSDP makes a class of its own for a model; what is saved shall name, and copy the code of, its parent."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = type(model)
+    if isinstance(model, FSDPModule):
+        model.__class__ = sharded.__bases__[-1]
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
+
+
+class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
+    """What MFN models have in common: MFN layers, editing, steering, and what transformers asks of an architecture."""
+
+    config: MFNConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def initialize_weights(self) -> None:
+        # The backbone initialises its own modules and knows no MFN layer among them: ours come first.
+        self.initialise_mfn_layers()
+        # By itself it is transformers' own code. As a part of ours, which is custom, modules without parameters of
+        # their own would count as done, and GPT-2 rescales its projections from such a module.
+        self.base_model.backbone.initialize_weights()
+        super().initialize_weights()
+
+    def initialise_mfn_layers(self) -> None:
+        """Starting weights for MFN layers that have none yet: random unit directions, encoders tied to them."""
+        directions = None
+        for layer in (module for module in self.modules() if isinstance(module, MFNLayer)):
+            if layer.rows is not None:
+                layer.rows.fill()
+            if not getattr(layer, "_is_hf_initialized", False):
+                layer.initialise(directions)
+                for module in layer.modules():
+                    module._is_hf_initialized = True  # type: ignore[assignment]
+            if self.config.shared_decoder:
+                directions = layer.decoder.weight
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        with readable_weights(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        # a saved folder serves each Auto class, whichever of the two models wrote it
+        self.config.auto_map = {
+            "AutoConfig": "configuration_mfn.MFNConfig",
+            "AutoModel": "modeling_mfn.MFNModel",
+            "AutoModelForCausalLM": "modeling_mfn.MFNForCausalLM",
+        }
+        with _plain_class(self):
+            super().save_pretrained(*args, **kwargs)
+
+    def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Tensor) -> None:
+        # tying a weight resizes the bias beside it to the weight's rows: right for an LM head, not for a decoder
+        if not isinstance(output_embeddings, FeatureDecoder):
+            super()._adjust_bias(output_embeddings, input_embeddings)
+
+    @property
+    def mfn_layers(self) -> dict[int, MFNLayer]:
+        """The MFN layers by block index, in order."""
+        blocks = getattr(self.base_model.backbone, family_of(self.config.text_config).blocks)
+        return {layer: blocks[layer].mfn for layer in self.config.layers}
+
+    def set_blend(self, alpha: float) -> None:
+        """Sets alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
+        check_alpha(alpha)
+        self.config.alpha = float(alpha)
+
+    def set_k(self, k: int) -> None:
+        """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
+        check_k(k, self.config.num_features, self.config.most_removed)
+        self.config.k = k
+
+
+class MFNModel(MFNPreTrainedModel):
+    """The backbone with its MFN layers, without an LM head."""
+
+    def __init__(self, config: MFNConfig) -> None:
+        super().__init__(config)
+        family = family_of(config.text_config)
+        self.backbone = AutoModel.from_config(config.text_config)
+        blocks = getattr(self.backbone, family.blocks)
+        for layer in config.layers:
+            blocks[layer].__class__ = family.block_class
+            blocks[layer].mfn = MFNLayer(config, layer)
+        # the classes that are really there: device maps and FSDP look for each of these names
+        self.backbone._no_split_modules = {type(block).__name__ for block in blocks}
+        decoders = [f"backbone.{family.blocks}.{layer}.mfn.decoder.weight" for layer in config.layers]
+        self._tied_weights_keys = dict.fromkeys(decoders[1:], decoders[0]) if config.shared_decoder else {}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_codes: bool = False,
+        output_reconstructions: bool | ReconstructionRequest = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MFNModelOutput:
+        """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
+        request = output_reconstructions if isinstance(output_reconstructions, ReconstructionRequest) else None
+        if request is not None and request.perturb_embeddings is not None:
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
+            inputs_embeds = request.perturb_embeddings(inputs_embeds)
+        edits = edits_in_force(self, input_ids if inputs_embeds is None else inputs_embeds, past_key_values)
+        mfn_pass = MFNPass(edits, {} if output_codes else None, {} if output_reconstructions else None, request)
+        outputs = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mfn_pass=mfn_pass,
+            return_dict=True,
+            **kwargs,
+        )
+        mfn_pass.collecting = False
+        return MFNModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            codes=mfn_pass.codes,
+            reconstructions=mfn_pass.reconstructions,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        # the decoder is shared whether or not the embeddings are tied, which is all that transformers asks
+        return super().get_expanded_tied_weights_keys(all_submodels) | self._tied_weights_keys
+
+
+class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
+    """A causal language model whose blocks read the residual stream through their MFN layers."""
+
+    def __init__(self, config: MFNConfig) -> None:
+        super().__init__(config)
+        self.model = MFNModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        embedding = family_of(config.text_config).embedding
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{embedding}.weight"}
+        self.post_init()
+        base_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
+        for plan in ("_tp_plan", "_pp_plan", "_fsdp_plan"):  # how the head is spread over devices is the base's matter
+            getattr(self, plan).update(getattr(base_class, plan, None) or {})
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_codes: bool = False,
+        output_reconstructions: bool | ReconstructionRequest = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MFNCausalLMOutput:
+        """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_codes=output_codes,
+            output_reconstructions=output_reconstructions,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MFNCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            codes=outputs.codes,
+            reconstructions=outputs.reconstructions,
+        )
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `generate` of transformers; steering's positions are counted from the beginning of this prompt."""
+        embeddings = kwargs.get("inputs_embeds")
+        given = kwargs.get("input_ids") if inputs is None else inputs
+        with generating(self.base_model, given if embeddings is None else embeddings):
+            return super().generate(inputs, *args, **kwargs)
+
+    @staticmethod
+    def check_base(text_config: PreTrainedConfig) -> None:
+        """`ValueError` if models of this config cannot be converted."""
+        family_of(text_config)
+
+    @classmethod
+    def from_base(
+        cls,
+        base: PreTrainedModel | str | os.PathLike[str],
+        *,
+        calibration: Mapping[str, Tensor] | None = None,
+        base_kwargs: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> "MFNForCausalLM":
+        """Converts a base model. At alpha = 0, the default, the result gives the base model's logits to the bit, which
+        is checked here. Weights are copied: the base model stays as it is.
+
+        Args:
+            base: a causal LM of a supported family, its folder, or its id on the Hub.
+            calibration: a batch for the model (`input_ids`, and `attention_mask` where rows are padded), on which the
+                biases and the scale of the MFN layers' encoders are set, which shortens training greatly.
+            base_kwargs: arguments of `AutoModelForCausalLM.from_pretrained` for a folder or id: `dtype`, `revision`...
+            settings: those of [`MFNConfig`]: `num_features` or `expansion_factor`, `layers`, `k`, `alpha`...
+
+        Returns:
+            The MFN model in evaluation mode, on the base model's device and in its dtype.
+
+        Raises:
+            ValueError: on a setting that is unknown or out of range, or a base that cannot be converted.
+        """
+        return convert(cls, base, calibration=calibration, base_kwargs=base_kwargs, **settings)
+
+
+__all__ = [
+    "MFNCausalLMOutput",
+    "MFNConfig",
+    "MFNForCausalLM",
+    "MFNModel",
+    "MFNPreTrainedModel",
+    "SparseCode",
+]

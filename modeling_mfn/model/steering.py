@@ -1,0 +1,274 @@
+"""Steering: on which rows and tokens interventions act, in which layers, and the contexts in which they do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .feature_names import format_feature, parse_feature
+from .interventions import CheckedInterventions, Intervention
+from .sparse_code import SparseCode
+
+
+def activations(code: SparseCode, features: Tensor) -> Tensor:
+    """What a code (..., K) holds of features (I,): (..., I), 0 where one is inactive."""
+    return (code.values.unsqueeze(-1) * (code.indices.unsqueeze(-1) == features)).sum(-2)
+
+
+class CodeEdit(NamedTuple):
+    """z <- scale * z + shift for I features of one MFN layer. scale and shift are (I,), or differ from token to token
+    (..., I)."""
+
+    features: Tensor
+    """(I,) int64, distinct."""
+    scale: Tensor
+    """(..., I)."""
+    shift: Tensor
+    """(..., I)."""
+
+    def then(self, scale: Tensor, shift: Tensor) -> CodeEdit:
+        """This edit and a further one of the same features on its result, as one."""
+        return self._replace(scale=scale * self.scale, shift=scale * self.shift + shift)
+
+    def apply(self, code: SparseCode) -> SparseCode:
+        """(..., K) -> (..., K + I): features leave their old pairs (value 0) and come as extra ones. On tokens where an
+        edit changes nothing the old pair stays and the extra one has value 0."""
+        features = self.features.to(code.indices.device)
+        old = activations(code, features)
+        scale, shift = self.scale.to(old), self.shift.to(old)
+        idle = (scale == 1) & (shift == 0)
+        moved = ((code.indices.unsqueeze(-1) == features) & ~idle.unsqueeze(-2)).any(-1)
+        new = (old * scale + shift).masked_fill(idle, 0)
+        return SparseCode(
+            torch.cat([code.indices, features.expand(new.shape)], -1),
+            torch.cat([code.values.masked_fill(moved, 0), new], -1),
+            code.num_features,
+        )
+
+
+Positions = Literal["all", "prompt", "generated"] | Tensor
+"""Tokens that interventions act on; a tensor is a mask (B, T), True where they do."""
+
+
+class Context(NamedTuple):
+    """One `steer` context."""
+
+    rows: tuple[CheckedInterventions, ...]
+    """One mapping for all rows of a batch, or n that share them: row b of B has mapping b // (B / n)."""
+    positions: Positions
+
+
+class Step(NamedTuple):
+    """What one context does to a layer's I features, in R mappings."""
+
+    context: int
+    """Place of the context among those in force."""
+    scale: Tensor
+    """(R, I), float32 or the model's wider type; 1 where it leaves a feature alone."""
+    shift: Tensor
+    """(R, I)."""
+    condition: Tensor | None
+    """(R, I) int64, the column of what conditions read (see `LayerPlan.watched`) on which an intervention depends; 0
+    for none. None if nothing of the step does."""
+    above: Tensor
+    """(R, I), what that has to exceed."""
+
+
+class LayerPlan(NamedTuple):
+    """What all contexts in force mean for one layer."""
+
+    features: Tensor
+    """(I,) that some context acts on."""
+    steps: tuple[Step, ...]
+    """The outermost context's first; one acts on what those before made of the activations."""
+    watched: Tensor
+    """(C,) of its features that conditions read. Layers' columns follow one another by layer, after column 0, which is
+    infinite."""
+
+
+class InForce(NamedTuple):
+    """The contexts of one model that a thread is in."""
+
+    model: Any
+    contexts: tuple[Context, ...]
+    plans: dict[int, LayerPlan]
+
+
+class LayerEdit:
+    """The interventions on one layer in one forward."""
+
+    def __init__(self, layer: int, plan: LayerPlan, tokens: list[Tensor | None], seen: dict[int, Tensor]) -> None:
+        self.layer = layer
+        self.plan = plan
+        self.tokens = tokens
+        """A context's mask (1 or B, T), or None for every token."""
+        self.seen = seen
+        """Layer -> what conditions read (B, T, C), shared by the layers of a forward. It outlives the forward: a block
+        that runs again for gradient checkpointing does so before the blocks below it."""
+
+    def apply(self, code: SparseCode) -> SparseCode:
+        """(B, T, K) -> (B, T, K + I)."""
+        if len(self.plan.watched):
+            self.seen[self.layer] = activations(code, self.plan.watched.to(code.indices.device)).detach()
+        edit = None
+        for step in self.plan.steps:
+            scale, shift = self._coefficients(step, code)
+            edit = CodeEdit(self.plan.features, scale, shift) if edit is None else edit.then(scale, shift)
+        return code if edit is None else edit.apply(code)
+
+    def _coefficients(self, step: Step, code: SparseCode) -> tuple[Tensor, Tensor]:
+        """The step's scale and shift, (1 or B, 1 or T, I)."""
+        rows, device = code.indices.shape[0], code.indices.device
+        scale, shift = [_by_row(each.to(device), rows).unsqueeze(1) for each in (step.scale, step.shift)]
+        chosen = self.tokens[step.context]
+        if chosen is not None:
+            chosen = chosen.to(device).unsqueeze(-1)
+        if step.condition is not None:
+            fired = self._fired(step.condition.to(device), step.above.to(device), code)
+            chosen = fired if chosen is None else chosen & fired
+        if chosen is None:
+            return scale, shift
+        return torch.where(chosen, scale, 1.0), torch.where(chosen, shift, 0.0)
+
+    def _fired(self, condition: Tensor, above: Tensor, code: SparseCode) -> Tensor:
+        """(B, T, I): whether what each intervention depends on is the case."""
+        rows, tokens = code.indices.shape[:2]
+        read = [self.seen[layer].to(code.values.device) for layer in sorted(self.seen) if layer <= self.layer]
+        always = code.values.new_full((rows, tokens, 1), torch.inf)
+        columns = _by_row(condition, rows).unsqueeze(1).expand(rows, tokens, -1)
+        return torch.cat([always, *read], -1).gather(-1, columns) > _by_row(above, rows).unsqueeze(1)
+
+
+def _by_row(given: Tensor, rows: int) -> Tensor:
+    """(n, ...) -> (rows, ...), in the order in which `generate` repeats rows for beams; one for all stays one."""
+    return given if given.shape[0] == 1 else given.repeat_interleave(rows // given.shape[0], 0)
+
+
+_local = threading.local()
+"""A thread's own: .contexts, an InForce for every context entered, the innermost last; .prompts, (model, length) of
+`generate` calls that run."""
+
+
+def _innermost(stack: str, model: Any) -> Any:
+    for entry in reversed(getattr(_local, stack, ())):
+        if entry[0] is model:
+            return entry
+    return None
+
+
+@contextmanager
+def _entered(stack: str, entry: tuple[Any, ...]) -> Iterator[None]:
+    before = getattr(_local, stack, ())
+    setattr(_local, stack, (*before, entry))
+    try:
+        yield
+    finally:
+        setattr(_local, stack, before)
+
+
+@contextmanager
+def steering(model: Any, context: Context) -> Iterator[None]:
+    """Puts interventions in force for `model`, in this thread, until the block is left, by an exception too. Within
+    another such context they act on what that one makes of the activations."""
+    outer = _innermost("contexts", model)
+    contexts = (*(outer.contexts if outer else ()), context)
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    like = torch.empty(0, dtype=dtype, device="cpu" if model.device.type == "meta" else model.device)
+    with _entered("contexts", InForce(model, contexts, _plans(contexts, like))):
+        yield
+
+
+@contextmanager
+def generating(model: Any, prompt: Tensor | None) -> Iterator[None]:
+    """Notes the length of a prompt, (B, T) or (B, T, d), that `generate` goes on from; None for the one token that it
+    begins with by itself."""
+    # a tensor, so that compiled models serve prompts of every length
+    length = torch.tensor(1) if prompt is None else torch.tensor(prompt.shape[1], device=prompt.device)
+    with _entered("prompts", (model, length)):
+        yield
+
+
+def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, LayerEdit]:
+    """The interventions on a forward of `model`, by layer.
+
+    Args:
+        model: the headless model.
+        inputs: its input ids (B, T) or embeddings (B, T, d).
+        cache: its key-value cache, whose length says where the inputs stand in their text, or None.
+    """
+    entry = _innermost("contexts", model)
+    if entry is None or inputs is None:
+        return {}
+    for context in entry.contexts:
+        _check_rows("mappings of interventions", len(context.rows), inputs.shape[0])
+    tokens = [_tokens(context.positions, model, inputs, cache) for context in entry.contexts]
+    seen: dict[int, Tensor] = {}
+    return {layer: LayerEdit(layer, plan, tokens, seen) for layer, plan in entry.plans.items()}
+
+
+def _tokens(positions: Positions, model: Any, inputs: Tensor, cache: Any) -> Tensor | None:
+    """Which tokens of a forward `positions` mean: a mask (1 or B, T), or None for all."""
+    if isinstance(positions, str) and positions == "all":
+        return None
+    rows, length = inputs.shape[:2]
+    place = torch.arange(length, device=inputs.device) + (0 if cache is None else cache.get_seq_length())
+    if isinstance(positions, Tensor):
+        _check_rows("rows of a positions mask", positions.shape[0], rows)
+        last = positions.shape[1] - 1
+        return _by_row(positions.to(place.device)[:, place.clamp_max(last)] & (place <= last), rows)
+    prompt = _innermost("prompts", model)
+    in_prompt = torch.ones_like(place, dtype=torch.bool) if prompt is None else place < prompt[1].to(place.device)
+    return (in_prompt if positions == "prompt" else ~in_prompt).unsqueeze(0)
+
+
+def _check_rows(what: str, given: int, rows: int) -> None:
+    if rows % given:
+        raise ValueError(f"a batch of {rows} rows cannot be shared by {given} {what}; give one, or one for each row")
+
+
+def _plans(contexts: tuple[Context, ...], like: Tensor) -> dict[int, LayerPlan]:
+    """By layer; numbers in the precision of `like`, and all on its device."""
+    given = [item for context in contexts for row in context.rows for item in row.items()]
+    acted_on = sorted({feature for feature, _ in given})
+    watched = sorted({parse_feature(each.when) for _, each in given if each.when is not None})
+    columns = {format_feature(layer, index): place for place, (layer, index) in enumerate(watched, start=1)}
+    plans = {}
+    for layer in sorted({layer for layer, _ in [*acted_on, *watched]}):
+        features = [index for at, index in acted_on if at == layer]
+        steps = [
+            _step(place, [[row.get((layer, index)) for index in features] for row in context.rows], columns, like)
+            for place, context in enumerate(contexts)
+            if any(at == layer for row in context.rows for at, _ in row)
+        ]
+        plans[layer] = LayerPlan(
+            like.new_tensor(features, dtype=torch.long),
+            tuple(steps),
+            like.new_tensor([index for at, index in watched if at == layer], dtype=torch.long),
+        )
+    return plans
+
+
+def _step(context: int, rows: list[list[Intervention | None]], columns: dict[str, int], like: Tensor) -> Step:
+    """R rows of what is done to I features, None for nothing."""
+    coefficients = [[each.coefficients if each else (1.0, 0.0) for each in row] for row in rows]
+    scale, shift = like.new_tensor(coefficients).unbind(-1)
+    condition = [[columns[str(each.when)] if each and each.when else 0 for each in row] for row in rows]
+    above = [[each.above if each else 0.0 for each in row] for row in rows]
+    depends = any(column for row in condition for column in row)
+    return Step(
+        context,
+        scale,
+        shift,
+        like.new_tensor(condition, dtype=torch.long) if depends else None,
+        like.new_tensor(above),
+    )
+
+
+__all__ = [
+    "Positions",
+]

@@ -1,0 +1,1 @@
+"""Training of MFN models with the Trainer of transformers."""

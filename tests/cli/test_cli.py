@@ -1,0 +1,192 @@
+"""The command line, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import make_base
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from modeling_mfn import Clamp
+from modeling_mfn.cli.main import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny base checkpoint with its tokenizer, and a text."""
+    make_base("llama-tied").save_pretrained(tmp_path / "base")
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0", unk_token="w0")
+    tokenizer.save_pretrained(tmp_path / "base")
+    text = " ".join(f"w{3 + (7 * i + i * i) % 90}" for i in range(2000))
+    (tmp_path / "text.txt").write_text(text)
+    return tmp_path
+
+
+def run(*arguments):
+    """Exit code; 0 where the command just returns."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as leaving:
+        return leaving.code or 0
+    return 0
+
+
+def converted(folder, *options):
+    out = folder / "mfn"
+    assert run("convert", folder / "base", out, "--num-features", 64, "--k", 8, *options) == 0
+    return out
+
+
+def test_convert_train_steer(folder, capsys):
+    mfn = converted(folder, "--layers", "0,2", "--calibrate-on", folder / "text.txt")
+    model = AutoModelForCausalLM.from_pretrained(mfn)
+    assert (model.config.layers, model.config.num_features, model.config.k) == ([0, 2], 64, 8)
+    assert model.mfn_layers[0].decoder.bias.any()
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    ids = torch.tensor([[13, 18, 75]])
+    assert torch.equal(model(ids).logits, base(ids).logits)
+
+    steps = ("--steps", 6, "--window", 16, "--batch-size", 4, "--save-steps", 3)
+    assert run("train", mfn, folder / "trained", "--text", folder / "text.txt", *steps) == 0
+    trained = AutoModelForCausalLM.from_pretrained(folder / "trained")
+    assert trained.config.alpha == 1.0
+    record = json.loads((folder / "trained" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert record["global_step"] == 6
+    assert (
+        run("train", mfn, folder / "trained", "--text", folder / "text.txt", *steps[2:], "--steps", 8, "--resume") == 0
+    )
+
+    capsys.readouterr()
+    steering = ("--set", "L0/5=clamp:9", "--set", "L2/7=ablate", "--max-new-tokens", 5)
+    assert run("steer", folder / "trained", "w13 w18 w75", *steering) == 0
+    printed = capsys.readouterr().out
+    trained = AutoModelForCausalLM.from_pretrained(folder / "trained")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "trained")
+
+    def text():
+        generated = trained.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)[0, 3:]
+        return tokenizer.decode(generated, skip_special_tokens=True)
+
+    without = text()
+    from modeling_mfn import Ablate
+
+    with trained.steer({(0, 5): Clamp(9.0), (2, 7): Ablate()}):
+        steered = text()
+    assert steered not in ("", without)
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert lines[lines.index(next(line for line in lines if line.startswith("without"))) + 1] == without
+    assert lines[lines.index(next(line for line in lines if line.startswith("steered"))) + 1] == steered
+
+
+def test_steer_with_a_preset_and_a_condition(folder, capsys):
+    mfn = converted(folder, "--alpha", 1)
+    model = AutoModelForCausalLM.from_pretrained(mfn)
+    ids = torch.tensor([[13, 18, 75]])
+    active = int(model(ids, output_codes=True).codes[0].indices[0, 1, 0])
+    model.save_preset("loud", {(1, 5): Clamp(9.0)}, positions="generated")
+    model.save_pretrained(mfn)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(mfn)
+    with model.steer("loud"), model.steer({(2, 7): Clamp(12.0, when=(0, active))}):
+        generated = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)[0, 3:]
+    for options in (("--preset", "loud", "--set", f"L2/7=clamp:12@L0/{active}"), ("--preset", "loud")):
+        capsys.readouterr()
+        assert run("steer", mfn, "w13 w18 w75", *options, "--max-new-tokens", 5) == 0
+        printed = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+        expected = tokenizer.decode(generated, skip_special_tokens=True)
+        assert (printed[-1] == expected) == (len(options) == 4)
+    assert run("steer", mfn, "w13", "--preset", "quiet") == 2
+    assert "no preset 'quiet'; this model has loud" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("steer", "{base}", "w5"), "give --set, --preset or both"),
+        (("steer", "{base}", "w5", "--set", "L0/5=ablate@7"), "'7' names no feature"),
+        (("convert", "{base}", "{out}"), "num_features is None and expansion_factor is None"),
+        (("convert", "{base}", "{out}", "--num-features", "8", "--k", "9"), "k is 9; it must be a whole number from 1"),
+        (("convert", "{base}", "{out}", "--num-features", "40", "--layers", "0,7"), "layers contains 7"),
+        (("convert", "{base}", "{out}", "--num-features", "40", "--layers", "x"), "layers is 'x'"),
+        (("convert", "{base}", "{out}", "--num-features", "40", "--alpha", "nan"), "alpha is nan"),
+        (("convert", "{base}-none", "{out}", "--num-features", "40"), "is no folder"),
+        (("convert", "{base}", "{base}", "--num-features", "40", "--overwrite"), "is the model itself"),
+        (("convert", "{base}", "{base}/..", "--num-features", "40"), "exists and is not empty"),
+        (("convert", "{base}", "{base}/config.json", "--num-features", "40"), "is a file"),
+        (("train", "{base}", "{out}", "--text", "{base}/none.txt", "--window", "16"), "none.txt is no file"),
+        (
+            ("train", "{base}", "{out}", "--text", "{base}/config.json", "--window", "65"),
+            "window is 65; the model reads at most 64 tokens (max_position_embeddings)",
+        ),
+        (("train", "{base}", "{base}", "--text", "{base}/config.json", "--overwrite"), "is the model itself"),
+        (("train", "{base}", "{base}/..", "--text", "{base}/config.json"), "exists and is not empty"),
+        (("steer", "{base}", "w5", "--set", "L0/5=push:3"), "'L0/5=push:3' is no intervention"),
+        (("steer", "{base}", "w5", "--set", "L0/5=clamp:nan"), "nan"),
+        (("steer", "{base}", "w5", "--set", "0/5=ablate"), "'0/5' names no feature"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_leaves_nothing(folder, capsys, arguments, message):
+    names = {"base": str(folder / "base"), "out": str(folder / "out")}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert run(*(argument.format(**names) for argument in arguments)) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mfn: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }
+    assert not (folder / "out").exists()
+
+
+def test_overwrite_replaces_and_a_failure_keeps_the_old_folder(folder):
+    mfn = converted(folder)
+    (mfn / "note").write_text("old")
+    weights = (mfn / "model.safetensors").read_bytes()
+    assert run("convert", folder / "base", mfn, "--num-features", 64, "--k", 99, "--overwrite") == 2
+    assert (mfn / "note").read_text() == "old"
+    assert (mfn / "model.safetensors").read_bytes() == weights
+    assert run("convert", folder / "base", mfn, "--num-features", 32, "--k", 8, "--overwrite") == 0
+    assert not (mfn / "note").exists()
+    assert AutoModelForCausalLM.from_pretrained(mfn).config.num_features == 32
+    assert {path.name for path in folder.iterdir()} == {"base", "mfn", "text.txt"}
+
+
+def test_damaged_weights_are_named(folder, capsys):
+    mfn = converted(folder)
+    weights = mfn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    assert run("steer", mfn, "w5", "--set", "L0/5=ablate") == 2
+    assert f"weights of {mfn} are truncated" in " ".join(capsys.readouterr().err.split())
+
+
+def test_too_little_text(folder, capsys):
+    mfn = converted(folder)
+    (folder / "short.txt").write_text("w5 w6")
+    (folder / "blank.txt").write_text(" \n")
+    assert run("train", mfn, folder / "out", "--text", folder / "short.txt", "--window", 64) == 2
+    assert "the text has 3 tokens, less than one window of 64" in capsys.readouterr().err
+    assert run("train", mfn, folder / "out", "--text", folder / "blank.txt", "--window", 64) == 2
+    assert "no text in" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["convert", "train", "steer", "explain", "push", "demo"])
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    assert run(verb, "--help") == 0
+    assert f"Example: mfn {verb}" in capsys.readouterr().out
+
+
+def test_a_traceback_is_shown_only_with_debug(folder):
+    for options in ((), ("--debug",)):
+        command = [sys.executable, "-m", "modeling_mfn.cli", *options, "convert", folder / "base", folder / "out"]
+        result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+        assert ("Traceback" in result.stderr) == bool(options)
+        assert "num_features is None" in result.stderr
+        assert result.returncode == (1 if options else 2)
+    assert run("convert", "only-a-base") == 2

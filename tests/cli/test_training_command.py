@@ -1,0 +1,63 @@
+"""`mfn train` and the calibration of `mfn convert`: precision and positions."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_base
+from test_cli import converted, folder, run  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_mfn import MFNForCausalLM
+from modeling_mfn.data.text import load_text, pack
+
+SHORT = ("--steps", 30, "--window", 16, "--batch-size", 4, "--learning-rate", 1e-4)
+
+
+def trained(folder, source, name, *options):  # noqa: F811
+    assert run("train", source, folder / name, "--text", folder / "text.txt", *SHORT, *options) == 0
+    return AutoModelForCausalLM.from_pretrained(folder / name).state_dict()
+
+
+def test_a_bf16_checkpoint_is_trained_in_float32(folder):  # noqa: F811
+    """As its own copy in float32 is, to the bit."""
+    half = converted(folder, "--dtype", "bfloat16", "--calibrate-on", folder / "text.txt")
+    model = AutoModelForCausalLM.from_pretrained(half)
+    assert model.dtype == torch.bfloat16
+    model.float().save_pretrained(folder / "whole")
+    AutoTokenizer.from_pretrained(half).save_pretrained(folder / "whole")
+    expected = trained(folder, folder / "whole", "expected")
+    for name, weight in trained(folder, half, "ours").items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected[name]), name
+    for name, weight in trained(folder, half, "rounded", "--dtype", "bfloat16").items():
+        assert torch.equal(weight, expected[name].bfloat16()), name
+    start, fast = model.state_dict(), trained(folder, half, "fast", "--bf16")
+    name = "model.backbone.layers.1.mfn.encoder.weight"
+    assert fast[name].dtype == torch.float32
+    assert 0 < (fast[name] - expected[name]).norm() < 0.5 * (expected[name] - start[name]).norm()
+    assert (fast[name].bfloat16() != fast[name]).float().mean() > 0.9  # nothing rounds the weights themselves
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
+def test_calibration_reads_no_farther_than_the_model_s_positions(folder, family):  # noqa: F811
+    """64 of them here: rows of as many tokens, not of the usual 128."""
+    base, tokenizer = make_base(family), AutoTokenizer.from_pretrained(folder / "base")
+    base.save_pretrained(folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(converted(folder, "--calibrate-on", folder / "text.txt"))
+    rows = pack(load_text([folder / "text.txt"]), tokenizer, 64)
+    calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
+    expected = MFNForCausalLM.from_base(base, num_features=64, k=8, calibration=calibration)
+    for layer, ours in model.mfn_layers.items():
+        torch.testing.assert_close(ours.decoder.bias, expected.mfn_layers[layer].decoder.bias)
+
+
+def test_the_stability_loss_of_the_command_line(folder):  # noqa: F811
+    source, expected = converted(folder, "--calibrate-on", folder / "text.txt"), {}
+    for where in ("layer", "model"):
+        trained(folder, source, where, "--lambda-stab", 2.5, "--stability-pass", where)
+        record = json.loads((folder / where / "training_record.json").read_text())
+        assert (record["arguments"]["stability_pass"], record["arguments"]["lambda_stab"]) == (where, 2.5)
+        expected[where] = record["figures"]["stab_loss"]
+    # 10 % of noise on the embeddings reaches the second layer through a block
+    assert expected["layer"] != expected["model"]

@@ -1,0 +1,179 @@
+"""The atlas as files: what is written is read again, whole, without torch, and whatever text is in it."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from atlas_data import HOSTILE
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from modeling_mfn import FeatureAtlas
+from modeling_mfn.features.atlas import schema
+from modeling_mfn.utils.display import for_table_cell, for_terminal, visible, visible_lines
+
+
+def small_atlas(texts=("a", "b")):
+    """Two features with made-up figures; the first has examples with the given texts as tokens."""
+    row = {"layer": 1, "status": "alive", "firing_count": 3, "source_counts": [3], "firing_rate": 0.3}
+    row |= {"mean_activation": 2.0, "max_activation": 4.0, "histogram": [0] * schema.NUM_BINS}
+    row |= {"nearest": [{"index": 1, "cosine": 0.5}], "co_active": [{"index": 1, "jaccard": 0.25, "count": 1}]}
+    row |= {"promoted": [{"token_id": 5, "token": text, "effect": 0.5} for text in texts], "suppressed": []}
+    dead = {"status": "dead", "firing_count": 0, "firing_rate": 0.0, "mean_activation": None, "max_activation": None}
+    rows = [row | {"index": 0, "name": "L1/0"}, row | {"index": 1, "name": "L1/1"} | dead]
+    example = {"layer": 1, "index": 0, "kind": "top", "stratum": None, "rank": 0, "activation": 4.0, "window": 7}
+    example |= {"position": 3, "source": texts[0], "offset": 0, "token_ids": list(range(len(texts)))}
+    example |= {"tokens": list(texts), "activations": [4.0] + [0.0] * (len(texts) - 1)}
+    metadata = {"schema_version": schema.SCHEMA_VERSION, "model": {"layers": [1], "num_features": 2}}
+    metadata |= {"data": {"sources": [texts[0]], "tokens": 10}, "layers": {"1": {"dead_share": 0.5}}}
+    features = pa.Table.from_pylist(rows, schema.FEATURES)
+    return FeatureAtlas(metadata, features, pa.Table.from_pylist([example], schema.EXAMPLES))
+
+
+def test_saved_and_loaded(tmp_path):
+    atlas = small_atlas(HOSTILE)
+    atlas.label("L1/0", "animals", score=0.75, examples=["cat"])
+    atlas.label((1, 0), "pets", source="automatic", score=0.99)
+    atlas.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == [
+        "atlas.json", "examples.parquet", "features", "features.parquet", "labels.json",
+    ]  # fmt: skip
+    for folder in (tmp_path, tmp_path / "features"):
+        again = FeatureAtlas.from_pretrained(folder)
+        assert again.metadata == atlas.metadata
+        assert again["L1/0"] == atlas[1, 0]
+        assert again["L1/1"].mean_activation is None
+        assert again["L1/0"].examples[0].tokens == HOSTILE
+        assert [label.label for label in again["L1/0"].labels] == ["animals", "pets"]
+        assert again["L1/0"].labels[0].details == {"examples": ["cat"]}
+    again.label("L1/0", "cats")  # a new human label replaces the old; the automatic one stays
+    again.save_pretrained(tmp_path)  # over the files that it was read from
+    frame = FeatureAtlas.from_pretrained(tmp_path).to_pandas().set_index("name")
+    assert (frame.loc["L1/0", "label"], frame["label"].isna().tolist()) == ("cats", [False, True])
+    assert frame.loc["L1/0", "promoted"][0]["token"] == HOSTILE[0]
+    assert list(again.to_pandas("examples")["tokens"][0]) == HOSTILE
+    assert [label.label for label in FeatureAtlas.from_pretrained(tmp_path).labels] == ["cats", "pets"]
+
+
+def test_reads_without_torch(tmp_path):
+    atlas = small_atlas(["<b>", "c"])
+    atlas.label("L1/0", "animals")
+    atlas.save_pretrained(tmp_path)
+    script = f"""
+import sys
+for name in ("torch", "transformers", "datasets", "accelerate", "tokenizers"):
+    sys.modules[name] = None  # an import of it fails
+import modeling_mfn.features.atlas
+from modeling_mfn import FeatureAtlas
+atlas = FeatureAtlas.from_pretrained({str(tmp_path)!r})
+record = atlas["L1/0"]
+assert record.label == "animals" and record.examples[0].token == "<b>", record
+atlas.label("L1/1", "nothing")
+atlas.save_pretrained({str(tmp_path)!r})
+assert list(atlas.to_pandas()["label"]) == ["animals", "nothing"]
+try:
+    from modeling_mfn import MFNConfig
+except ImportError as error:
+    assert "needs torch" in str(error), error
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "atlas.json").unlink(), "has no features/atlas.json"),
+        (lambda folder: (folder / "atlas.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "atlas.json").write_text('{"schema_version": 2}'), "newer than 1"),
+        (lambda folder: (folder / "features.parquet").write_bytes(b"PAR1"), "cannot be read"),
+        (lambda folder: (folder / "labels.json").write_text('[{"label": "x"}]'), "is no label"),
+        (lambda folder: (folder / "features.parquet").write_bytes((folder / "examples.parquet").read_bytes()), "name"),
+    ],
+)
+def test_damage_is_named(tmp_path, spoil, message):
+    small_atlas().save_pretrained(tmp_path)
+    spoil(tmp_path / "features")
+    with pytest.raises(ValueError, match=message):
+        FeatureAtlas.from_pretrained(tmp_path)
+
+
+def test_an_atlas_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    small_atlas().save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()}
+    other = small_atlas(["other", "text"])
+    other.metadata["data"]["sources"] = object()  # JSON has no such thing: the last file fails
+    with pytest.raises(TypeError):
+        other.save_pretrained(tmp_path)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["features"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda atlas: atlas["L1/2"], "L1/2 does not exist; layers are .1., features 0 to 1"),
+        (lambda atlas: atlas.label("L2/0", "x"), "L2/0 does not exist"),
+        (lambda atlas: atlas.label("L1/0", "  "), "not empty"),
+        (lambda atlas: atlas.label("L1/0", "x", source="me"), "must be human, imported, automatic or llm:MODEL"),
+        (lambda atlas: atlas.label("L1/0", "x", score=float("nan")), "finite"),
+        (lambda atlas: atlas.labels.remove("L1/0", "human"), "has no label of source 'human'"),
+        (lambda atlas: atlas.to_pandas("tokens"), "must be"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(small_atlas())
+
+
+def test_a_label_file_is_plain_json(tmp_path):
+    atlas = small_atlas()
+    atlas.label("L1/1", HOSTILE[3], source="llm:some/model", score=0.5, precision=0.25)
+    atlas.save_pretrained(tmp_path)
+    (record,) = json.loads((tmp_path / "features" / "labels.json").read_text())
+    assert record == {
+        "feature": "L1/1", "label": HOSTILE[3], "source": "llm:some/model", "score": 0.5, "precision": 0.25,
+    }  # fmt: skip
+
+
+@given(st.text(st.characters(codec=None)))
+def test_shown_text_moves_nothing(text):
+    """Whatever the text: one line, no control character, no markup, and HTML that holds no tag or table cell."""
+    shown = visible(text, 40)
+    assert shown.isprintable()
+    assert len(shown) <= 41
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(for_terminal(text, 40))
+    assert captured.get().rstrip("\n").split("\n") == [shown] or not shown.strip()
+    assert not set(for_table_cell(text, 40)) & set("<>|`*_[]\"'\\\n\r\t~!")
+    lines = visible_lines(text).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == text.count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one\n\n  two\n", "one\n\n  two\n"),
+        ("déjà vu 猫 :warning: [red]" * 100, "déjà vu 猫 :warning: [red]" * 100),
+        ("\x1b[2J\r\n\t\x9b\u2028\u202e", r"\x1b[2J\r" + "\n" + r"\t\x9b\u2028\u202e"),
+        ("z" + "\u0335" * 6, "z" + "\u0335" * 4 + r"\u0335\u0335"),
+    ],
+)
+def test_lines_stay_lines(text, shown):
+    assert visible_lines(text) == shown
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_seen_for_what_it_is(text):
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(for_terminal(text))
+    assert captured.get().isascii() or "…" in captured.get()
+    assert captured.get().startswith(visible(text)[:20])
+    assert "\x1b" not in captured.get()
+    assert len(captured.get()) < 100

@@ -1,0 +1,194 @@
+"""The MFN layer against a plain dense float64 transcription of eqs. 1-3, and what a sparse code promises."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_base
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_mfn import MFNConfig, SparseCode
+from modeling_mfn.model.mfn_layer import MFNLayer, MFNPass
+from modeling_mfn.model.sparse_code import decode, encode, rank_features
+
+
+def make_layer(dtype=torch.float64, **settings):
+    torch.manual_seed(0)
+    config = MFNConfig(text_config=make_base("llama-tied").config, **({"num_features": 50, "k": 6} | settings))
+    layer = MFNLayer(config, 0)
+    layer.initialise()
+    for parameter in layer.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return layer.to(dtype)
+
+
+def dense_layer(layer, h, alpha, k, norm):
+    """Eqs. 1-3 with a dense z: the oracle. Returns the blend, h_hat and z."""
+    x, mean, std = h, 0, 1
+    if norm == "layer":
+        mean = h.mean(-1, keepdim=True)
+        std = ((h - mean).square().sum(-1, keepdim=True) / (h.shape[-1] - 1)).sqrt()
+        x = (h - mean) / (std + 1e-5)
+    z = torch.relu(x @ layer.encoder.weight.T + layer.encoder.bias)
+    smallest = z.sort(-1, descending=True).values[..., k - 1 : k]
+    z = torch.where(z >= smallest, z, 0)
+    h_hat = z @ layer.decoder.weight
+    if layer.decoder.bias is not None:
+        h_hat = h_hat + layer.decoder.bias
+    h_hat = h_hat * std + mean
+    return alpha * h_hat + (1 - alpha) * h, h_hat, z
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_layer_and_every_gradient_equal_the_dense_equations(norm, bias, alpha):
+    layer = make_layer(input_norm=norm, decoder_bias=bias, alpha=alpha)
+    h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
+    weights = [torch.randn(3, 7, size, dtype=torch.float64) for size in (32, 50)]
+
+    def gradients(blend, z):
+        loss = (blend * weights[0]).sum() + (z * weights[1]).sum()
+        return torch.autograd.grad(loss, [h, *layer.parameters()])
+
+    taken = MFNPass({}, {}, None)
+    blend = layer(h, taken)
+    expected, _, z = dense_layer(layer, h, alpha, 6, norm)
+    torch.testing.assert_close(blend, expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(taken.codes[0].to_dense(), z, atol=1e-10, rtol=0)
+    for ours, dense in zip(gradients(blend, taken.codes[0].to_dense()), gradients(expected, z), strict=True):
+        torch.testing.assert_close(ours, dense, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm):
+    layer = make_layer(input_norm=norm, alpha=0.5)
+    h = torch.randn(2, 5, 32, dtype=torch.float64, requires_grad=True)
+    taken = MFNPass({}, None, {})
+    layer(h, taken)
+    found = taken.reconstructions[0]
+    _, h_hat, z = dense_layer(layer, h.detach(), 0.5, 6, norm)
+    torch.testing.assert_close(found.reconstructed, h_hat, atol=1e-10, rtol=0)
+    ours = (found.reconstructed.square().sum() + found.code.to_dense().square().sum(),)
+    dense = (h_hat.square().sum() + z.square().sum(),)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, list(layer.parameters()), retain_graph=True),
+        torch.autograd.grad(dense, list(layer.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
+    assert torch.autograd.grad(ours, h, allow_unused=True) == (None,)
+
+
+def test_numerical_gradients_of_encode_and_decode():
+    torch.manual_seed(1)
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((4, 5), (9, 5), (9,)))
+    directions = torch.randn(9, 5, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, directions)]
+    torch.autograd.gradcheck(lambda x, w, b, d: decode(encode(x, w, b, 3), d), inputs)
+
+
+def test_non_contiguous_input_and_gradient():
+    layer = make_layer(alpha=0.7)
+    h = torch.randn(32, 7, 3, dtype=torch.float64).permute(2, 1, 0).requires_grad_()
+    weight = torch.randn(32, 7, 3, dtype=torch.float64).permute(2, 1, 0)
+    assert not h.is_contiguous()
+    assert not weight.is_contiguous()
+    (ours,) = torch.autograd.grad((layer(h) * weight).sum(), h)
+    (dense,) = torch.autograd.grad((dense_layer(layer, h, 0.7, 6, "layer")[0] * weight).sum(), h)
+    torch.testing.assert_close(ours, dense, atol=1e-10, rtol=0)
+
+
+def test_autocast_keeps_the_residual_and_the_gradients_in_float32():
+    layer = make_layer(torch.float32, alpha=1.0, k=50)
+    layer.encoder.bias.data += 9  # every feature is chosen and active, so that rounding changes values alone
+    h = torch.randn(4, 16, 32, requires_grad=True)
+    exact = torch.autograd.grad(layer(h).square().sum(), [h, *layer.parameters()])
+    with torch.autocast("cpu", torch.bfloat16):
+        blend = layer(h)
+    assert blend.dtype == torch.float32
+    rounded = torch.autograd.grad(blend.square().sum(), [h, *layer.parameters()])
+    for ours, reference in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - reference).norm() < 0.02 * reference.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_gradients_of_features_that_fire_on_every_token(dtype):
+    """A sum over 4,000 tokens in one bag is where rounding at each addition would show."""
+    torch.manual_seed(2)
+    code = SparseCode(torch.zeros(4000, 1, dtype=torch.long), torch.ones(4000, 1, dtype=dtype), 3)
+    directions = torch.randn(3, 8).to(dtype).requires_grad_()
+    weight = (1 + 0.1 * torch.randn(4000, 8)).to(dtype)
+    (ours,) = torch.autograd.grad((decode(code, directions) * weight).sum(), directions)
+    torch.testing.assert_close(ours[0].double(), weight.double().sum(0), rtol=0.01, atol=0)
+
+
+def test_a_constant_row_has_finite_gradients():
+    layer = make_layer(alpha=0.5)
+    h = torch.zeros(1, 2, 32, dtype=torch.float64, requires_grad=True)
+    layer(h).sum().backward()
+    assert h.grad.isfinite().all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    features=st.integers(1, 20),
+    data=st.data(),
+)
+def test_codes_are_sparse_nonnegative_and_the_same_without_gradients(shape, features, data):
+    k = data.draw(st.integers(1, features))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000)))
+    x, weight = torch.randn(*shape, 6, generator=generator), torch.randn(features, 6, generator=generator)
+    bias = torch.randn(features, generator=generator)
+    with_gradient = encode(x, weight.requires_grad_(), bias, k)
+    with torch.no_grad():
+        code = encode(x, weight, bias, k)
+    assert torch.equal(code.indices, with_gradient.indices)
+    assert torch.equal(code.values, with_gradient.values)
+    assert code.indices.shape == code.values.shape == (*shape, k)
+    assert (code.values >= 0).all()
+    assert all(len(set(row.tolist())) == k for row in code.indices.view(-1, k))
+    dense = code.to_dense()
+    assert dense.shape == (*shape, features)
+    assert (dense != 0).sum(-1).max() <= k
+    by_hand = torch.zeros_like(dense).view(-1, features)
+    for row, (indices, values) in enumerate(zip(code.indices.view(-1, k), code.values.view(-1, k), strict=True)):
+        for index, value in zip(indices, values, strict=True):
+            by_hand[row, index] += value
+    assert torch.equal(dense, by_hand.view_as(dense))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    features=st.sampled_from([24, 64, 192, 1536, 1540]),
+    kinds=st.sampled_from([3, 1000]),
+    data=st.data(),
+)
+def test_the_features_of_a_code_are_the_largest(shape, features, kinds, data):
+    """However many are equal, and whether they fall into groups or not."""
+    count = data.draw(st.integers(1, 24))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000)))
+    bias = torch.zeros(features)
+    x = torch.randint(kinds, (*shape, features), generator=generator).float()
+    found = rank_features(x, torch.eye(features), bias, count)
+    ordered = x.numpy().copy()
+    ordered.sort(axis=-1)
+    assert np.array_equal(found.values, ordered[..., ::-1][..., :count])
+    assert torch.equal(x.gather(-1, found.indices), found.values)
+    assert all(len(set(row.tolist())) == count for row in found.indices.view(-1, count))
+
+
+def test_decoder_rows_and_their_gradient():
+    layer = make_layer()
+    directions = layer.decoder.weight
+    directions.grad = torch.randn_like(directions)
+    sideways = torch.randn_like(directions)
+    expected = directions.grad - (directions.grad * directions).sum(-1, keepdim=True) * directions
+    layer.decoder.remove_parallel_gradient()
+    torch.testing.assert_close(directions.grad, expected)
+    directions.data = 3 * sideways
+    layer.decoder.normalise_rows()
+    torch.testing.assert_close(directions.data, sideways / sideways.norm(dim=-1, keepdim=True))

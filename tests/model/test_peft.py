@@ -1,0 +1,153 @@
+"""MFN models under PEFT: adapters on the backbone, and MFN layers that are trained beside them."""
+
+import copy
+
+import pytest
+import torch
+from conftest import make_base, make_mfn, tokens
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers_for_tests import numbered_words
+from trainings import arguments, rows
+from transformers import AutoModelForCausalLM
+
+from modeling_mfn import Clamp, MFNTrainer, explain
+
+TEXT = "w9 w33 w5 w71 w20 w9 w60"
+
+
+@pytest.fixture
+def model(family_base):
+    return make_mfn(family_base.double(), layers=[0, 2])
+
+
+def lora(model, **settings):
+    target = "q_proj" if model.config.text_config.model_type == "llama" else "c_attn"
+    return LoraConfig(task_type="CAUSAL_LM", target_modules=[target], r=2, **settings)
+
+
+def test_lora_leaves_mfn_layers_alone(model):
+    before = model(**tokens(2, 6)).logits
+    for target in (lora(model), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2)):
+        adapted = get_peft_model(model, target)
+        assert not any(".mfn." in name and parameter.requires_grad for name, parameter in adapted.named_parameters())
+        torch.testing.assert_close(adapted(**tokens(2, 6)).logits, before)
+        model = adapted.unload()
+
+
+def test_mfn_layers_trained_beside_lora_follow_blend_and_steering(model, tmp_path):
+    """PEFT deep-copies the layers that it trains: what the model sets must reach the copies."""
+    batch = tokens(2, 6)
+    expected = {}
+    for alpha in (0.0, 0.3):
+        model.set_blend(alpha)
+        expected[alpha] = model(**batch).logits
+    with model.steer({(0, 3): Clamp(5.0)}):
+        expected["steered"] = model(**batch).logits
+    adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"]))
+    assert any(".mfn." in name and parameter.requires_grad for name, parameter in adapted.named_parameters())
+    for alpha in (0.0, 0.3):
+        adapted.set_blend(alpha)
+        torch.testing.assert_close(adapted(**batch).logits, expected[alpha])
+    with adapted.steer({(0, 3): Clamp(5.0)}):
+        torch.testing.assert_close(adapted(**batch).logits, expected["steered"])
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    trained = adapted(**batch).logits
+    assert not torch.allclose(trained, expected[0.3])
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.unload().save_pretrained(tmp_path / "base")
+    base = type(model).from_pretrained(tmp_path / "base", dtype=torch.float64)
+    base.set_blend(0.0)
+    base.set_k(3)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    torch.testing.assert_close(loaded(**batch).logits, trained)
+
+
+def test_an_adapter_brings_its_alpha_and_k_in_any_precision(family_base, tmp_path):
+    model = make_mfn(family_base, layers=[0, 2], k=5)
+    names = set(model.state_dict())
+    model.set_blend(0.3)  # which bfloat16 would round
+    get_peft_model(model.bfloat16(), lora(model, modules_to_save=["mfn"])).save_pretrained(tmp_path)
+    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], alpha=0.0).bfloat16()
+    loaded = PeftModel.from_pretrained(fresh, tmp_path, low_cpu_mem_usage=True)
+    assert (loaded.config.alpha, loaded.config.k) == (0.3, 5)
+    torch.testing.assert_close(loaded(**tokens(2, 6)).logits, model(**tokens(2, 6)).logits)
+    twin = copy.deepcopy(loaded)
+    twin.set_blend(0.7)
+    assert loaded.config.alpha == 0.3
+    assert twin(**tokens(2, 6)).logits.ne(loaded(**tokens(2, 6)).logits).any()
+    # an ordinary checkpoint has the weights that it always had
+    merged = loaded.merge_and_unload()
+    assert set(merged.state_dict()) == names
+    assert (merged.config.alpha, merged.config.k) == (0.3, 5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"util_target": "kl", "lambda_stab": 0.1, "reinit_dead_every": 2, "rate_window": 40}]
+)
+def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, tmp_path, settings):
+    """LoRA and MFN layers learn, alpha rises; saved, loaded and merged, the model is the same, its head still tied."""
+    base_logits = family_base(**tokens(2, 6)).logits
+    model = make_mfn(family_base, alpha=0.0, layers=[0, 2], k=4)
+    adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False))
+    with torch.no_grad(), adapted.disable_adapter():
+        adapted.set_blend(0.0)
+        torch.testing.assert_close(adapted(**tokens(2, 6)).logits, base_logits)  # what KL takes as its target
+    before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
+    adapted.train()
+    args = arguments(tmp_path / "training", max_steps=4, save_strategy="steps", save_steps=4, **settings)
+    trainer = MFNTrainer(adapted, args, train_dataset=rows(32))
+    trainer.train()
+    changed = {name for name, p in adapted.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {n for n in before if "lora_" in n or ".modules_to_save." in n}
+    assert adapted.config.alpha == 1.0
+
+    adapted.eval()
+    trained = adapted(**tokens(2, 6)).logits
+    fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], alpha=0.0, seed=5)
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "training" / "checkpoint-4")
+    torch.testing.assert_close(loaded(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again(**tokens(2, 6)).logits, trained, atol=1e-5, rtol=1e-5)
+    assert again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
+    assert again.config.alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"alpha_end": 0.0}, "no MFN layer is trained"),  # but there is a loss of its features
+        ({"lambda_recon": 0.0}, "no MFN layer is trained"),  # but alpha goes to 1
+        ({"trainable": "mfn"}, "the adapter would not keep"),
+        ({"lambda_recon": 0.0, "alpha_start": 1.0}, None),  # adapters for a model whose features are there
+    ],
+)
+def test_mfn_layers_that_the_adapter_leaves_out(model, tmp_path, settings, problem):
+    adapted = get_peft_model(model, lora(model))
+    if problem is None:
+        MFNTrainer(adapted, arguments(tmp_path, **settings))
+        return
+    with pytest.raises(ValueError, match=rf'{problem}.*modules_to_save=\["mfn"\]'):
+        MFNTrainer(adapted, arguments(tmp_path, **settings))
+    MFNTrainer(adapted.unload(), arguments(tmp_path, **settings))  # no PEFT model any longer
+
+
+def test_a_prediction_is_explained_as_that_of_the_merged_model(model):
+    """Also where PEFT put a layer of its own around each MFN layer."""
+    adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False))
+    for method in ("gradient", "integrated"):
+        settings = {"method": method, "steps": 2, "top": 3, "trace": 2, "verify": 2}
+        found = explain(adapted, numbered_words(), TEXT, **settings)
+        assert any(parameter.requires_grad for parameter in adapted.parameters())
+        expected = explain(copy.deepcopy(adapted).merge_and_unload(), numbered_words(), TEXT, **settings)
+        assert found.target.value == pytest.approx(expected.target.value, abs=1e-9)
+        assert [feature.name for feature in found.features] == [feature.name for feature in expected.features]
+        for one, other in zip(found.features, expected.features, strict=True):
+            assert one.attribution == pytest.approx(other.attribution, abs=1e-6)
+            assert (one.ablation, one.inputs and one.inputs.value) == pytest.approx(
+                (other.ablation, other.inputs and other.inputs.value), abs=1e-6
+            )

@@ -1,0 +1,109 @@
+"""transformers' own common model tests on MFN models, and on their plain base models as the yardstick: `conftest.py`
+fails the run where an MFN model does not pass what its base model passes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import unittest
+from typing import NamedTuple
+
+import pytest
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
+
+from modeling_mfn import MFNConfig, MFNForCausalLM, MFNModel
+from transformers_common.upstream import import_tests
+
+modeling, configuration = import_tests()
+
+# The tests tell a headless model and a causal LM by transformers' own lists of class names, so ours go on them.
+modeling.MODEL_MAPPING_NAMES = {**modeling.MODEL_MAPPING_NAMES, "mfn": "MFNModel"}
+modeling.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {**modeling.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "mfn": "MFNForCausalLM"}
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOKENS = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = LlamaConfig(**SIZE, **TOKENS, num_key_value_heads=2, intermediate_size=37, max_position_embeddings=512)
+GPT2 = GPT2Config(**SIZE, **TOKENS, max_position_embeddings=512)
+# Features alone are let through, and few of them. A token whose K-th and next feature lie closer than rounding could
+# change its features between two runs that must agree; the tests passed with 8 seeds and no retries nevertheless.
+MFN = {"num_features": 64, "k": 8, "alpha": 1.0}
+
+
+class Subject(NamedTuple):
+    """What one class of tests runs on."""
+
+    models: tuple[type[PreTrainedModel], ...]
+    config: PreTrainedConfig
+
+
+SUBJECTS = {
+    "Llama": Subject((LlamaModel, LlamaForCausalLM), LLAMA),
+    "MFNLlama": Subject((MFNModel, MFNForCausalLM), MFNConfig(text_config=LLAMA, **MFN)),
+    "GPT2": Subject((GPT2Model, GPT2LMHeadModel), GPT2),
+    "MFNGPT2": Subject((MFNModel, MFNForCausalLM), MFNConfig(text_config=GPT2, **MFN)),
+}
+
+
+class ModelTester:
+    """The config, inputs and expected sizes that the tests ask for."""
+
+    batch_size, seq_length, is_training = 13, 7, True
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+        vars(self).update(SIZE | TOKENS)
+
+    def get_config(self) -> PreTrainedConfig:
+        return copy.deepcopy(self.config)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+        input_ids = modeling.ids_tensor([self.batch_size, self.seq_length], self.config.vocab_size)
+        return self.get_config(), {"input_ids": input_ids, "attention_mask": input_ids.new_ones(input_ids.shape).tril()}
+
+
+class ConfigTester(configuration.ConfigTester):
+    """Its checks, with `MFNConfig` as the config that has no default base model."""
+
+    def check_config_can_be_init_without_params(self) -> None:
+        if self.config_class is MFNConfig:
+            with pytest.raises(ValueError, match="text_config"):
+                MFNConfig()
+        else:
+            super().check_config_can_be_init_without_params()
+
+
+class CommonTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin):
+    """The tests, for the classes that are made of `SUBJECTS` below."""
+
+    subject: Subject
+    test_can_init_all_missing_weights_before_2023 = True  # or models whose config file states no year are let off
+
+    def setUp(self) -> None:
+        self.all_model_classes = self.subject.models
+        self.model_tester = ModelTester(self.subject.config)
+        set_seed(0)
+        modeling.global_rng.seed(0)
+
+    @property
+    def _is_composite(self) -> bool:
+        # an MFN model is composite by its config, and yet has one attention implementation: tests of both kinds hold
+        return isinstance(self.subject.config, MFNConfig) and "non_composite" not in self._testMethodName
+
+    def test_config(self) -> None:
+        config = self.subject.config
+        ConfigTester(self, type(config), **json.loads(config.to_json_string())).run_common_tests()
+
+
+for name, subject in SUBJECTS.items():
+    globals()[name] = type(name, (CommonTests, unittest.TestCase), {"subject": subject, "__module__": __name__})

@@ -1,0 +1,43 @@
+"""Tokenizers for the tests: of characters, of numbered words, and one that is trained on text."""
+
+from conftest import VOCABULARY
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz,.é"
+IDS = {character: 3 + place for place, character in enumerate(CHARACTERS)}
+BOS, EOS = 1, 2
+VERSE = """Good my lord , the king is dead , and the queen weeps for him in the tower of the old town by night"""
+
+
+def make_tokenizer(adds_special_tokens=False):
+    """A token a character, so that a wrong cut anywhere is seen."""
+    characters = Tokenizer(WordLevel({"<unk>": 0, "<s>": BOS, "</s>": EOS} | IDS, unk_token="<unk>"))
+    characters.pre_tokenizer = Split("", "isolated")
+    if adds_special_tokens:
+        specials = [("<s>", BOS), ("</s>", EOS)]
+        characters.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=specials)
+    return PreTrainedTokenizerFast(tokenizer_object=characters, eos_token="</s>", unk_token="<unk>", pad_token="<unk>")
+
+
+def train_tokenizer(texts):
+    """A byte-level BPE tokenizer of some files."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
+    bpe.train([str(text) for text in texts], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>")
+
+
+def numbered_words(words=()):
+    """`w0`, `w1`, ..., of which some are other words, with bars between them."""
+    names = [f"w{number}" for number in range(VOCABULARY)]
+    names[20 : 20 + len(words)] = words
+    model = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token="w0"))
+    model.pre_tokenizer = Split(" " if not words else "|", "removed")
+    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="w0", clean_up_tokenization_spaces=False)

@@ -1,0 +1,54 @@
+"""One process of a training that `test_distributed.py` starts: python distributed_worker.py SETTINGS.json"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from conftest import make_base, make_mfn
+from safetensors.torch import save_file
+from trainings import rows
+
+from modeling_mfn import MFNTrainer, MFNTrainingArguments
+
+
+def allow_fsdp_on_cpu():
+    """accelerate takes the FSDP plugin up on accelerators alone; torch's own fully_shard runs on CPU as well."""
+    initialise = PartialState.__init__
+
+    def as_if_on_gpus(self, *args, **kwargs):
+        initialise(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = as_if_on_gpus
+
+
+def main(settings):
+    torch.set_num_threads(1)
+    if "fsdp_config" in settings["arguments"]:
+        allow_fsdp_on_cpu()
+    output = Path(settings["arguments"]["output_dir"])
+    model = make_mfn(make_base(settings["base"]), alpha=0.0)
+    arguments = MFNTrainingArguments(**settings["arguments"])
+    data = rows(64, padded=settings["padded"])
+    if settings["unequal"]:  # of each 16 rows the second process has the last 8
+        short = [1] * 2 + [0] * 10
+        masks = [short if place % 16 >= 8 else mask for place, mask in enumerate(data["attention_mask"])]
+        data = data.remove_columns("attention_mask").add_column("attention_mask", masks)
+    trainer = MFNTrainer(model, arguments, train_dataset=data)
+    trainer.train(resume_from_checkpoint=settings.get("resume"))
+    trainer.save_model()
+    if arguments.process_index == 0:
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        (output / "logs.json").write_text(json.dumps(logs))
+        if "fsdp_config" not in settings["arguments"]:
+            weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+            save_file(weights, output / "weights.safetensors")
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
