@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from fresh_process import run_without_the_plugin
-from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -122,15 +122,13 @@ def test_a_model_loads_without_the_plugin(folder, saved_again, monkeypatch):
 
 @torch.no_grad()
 def test_an_adapter_loads(folder, monkeypatch):
-    """On a model that is given, and by PEFT's own classes, which look for the model where the adapter says it is."""
+    """On a model that is given; an adapter for causal LMs also by PEFT's class, which finds the model on its own."""
     expected = load_file(folder / "expected.safetensors")
     monkeypatch.chdir(folder)
-    given = PeftModel.from_pretrained(MFNForCausalLM.from_pretrained("model"), "adapter")
+    loaded = [PeftModel.from_pretrained(MFNForCausalLM.from_pretrained("model"), "adapter")]
     if folder.name == "llama":
-        found = AutoPeftModelForCausalLM.from_pretrained("adapter")
-    else:  # an adapter for no task names a module of the package
-        found = AutoPeftModel.from_pretrained("adapter", import_allowlist=["modeling_mfn"])
-    for adapted in (given, found):
+        loaded.append(AutoPeftModelForCausalLM.from_pretrained("adapter"))
+    for adapted in loaded:
         assert isinstance(adapted.get_base_model(), MFNForCausalLM)
         assert (adapted.config.alpha, adapted.config.k) == (0.5, 3)
         close(adapted.eval()(input_ids=expected["input_ids"]).logits, expected["adapted"])
@@ -199,7 +197,7 @@ def test_a_shared_decoder_loads(llama):
 
 def test_cached_residual_streams_load(llama):
     """They are what the model's MFN layers read, and can be trained on."""
-    from modeling_mfn.activation_cache import ActivationCache, CachedResiduals
+    from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 
     cache, model = ActivationCache(llama / "cache"), MFNForCausalLM.from_pretrained(llama / "model")
     ids = load_file(llama / "expected.safetensors")["cached_ids"]
