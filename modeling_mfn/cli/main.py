@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..utils.display import visible_lines
+from ..utils.extras import MissingExtra
 from .atlas import atlas
 from .convert import convert
 from .demo import demo
@@ -37,11 +38,11 @@ for verb in (convert, train, atlas, steer, explain, evaluate, push, demo):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. Bad input ends with one line and exit code 2; `--debug` shows where it came from."""
+    """Runs the command line. Bad input and missing extras end with one line and exit code 2; `--debug` shows where."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         app(args=arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtra) as error:
         if "--debug" in arguments:
             raise
         Console(stderr=True).print(Text.assemble(("mfn:", "red"), " ", _one_line(error)), soft_wrap=True)

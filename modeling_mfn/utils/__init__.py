@@ -1,1 +1,1 @@
-"""Small helpers without torch: text that is safe to show, files that are complete or absent, processes."""
+"""Small helpers: text that is safe to show, files that are complete or absent, optional packages, processes."""
