@@ -1,4 +1,4 @@
-"""The tables of README.md and of guides under docs/, from the files under benchmarks/results/.
+"""The tables of README.md and of pages under docs/, from the files under benchmarks/results/.
 
 python -m benchmarks.tables    # writes them between their <!-- table: NAME --> and <!-- end --> marks
 """
@@ -23,7 +23,12 @@ REAL = ROOT / "benchmarks" / "results" / "real_checkpoint"
 PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions"
 SENSITIVITY = ROOT / "benchmarks" / "results" / "sensitivity" / "summary.json"
 LABELS = ROOT / "benchmarks" / "results" / "labels.json"
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "fidelity", "labels")))
+DOCUMENTS = tuple(
+    file
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "<!-- table: " in file.read_text(encoding="utf-8")
+)
+"""Documents with marked tables."""
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OF_STEERING = ("held_out_words_per_1000", "held_out_perplexity", "perplexity_to_base")
 """Figures that are given as it is / steered / with the random feature."""

@@ -8,7 +8,7 @@ those of two seeds are; all less what the study's own models have, seed by seed.
     python -m benchmarks.small.sensitivity --figure            # summary and figure, from the results
 
 Each run writes benchmarks/results/sensitivity/<name>.json; the differences go to summary.json there, the figure to
-docs/sensitivity.svg.
+docs/images/sensitivity.svg.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from modeling_mfn.evaluation.result import MFN, plain
 from modeling_mfn.utils.files import write_whole
 
 RESULTS = Path(__file__).parents[1] / "results" / "sensitivity"
-FIGURE = Path(__file__).parents[2] / "docs" / "sensitivity.svg"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "sensitivity.svg"
 SUMMARY = "summary"
 REFERENCE = "all-five"
 PROBES = ("purity", "five-feature probe", "linear probe")

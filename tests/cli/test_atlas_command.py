@@ -21,7 +21,7 @@ from modeling_mfn.features.atlas import schema
 from modeling_mfn.features.labelling.automatic import label_features
 from modeling_mfn.utils.display import visible
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "atlas.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "atlas_files.md"
 
 
 @pytest.fixture(scope="module")
