@@ -26,7 +26,7 @@ from .atlas_summary import AtlasSummary, LabelledFeature, read_atlas
 from .evaluation_file import EVALUATION_FILE, _is_number, _perplexity_names, _read_evaluation
 
 CARD_FILE = "README.md"
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
 TAGS = ["mfn", "interpretability", "sparse-autoencoder", "monosemanticity", "steering"]

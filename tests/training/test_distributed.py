@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from modeling_mfn import MFNForCausalLM
 
-WORKER = Path(__file__).parent / "distributed_worker.py"
+WORKER = Path(__file__).parents[1] / "distributed_worker.py"
 FIVE = {
     "lambda_rate": 0.02,
     "lambda_comp": 0.1,

@@ -22,7 +22,7 @@ from modeling_mfn.features.harvest.firings import TokenBatch
 from modeling_mfn.features.harvest.state import HarvestState
 from modeling_mfn.features.harvest.statistics import ExampleLimits
 
-WORKER = Path(__file__).parent / "atlas_worker.py"
+WORKER = Path(__file__).parents[2] / "atlas_worker.py"
 FEATURES, K, T, B = 12, 4, 6, 2
 LIMITS = ExampleLimits(top=2, stratum=1, before=2, after=1)
 
