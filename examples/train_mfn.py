@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.data.text import check_window, load_text, pack
 from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.training.arguments import without_removed
 from modeling_mfn.training.record import find_complete_checkpoint
 
 DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "logging_steps": 5, "report_to": "none"}
@@ -61,7 +62,7 @@ class DataArguments:
 def main() -> None:
     parser = HfArgumentParser((ModelArguments, DataArguments, MFNTrainingArguments))
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        arguments = DEFAULTS | json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        arguments = DEFAULTS | without_removed(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
         model_args, data_args, training_args = parser.parse_dict(arguments)
     else:
         parser.set_defaults(**DEFAULTS)

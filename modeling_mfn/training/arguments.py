@@ -1,4 +1,4 @@
-"""How an MFN model is trained: the arguments of `MFNTrainer`."""
+"""Arguments of `MFNTrainer`: which losses an MFN model is trained on, which features, and how alpha and k move."""
 
 from __future__ import annotations
 
@@ -15,37 +15,15 @@ from ..model.configuration_mfn import MFNConfig, check_alpha, check_k
 from ..model.feature_names import parse_feature
 from .schedules import Schedule, Shape, resolve_steps
 
-
-def parse_trainable_features(given: Any) -> dict[str, list[int]] | None:
-    """Layer -> features, in JSON's form, of `{6: [7, 9]}`, of `["L6/7", "L6/9"]`, or of either as JSON or as
-    `"L6/7,L6/9"`; `None` of `None`. `ValueError` for anything else."""
-    if given is None:
-        return None
-    try:
-        features = sorted({(int(layer), operator.index(index)) for layer, index in _names(given)})
-    except (TypeError, ValueError):
-        features = []
-    if not features:
-        raise ValueError(f'trainable_features is {given!r}; it must name features, {{"6": [7, 9]}} or ["L6/7", "L6/9"]')
-    chosen: dict[str, list[int]] = {}
-    for layer, index in features:
-        chosen.setdefault(str(layer), []).append(index)
-    return chosen
-
-
-def _names(given: Any) -> list[tuple[Any, Any]]:
-    if isinstance(given, str):
-        given = json.loads(given) if given.lstrip().startswith(("{", "[")) else given.split(",")
-    if isinstance(given, Mapping):
-        return [(layer, index) for layer, indices in given.items() for index in indices]
-    # a pair that was JSON for a while is a list
-    return [parse_feature(name.strip() if isinstance(name, str) else tuple(name)) for name in given]
-
-
 LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux")
-
-
-CACHED = {"alpha_start": 0.0, "alpha_end": 0.0, "lambda_util": 0.0, "stability_pass": "layer"}
+"""Parts of the objective; `lambda_<part>` is the weight of each."""
+AUX_SHARE = 1 / 32
+"""lambda_aux as a share of lambda_recon, by default: the weight of AuxK in Gao et al. 2024."""
+ON_CACHED_RESIDUALS = {"alpha_start": 0.0, "alpha_end": 0.0, "lambda_util": 0.0, "stability_pass": "layer"}
+"""Values that a training on cached residual streams must have: the streams are those at alpha 0, and nothing of the
+model but its MFN layers is there."""
+REMOVED = {"rate_estimator": "rectangle", "rate_width": 0.5, "schedule_stairs": 8}
+"""Options that only version 0.1.0 had -> the value that every training has now."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -54,115 +32,128 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class MFNTrainingArguments(TrainingArguments):
-    """`TrainingArguments`, and how MFN layers are trained. An amount of training (`..._warmup`, `..._anneal`) is a
-    share of it up to 1 and a number of steps above."""
+    """`TrainingArguments` of transformers, and how MFN layers are trained.
+
+    An amount of training (`mfn_warmup`, `alpha_anneal`, `k_anneal`) is a share of all steps up to 1, and a number of
+    steps above 1.
+
+    Raises:
+        ValueError: if an option is out of range, or two options exclude each other. The message names both.
+    """
 
     lambda_recon: float = _option(10.0, "Weight of the reconstruction loss, eq. 5.")
     lambda_rate: float = _option(0.0, "Weight of the rate loss, eq. 6.")
     lambda_comp: float = _option(0.0, "Weight of the competition loss, eq. 7.")
     lambda_stab: float = _option(0.0, "Weight of the stability loss, eq. 8.")
-    lambda_util: float = _option(1.0, "Weight of the next-token loss, eq. 9.")
+    lambda_util: float = _option(1.0, "Weight of the utility loss, eq. 9: next-token prediction.")
     lambda_aux: float | None = _option(
-        None, "Weight of the auxiliary reconstruction by features under the rate floor; by default lambda_recon / 32."
+        None,
+        "Weight of the auxiliary loss: rare features reconstruct the error of the others. Default: lambda_recon / 32.",
     )
     normalize_losses: bool = _option(
         True,
-        "Count reconstruction errors as a share of the residual's variance over tokens, and competition and stability "
-        "in units of the code's mean square: one set of weights then serves every layer. Without it, eqs. 5, 7 and 8 "
-        "as written.",
+        "Divide the losses of eqs. 5, 7 and 8 by the variance of the residual stream or the mean square of the code. "
+        "One set of weights then serves every layer. False gives the equations as written.",
     )
-
     stop_gradient: bool = _option(
         True,
-        "Feature losses train the MFN layers alone, as in section 4.5. Without it they reach the backbone, too, which "
-        "then learns a residual stream that is easier to reconstruct.",
+        "Stop the gradients of the feature losses at the layer's input (section 4.5). If False, the backbone learns a "
+        "residual stream that is easier to reconstruct.",
     )
 
-    rho: float | None = _option(None, "Target firing rate of eq. 6; by default k / m, which moves with k.")
-    rate_estimator: Literal["rectangle", "zmass", "sigmoid"] = _option(
-        "rectangle", "What stands in for the gradient of a firing rate."
-    )
-    rate_width: float = _option(0.5, "Width of the rectangle or sigmoid, in mean active values of the token.")
+    rho: float | None = _option(None, "Target firing rate of eq. 6. Default: k / m, which follows k.")
     stability_pass: Literal["layer", "model"] = _option(
-        "layer", "Perturb each MFN layer's input, or the embeddings in a second pass through the model."
+        "layer", "Perturb the input of each MFN layer, or the embeddings in a second pass through the model."
     )
-    stability_perturbation: Literal["noise", "dropout"] = _option("noise", "How z_tilde's input differs.")
-    stability_strength: float = _option(0.1, "Noise as a share of the input's RMS, or the dropout probability.")
-    stability_fraction: float = _option(0.25, "Share of the tokens (model pass: rows) that the stability loss sees.")
+    stability_perturbation: Literal["noise", "dropout"] = _option(
+        "noise", "Kind of perturbation in the stability loss: Gaussian noise, or entries set to 0."
+    )
+    stability_strength: float = _option(
+        0.1, "Strength of the perturbation: noise as a share of the input's RMS, or the dropout probability."
+    )
+    stability_fraction: float = _option(
+        0.25, "Share of tokens that the stability loss sees; of rows with stability_pass model."
+    )
     util_target: Literal["tokens", "kl"] = _option(
-        "tokens", "What the utility loss asks for: the next token, or the base model's distribution of it."
+        "tokens", "Target of the utility loss: the next token, or its distribution in the base model."
     )
 
-    rate_floor: float = _option(0.01, "Features that fire less than this share of rho take part in the auxiliary loss.")
-    rate_window: int = _option(50_000, "Tokens over which firing rates are averaged; silent for as long is dead.")
-    aux_k: int | None = _option(
-        None, "Active features of the auxiliary reconstruction; by default half the hidden size."
+    rate_floor: float = _option(
+        0.01, "Firing rate, as a share of rho, below which a feature takes part in the auxiliary loss."
     )
-    reinit_dead_every: int = _option(0, "Steps between re-initialisations of dead features; 0 for none.")
+    rate_window: int = _option(
+        50_000, "Tokens that firing rates are averaged over. A feature is dead if it is silent for as many tokens."
+    )
+    aux_k: int | None = _option(None, "Active features of the auxiliary loss. Default: half the hidden size.")
+    reinit_dead_every: int = _option(0, "Steps between re-initialisations of dead features. 0 means never.")
 
     trainable: Literal["all", "mfn"] = _option(
-        "all", "What is trained: all that requires gradients, or the MFN layers alone."
+        "all", "Train all parameters that require gradients, or the MFN layers alone."
     )
-    trainable_features: dict | str | None = field(  # a list, too; HfArgumentParser has no type for that
+    trainable_features: dict | str | None = field(  # or a list; HfArgumentParser has no type for all of them
         default=None,
         metadata={
-            "help": 'Features that are trained, {"6": [7, 9]} or ["L6/7", "L6/9"], while all else stays as it is, to '
-            "the bit; by default all that `trainable` says."
+            "help": 'Features to train, as {"6": [7, 9]} or ["L6/7", "L6/9"]. Everything else stays bit for bit as it '
+            "is. Default: all features."
         },
     )
     mfn_learning_rate: float | None = _option(
-        None,
-        "Peak learning rate of the MFN layers, which bear far more than a pretrained backbone; by default the same.",
+        None, "Peak learning rate of the MFN layers, which can be far above the backbone's. Default: learning_rate."
     )
     mfn_warmup: float = _option(
-        0.0, "Training at the start for MFN layers alone, at the first alpha and k, no utility."
+        0.0, "Amount of training at the start for the MFN layers alone, without utility loss; alpha and k stay."
     )
-    alpha_start: float = _option(0.0, "Blend at the first step.")
-    alpha_end: float = _option(1.0, "Blend after annealing.")
-    alpha_anneal: float = _option(0.5, "Training over which alpha moves, after the warm-up.")
-    alpha_shape: Literal["linear", "cosine", "stepped"] = _option("linear", "How alpha moves.")
-    k_start: int | None = _option(None, "Active features at the first step; by default k stays the model's.")
-    k_end: int | None = _option(None, "Active features after annealing.")
-    k_anneal: float = _option(0.5, "Training over which k moves, after the warm-up.")
-    k_shape: Literal["linear", "cosine", "stepped"] = _option("linear", "How k moves.")
-    schedule_stairs: int = _option(8, "Jumps of a stepped schedule.")
+    alpha_start: float = _option(0.0, "Blend alpha at the first step.")
+    alpha_end: float = _option(1.0, "Blend alpha after annealing.")
+    alpha_anneal: float = _option(0.5, "Amount of training in which alpha moves, after the warm-up.")
+    alpha_shape: Literal["linear", "cosine"] = _option("linear", "Shape of the path of alpha.")
+    k_start: int | None = _option(None, "Active features per token at the first step. Default: the model's k.")
+    k_end: int | None = _option(None, "Active features per token after annealing. Default: the model's k.")
+    k_anneal: float = _option(0.5, "Amount of training in which k moves, after the warm-up.")
+    k_shape: Literal["linear", "cosine"] = _option("linear", "Shape of the path of k.")
 
-    log_layers: bool = _option(False, "Log every figure for each MFN layer, too.")
+    log_layers: bool = _option(False, "Log every figure per MFN layer, too.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.trainable_features = parse_trainable_features(self.trainable_features)
-        if self.trainable_features and self.reinit_dead_every:
-            raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; with trainable_features it must be 0")
+        self._check_losses()
+        self._check_choices()
+        self._check_numbers()
+        self._check_k_and_alpha()
+        self._check_optimizer()
+        if self.max_steps > 0:  # otherwise the number of steps is known once the training begins
+            self.check_schedules(self.max_steps)
+
+    def _check_losses(self) -> None:
         for part in LAMBDAS:
             if not 0 <= self.weight(part) < float("inf"):
                 raise ValueError(f"lambda_{part} is {self.weight(part)}; it must be a finite number of at least 0")
-        if not any(getattr(self, f"lambda_{part}") for part in LAMBDAS[:-1]):
+        if not any(self.weight(part) for part in LAMBDAS if part != "aux"):
             raise ValueError("lambda_recon and all other weights of losses are 0; there is nothing to train on")
+        if self.mfn_warmup and not self.lambda_recon:
+            raise ValueError("lambda_recon is 0, but the warm-up (mfn_warmup) trains on the reconstruction")
+        if self.label_smoothing_factor != 0:
+            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; MFN models are trained without")
+
+    def _check_choices(self) -> None:
         for name, hint in get_type_hints(MFNTrainingArguments).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 allowed = ", ".join(get_args(hint))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {allowed}")
+
+    def _check_numbers(self) -> None:
         for name in ("alpha_anneal", "k_anneal", "mfn_warmup"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share of the training, or steps above 1")
-        for name in ("stability_fraction", "rate_width", "mfn_learning_rate"):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be a share of the training, or a number of steps above 1"
+                )
+        for name in ("stability_fraction", "mfn_learning_rate"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number above 0")
-        for name in ("rate_window", "aux_k", "schedule_stairs"):
+        for name in ("rate_window", "aux_k"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
-        self._check_ranges()
-        if self.max_steps > 0:  # else it is known once the training begins
-            self.check_schedules(self.max_steps)
-
-    def _check_ranges(self) -> None:
-        if self.mfn_warmup and not self.lambda_recon:
-            raise ValueError("lambda_recon is 0, but the warm-up (mfn_warmup) trains on the reconstruction")
-        check_alpha(self.alpha_start)
-        check_alpha(self.alpha_end)
-        if (self.k_start is None) != (self.k_end is None):
-            raise ValueError(f"k_start is {self.k_start} and k_end is {self.k_end}; give both or neither")
         if self.stability_fraction > 1:
             raise ValueError(f"stability_fraction is {self.stability_fraction}; it is a share, at most 1")
         if self.rho is not None and not 0 < self.rho < 1:
@@ -171,27 +162,35 @@ class MFNTrainingArguments(TrainingArguments):
             raise ValueError(f"stability_strength is {self.stability_strength}; it must be at least 0, dropout below 1")
         if not 0 <= self.rate_floor <= 1:
             raise ValueError(f"rate_floor is {self.rate_floor}; it is a share of rho, from 0 to 1")
+
+    def _check_k_and_alpha(self) -> None:
+        check_alpha(self.alpha_start)
+        check_alpha(self.alpha_end)
+        if (self.k_start is None) != (self.k_end is None):
+            raise ValueError(f"k_start is {self.k_start} and k_end is {self.k_end}; give both or neither")
+
+    def _check_optimizer(self) -> None:
         optimizer = OptimizerNames(self.optim).value
         if optimizer.startswith("schedule_free"):
             raise ValueError(
-                f"optim is {optimizer!r}; an average of weights, as it is saved, does not keep directions at unit norm"
+                f"optim is {optimizer!r}; it saves an average of weights, which does not keep directions at unit norm"
             )
+        if self.reinit_dead_every < 0:
+            raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; it must be a number of steps, 0 for none")
         if self.reinit_dead_every and ("8bit" in optimizer or "4bit" in optimizer):
             raise ValueError(
                 f"optim is {optimizer!r}, whose quantised moments cannot be reset; reinit_dead_every must be 0"
             )
-        if self.reinit_dead_every < 0:
-            raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; it must be a number of steps, 0 for none")
-        if self.label_smoothing_factor != 0:
-            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; MFN models are trained without")
+        if self.trainable_features and self.reinit_dead_every:
+            raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; with trainable_features it must be 0")
 
     def weight(self, part: str) -> float:
-        """lambda of a part of the objective."""
+        """Weight lambda of a part of the objective, one of [`LAMBDAS`]."""
         chosen = getattr(self, f"lambda_{part}")
-        return self.lambda_recon / 32 if chosen is None else chosen
+        return self.lambda_recon * AUX_SHARE if chosen is None else chosen
 
     def check_model(self, config: MFNConfig) -> None:
-        """`ValueError` for what does not fit a model of this config."""
+        """Raises `ValueError` if these arguments do not fit a model of this config."""
         for k in (self.k_start, self.k_end):
             if k is not None:
                 check_k(k, config.num_features, config.most_removed)
@@ -205,16 +204,15 @@ class MFNTrainingArguments(TrainingArguments):
                     )
 
     def check_cached(self) -> None:
-        """`ValueError` for what a training on cached residual streams cannot do: they are those at alpha 0, and of the
-        model nothing but its MFN layers is there."""
-        for name, allowed in CACHED.items():
+        """Raises `ValueError` if these arguments need more than cached residual streams."""
+        for name, allowed in ON_CACHED_RESIDUALS.items():
             if getattr(self, name) != allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; on cached residual streams it must be {allowed!r}"
                 )
 
     def check_schedules(self, total_steps: int) -> None:
-        """`ValueError` if a training of `total_steps` optimizer steps ends before alpha or k has arrived at its end."""
+        """Raises `ValueError` if a training of `total_steps` steps ends before alpha or k arrives at its end."""
         for name in ("alpha", "k"):
             start, end, anneal = (getattr(self, f"{name}_{part}") for part in ("start", "end", "anneal"))
             needed = round(resolve_steps(self.mfn_warmup, total_steps) + resolve_steps(anneal, total_steps))
@@ -225,31 +223,76 @@ class MFNTrainingArguments(TrainingArguments):
                 )
 
     def warmup_end(self, total_steps: int) -> int:
-        """The first step of joint training, of `total_steps` optimizer steps."""
+        """First step of joint training, in a training of `total_steps` steps."""
         return round(resolve_steps(self.mfn_warmup, total_steps))
 
     def alpha_schedule(self, total_steps: int) -> Schedule:
-        """Alpha over a training of `total_steps` optimizer steps."""
+        """Schedule of alpha in a training of `total_steps` steps."""
         return self._schedule(self.alpha_start, self.alpha_end, self.alpha_anneal, self.alpha_shape, total_steps)
 
     def k_schedule(self, total_steps: int) -> Schedule | None:
-        """k likewise (to be rounded), or `None` where it stays as it is."""
+        """Schedule of k, to be rounded, in a training of `total_steps` steps; `None` if k stays the model's."""
         if self.k_start is None or self.k_end is None:
             return None
         return self._schedule(self.k_start, self.k_end, self.k_anneal, self.k_shape, total_steps)
 
     def has_arrived(self, config: MFNConfig) -> bool:
-        """Whether a model of this config has the alpha and k with which its training ends."""
+        """True if a model of this config has the alpha and k with which the training ends."""
         return config.alpha == self.alpha_end and self.k_end in (None, config.k)
 
     def _schedule(self, start: float, end: float, anneal: float, shape: Shape, total_steps: int) -> Schedule:
         begin = self.warmup_end(total_steps)
-        # shares that are rounded each by itself may be a step too long together
+        # two rounded shares may be a step too long together
         steps = min(round(resolve_steps(anneal, total_steps)), total_steps - begin)
-        return Schedule(start, end, steps, begin, shape, self.schedule_stairs)
+        return Schedule(start, end, steps, begin, shape)
 
 
-__all__ = [
-    "MFNTrainingArguments",
-    "parse_trainable_features",
-]
+def parse_trainable_features(given: Any) -> dict[str, list[int]] | None:
+    """Reads which features to train.
+
+    Args:
+        given: `{6: [7, 9]}`, `["L6/7", "L6/9"]`, either of these as JSON, `"L6/7,L6/9"`, or `None`.
+
+    Returns:
+        Layer -> ascending features, with layers as strings, as in JSON; `None` for `None`.
+
+    Raises:
+        ValueError: if `given` names no features.
+    """
+    if given is None:
+        return None
+    try:
+        features = sorted({(int(layer), operator.index(index)) for layer, index in _pairs(given)})
+    except (TypeError, ValueError):
+        features = []
+    if not features:
+        raise ValueError(f'trainable_features is {given!r}; it must name features, {{"6": [7, 9]}} or ["L6/7", "L6/9"]')
+    chosen: dict[str, list[int]] = {}
+    for layer, index in features:
+        chosen.setdefault(str(layer), []).append(index)
+    return chosen
+
+
+def _pairs(given: Any) -> list[tuple[Any, Any]]:
+    """(layer, index) pairs, unchecked."""
+    if isinstance(given, str):
+        given = json.loads(given) if given.lstrip().startswith(("{", "[")) else given.split(",")
+    if isinstance(given, Mapping):
+        return [(layer, index) for layer, indices in given.items() for index in indices]
+    # JSON turns a pair into a list
+    return [parse_feature(name.strip() if isinstance(name, str) else tuple(name)) for name in given]
+
+
+def without_removed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops the options of version 0.1.0 that are gone from the arguments of a file.
+
+    Raises:
+        ValueError: if such an option is set to another value than its default.
+    """
+    for name, value in REMOVED.items():
+        if arguments.get(name, value) != value:
+            raise ValueError(f"{name} is {arguments[name]!r}; this option is gone, and training uses {value!r}")
+    return {name: value for name, value in arguments.items() if name not in REMOVED}
+
+
+__all__ = ["MFNTrainingArguments", "parse_trainable_features", "without_removed"]

@@ -52,9 +52,7 @@ class FeatureObjective:
 
     def request(self, mask: Tensor, revive: Mapping[int, Tensor]) -> ReconstructionRequest:
         """What the model's forward shall compute, for tokens of which `mask` (B, T) says whether they count."""
-        candidates = 0
-        if self.args.lambda_rate and self.args.rate_estimator != "zmass":
-            candidates = min(2 * self.config.k, self.config.num_features)
+        candidates = min(2 * self.config.k, self.config.num_features) if self.args.lambda_rate else 0
         perturb = chosen = None
         if self.args.lambda_stab and self.args.stability_pass == "layer":
             perturb, chosen = (
@@ -86,7 +84,7 @@ class FeatureObjective:
             code = gather_code(item.code, mask)
         if args.lambda_rate:
             candidates = None if item.candidates is None else gather_code(item.candidates, mask)
-            parts["rate"] = rate_loss(code, self.rho, None, args.rate_estimator, args.rate_width, candidates=candidates)
+            parts["rate"] = rate_loss(code, self.rho, candidates=candidates)
         if args.lambda_comp:
             parts["comp"] = competition_loss(code, normalize=args.normalize_losses)
         if args.lambda_stab and item.perturbed is not None and request.chosen is not None:

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from modeling_mfn import SparseCode
 from modeling_mfn.model.sparse_code import attach_encoder, encode, rank_features, rectify
+from modeling_mfn.training import losses
 from modeling_mfn.training.losses import (
+    WINDOW,
     competition_loss,
     distillation_loss,
     rate_loss,
@@ -69,23 +71,14 @@ def batch(code):
     return code._replace(indices=code.indices.view(5, 6, -1), values=code.values.view(5, 6, -1))
 
 
-def test_rate_by_mass_is_eq_6(counted):
-    x, weight, bias = weights()
-    z = dense_code(x, weight, bias)[0][counted]
-    share = z / z.sum(-1, keepdim=True).clamp_min(1e-300)
-    p = (share * (z > 0).sum(-1, keepdim=True)).mean(0)
-    ours = rate_loss(batch(encode(x, weight, bias, K)), RHO, mask_of(counted), "zmass")
-    compare(ours, kl(p, RHO), [weight, bias])
-
-
-@pytest.mark.parametrize("estimator", ["rectangle", "sigmoid"])
-@pytest.mark.parametrize("width", [0.5, 2.0])
-def test_rate_by_a_window_is_eq_6_with_that_slope(counted, estimator, width):
-    """The true rates, and the slope at each token's 2K largest pre-activations."""
+@pytest.mark.parametrize("width", [WINDOW, 2.0])
+def test_rate_is_eq_6_with_the_slope_of_a_rectangle(counted, width, monkeypatch):
+    """The value is that of the true rates. The gradient has the slope at each token's 2K largest pre-activations."""
+    monkeypatch.setattr(losses, "WINDOW", width)
     x, weight, bias = weights()
     candidates = attach_encoder(rank_features(x, weight, bias, 2 * K), x, weight, bias)
     code = rectify(candidates.first(K))
-    ours = rate_loss(batch(code), RHO, mask_of(counted), estimator, width, candidates=batch(candidates))
+    ours = rate_loss(batch(code), RHO, mask_of(counted), batch(candidates))
     z, threshold = (part[counted] for part in dense_code(x, weight, bias))
     rates = (z > 0).double().mean(0)
     assert ours.item() == pytest.approx(kl(rates, RHO).item(), rel=1e-10)
@@ -93,11 +86,7 @@ def test_rate_by_a_window_is_eq_6_with_that_slope(counted, estimator, width):
     a = (x @ weight.T + bias)[counted].detach()
     w = width * (z.sum(-1) / (z > 0).sum(-1).clamp_min(1)).detach()[:, None]
     distance = (a - threshold) / w
-    slope = (
-        (distance.abs() <= 0.5) / w
-        if estimator == "rectangle"
-        else torch.sigmoid(distance) * torch.sigmoid(-distance) / w
-    )
+    slope = (distance.abs() <= 0.5) / w
     slope = slope.masked_fill(a < a.topk(2 * K, dim=-1).values[:, -1:], 0)
     p = rates.clamp(0.5 / len(a), 1 - 0.5 / len(a))
     per_feature = (torch.log(p / RHO) - torch.log((1 - p) / (1 - RHO))) / len(a)
@@ -178,14 +167,9 @@ def test_codes_without_an_active_feature_or_a_token_give_finite_losses(shape):
     code = SparseCode(torch.arange(3).expand(shape), values, 5)
     mask = torch.ones(shape[0]) if shape[0] else None
     rate = rate_loss(code, 0.1, mask)
-    losses = [
-        rate,
-        competition_loss(code, mask, True),
-        stability_loss(code, code, mask, True),
-        rate_loss(code, 0.1, estimator="zmass"),
-    ]
+    found = [rate, competition_loss(code, mask, True), stability_loss(code, code, mask, True)]
     assert rate.item() == pytest.approx(-5 * math.log(0.9), rel=1e-5)
-    for loss in losses:
+    for loss in found:
         (gradient,) = torch.autograd.grad(loss, values)
         assert loss.isfinite()
         assert gradient.isfinite().all()
@@ -195,5 +179,3 @@ def test_bad_input():
     code = SparseCode(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), 2)
     with pytest.raises(ValueError, match=r"rho is 1.5; a firing rate lies between 0 and 1"):
         rate_loss(code, 1.5)
-    with pytest.raises(ValueError, match="estimator is 'soft'; it must be one of rectangle, zmass, sigmoid"):
-        rate_loss(code, 0.5, estimator="soft")

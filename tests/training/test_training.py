@@ -1,6 +1,7 @@
 """Training: the objective, accumulation, schedules, exact resume, and unit-norm directions."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from peft import LoraConfig, get_peft_model
 from trainings import arguments, history, rows, train
 from transformers import EarlyStoppingCallback
 
-from modeling_mfn import MFNForCausalLM, MFNTrainer
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
+from modeling_mfn.training.arguments import without_removed
 from modeling_mfn.training.record import find_complete_checkpoint
 from modeling_mfn.training.schedules import Schedule
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
@@ -177,8 +181,6 @@ def test_schedules():
     assert [Schedule(1.0, 0.0, 2, begin=3).at(step) for step in range(6)] == [1, 1, 1, 1, 0.5, 0]
     cosine = [Schedule(0.0, 1.0, 6, shape="cosine").at(step) for step in range(7)]
     assert cosine == pytest.approx([0, 0.0669873, 0.25, 0.5, 0.75, 0.9330127, 1])
-    stepped = Schedule(64, 16, 8, shape="stepped", stairs=4)
-    assert [stepped.at(step) for step in range(10)] == [64, 64, 52, 52, 40, 40, 28, 28, 16, 16]
 
 
 def test_amounts_are_shares_or_steps(tmp_path):
@@ -346,8 +348,7 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"rho": 1.0}, "rho is 1.0"),
         ({"stability_fraction": 1.5}, "stability_fraction is 1.5"),
         ({"stability_perturbation": "dropout", "stability_strength": 1.0}, "stability_strength is 1.0"),
-        ({"rate_estimator": "soft"}, "rate_estimator is 'soft'; it must be one of rectangle, zmass, sigmoid"),
-        ({"k_shape": "square"}, "k_shape is 'square'; it must be one of linear, cosine, stepped"),
+        ({"k_shape": "square"}, "k_shape is 'square'; it must be one of linear, cosine"),
         ({"mfn_learning_rate": 0.0}, "mfn_learning_rate is 0.0"),
         ({"rate_window": 0}, "rate_window is 0"),
         ({"reinit_dead_every": -1}, "reinit_dead_every is -1"),
@@ -360,6 +361,16 @@ def test_figures_of_each_layer_on_demand(tmp_path):
 def test_bad_arguments(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **settings)
+
+
+def test_arguments_of_an_earlier_version_are_read(tmp_path):
+    """A record of version 0.1.0 names options that are gone, at their defaults."""
+    record = json.loads((FIXTURES / "0.1.0" / "llama" / "checkpoint" / "training_record.json").read_text())
+    assert {"rate_estimator", "rate_width", "schedule_stairs"} < record["arguments"].keys()
+    args = MFNTrainingArguments(output_dir=str(tmp_path), **without_removed(record["arguments"]))
+    assert (args.lambda_rate, args.k_start, args.k_end, args.alpha_shape) == (0.1, 6, 3, "linear")
+    with pytest.raises(ValueError, match=r"rate_width is 2.0; this option is gone, and training uses 0.5"):
+        without_removed({"rate_width": 2.0})
 
 
 def test_bad_arguments_for_this_model(tmp_path):
