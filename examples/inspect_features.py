@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
 from modeling_mfn.cli.atlas import feature_table, in_context, interesting_features
-from modeling_mfn.data.windows import TextWindows
+from modeling_mfn.data.text import TextWindows
 from modeling_mfn.demo.assets import shakespeare, smollm2
 from modeling_mfn.utils.display import for_terminal
 

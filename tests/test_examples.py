@@ -59,7 +59,7 @@ def measured(out):
 @pytest.mark.parametrize(("large", "from_file"), [(100, False), (2**27, True)], ids=["streamed", "in memory"])
 def test_the_training_script(train_mfn, monkeypatch, large, from_file):
     """Its own defaults hold wherever arguments come from, text of any length trains, and a bf16 base in float32."""
-    monkeypatch.setattr(data, "LARGE", large)
+    monkeypatch.setattr(data, "STREAM_ABOVE", large)
     out = train_mfn("out", from_file, bf16=True)
     record = json.loads((out / "training_record.json").read_text())
     assert (record["steps"], record["tokens"]) == (3, 3 * 2 * 16)

@@ -62,7 +62,7 @@ def atlas(
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
-    from ..data.windows import TextWindows
+    from ..data.text import TextWindows
     from ..features.atlas.label_files import read_label_file
     from ..features.labelling.automatic import label_features
     from ..features.labelling.concepts import read_concepts

@@ -1,1 +1,1 @@
-"""Text, from files and data sets to windows of tokens."""
+"""Text on its way to a model: documents, windows of tokens, batches."""

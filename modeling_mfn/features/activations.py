@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 
-from ..data.windows import Windows, batches
+from ..data.windows import Windows, input_batches
 from ..model.configuration_mfn import check_feature
 from ..model.modeling_mfn import MFNForCausalLM
 from ..model.modes import evaluating
@@ -47,7 +47,7 @@ def token_activations(
     Raises:
         ValueError: if the model has no such layer, or windows of one batch differ in length.
     """
-    for batch in batches(windows, batch_size):
+    for batch in input_batches(windows, batch_size):
         yield activations_of(model, batch, layers=layers, residuals=residuals)
 
 

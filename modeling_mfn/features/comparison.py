@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
-from ..data.windows import Windows, batches
+from ..data.windows import Windows, input_batches
 from ..model.configuration_mfn import check_feature
 from ..model.modeling_mfn import MFNForCausalLM
 from .activations import activations_of
@@ -106,7 +106,7 @@ def compare_features(
     if windows is None:
         return FeatureComparison(layer, directions, None, 0)
     moments = Moments(sizes, permutations)
-    for batch in tqdm(batches(windows, batch_size), "comparing activations", unit="batch", leave=False):
+    for batch in tqdm(input_batches(windows, batch_size), "comparing activations", unit="batch", leave=False):
         a, b = (activations_of(model, batch, layers=[layer]).codes[layer] for model in models)
         moments.add(a, b, random)
     if moments.tokens == 0:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
 from modeling_mfn.cli.atlas import feature_table
-from modeling_mfn.data.windows import TextWindows
+from modeling_mfn.data.text import TextWindows
 from modeling_mfn.features.atlas import schema
 from modeling_mfn.features.labelling.automatic import label_features
 from modeling_mfn.utils.display import visible

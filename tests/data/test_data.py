@@ -34,8 +34,9 @@ DOCUMENTS = {
 @pytest.mark.parametrize("large", [0, 100, 2**27])
 @pytest.mark.parametrize("adds_special_tokens", [False, True])
 def test_windows_are_those_of_the_joined_documents(tmp_path, monkeypatch, piece, large, adds_special_tokens):
-    monkeypatch.setattr(data, "PIECE", piece)
-    monkeypatch.setattr(data, "LARGE", large)
+    monkeypatch.setattr(data, "PIECE_LENGTH", piece)
+    monkeypatch.setattr(data, "TOKENISED_AT_ONCE", 8 * piece)
+    monkeypatch.setattr(data, "STREAM_ABOVE", large)
     before, after = ([BOS], [EOS, EOS]) if adds_special_tokens else ([], [EOS])
     joined = []
     for text in DOCUMENTS.values():
@@ -53,7 +54,7 @@ def test_windows_are_those_of_the_joined_documents(tmp_path, monkeypatch, piece,
 
 
 def test_pieces_end_with_a_line_unless_it_is_too_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 8)
+    monkeypatch.setattr(data, "PIECE_LENGTH", 8)
     rows = list(load_text(write(tmp_path, {"a.txt": "one, two\nthree\nfour\nfour, five, six, seven\n", "b.txt": "b"})))
     assert [row["text"] for row in rows] == ["one, two\n", "three\nfour\n", "four, five, six,", " seven\n", "b"]
     assert [row["continues"] for row in rows] == [True, True, True, False, False]
@@ -61,7 +62,7 @@ def test_pieces_end_with_a_line_unless_it_is_too_long(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("large", [0, 2**27])
 def test_a_folder_of_all_kinds(tmp_path, monkeypatch, large):
-    monkeypatch.setattr(data, "LARGE", large)
+    monkeypatch.setattr(data, "STREAM_ABOVE", large)
     folder = tmp_path / ".cache" / "all [kinds]*"
     write(
         folder,
@@ -91,12 +92,12 @@ def test_another_column(tmp_path):
 @pytest.mark.parametrize(
     ("files", "source", "message"),
     [
-        ({}, "{folder}/none", "{folder}/none is no file, no folder and no name of a data set (NAME or NAME:CONFIG)"),
-        ({}, "none.jsonl", "none.jsonl is no file, no folder"),
-        ({}, "owner/none.parquet", "owner/none.parquet is no file, no folder"),
-        ({}, "a/b/c", "a/b/c is no file, no folder"),
-        ({}, "./none", "./none is no file, no folder"),
-        ({}, "", " is no file, no folder"),
+        ({}, "{folder}/none", "{folder}/none is not a file, a folder or the name of a data set (NAME or NAME:CONFIG)"),
+        ({}, "none.jsonl", "none.jsonl is not a file, a folder or"),
+        ({}, "owner/none.parquet", "owner/none.parquet is not a file, a folder or"),
+        ({}, "a/b/c", "a/b/c is not a file, a folder or"),
+        ({}, "./none", "./none is not a file, a folder or"),
+        ({}, "", " is not a file, a folder or"),
         ({}, "none", "data set none (there is no such file or folder) cannot be read as text: Couldn't reach 'none'"),
         ({}, "owner/name-v1.5:config.en", "data set owner/name-v1.5:config.en (there is no such file or folder)"),
         ({"a.jsonl": '{"text": "x"}\n'}, "json", "cannot be read as text: there is no such data set on the Hub"),
@@ -126,7 +127,7 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, files, source, message):
 @pytest.mark.parametrize("good", [0, 100])
 def test_a_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch, good):
     """Also where the stream has been read for a while."""
-    monkeypatch.setattr(data, "LARGE", 50)
+    monkeypatch.setattr(data, "STREAM_ABOVE", 50)
     (tmp_path / "a.txt").write_bytes(b"line\n" * good + "é".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt cannot be read as text: 'utf-8' codec"):
         list(load_text([tmp_path / "a.txt"]))
@@ -134,7 +135,7 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch, good):
 
 @pytest.mark.parametrize("large", [0, 2**27])
 def test_less_than_a_window(tmp_path, monkeypatch, large):
-    monkeypatch.setattr(data, "LARGE", large)
+    monkeypatch.setattr(data, "STREAM_ABOVE", large)
     texts = load_text(write(tmp_path, {"a.txt": "six"}))
     assert len(list(pack(texts, make_tokenizer(), 4))) == 1
     with pytest.raises(ValueError, match=r"^the text has 4 tokens, less than one window of 5$"):
@@ -159,7 +160,7 @@ def test_a_data_set_is_downloaded_where_it_is_known_to_be_small(tmp_path, monkey
         return builder
 
     monkeypatch.setattr(data, "load_dataset_builder", hub)
-    monkeypatch.setattr(data, "LARGE", 1000)
+    monkeypatch.setattr(data, "STREAM_ABOVE", 1000)
     assert load_text(["owner/name:config"])["text"] == ["one", "two"]
     assert asked == [("owner/name", "config")]
     assert bool(downloaded) != streamed
@@ -172,7 +173,7 @@ TEXT = " ".join(CHARACTERS[2 + place * place % 26] * (place % 5 + 1) for place i
 
 @pytest.mark.parametrize("large", [0, 2**27])
 def test_the_trainer_trains_on_windows_for_several_epochs(tmp_path, monkeypatch, large):
-    monkeypatch.setattr(data, "LARGE", large)
+    monkeypatch.setattr(data, "STREAM_ABOVE", large)
     windows = pack(load_text(write(tmp_path, {"a.txt": TEXT})), make_tokenizer(), 16)
     settings = {"max_steps": 30, "per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 1e-2}
     arguments = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to=[], save_strategy="no", **settings)
@@ -186,7 +187,7 @@ def test_the_trainer_trains_on_windows_for_several_epochs(tmp_path, monkeypatch,
 @pytest.mark.parametrize("large", [0, 2**27])
 def test_mfn_train_resumes_where_it_was(tmp_path, monkeypatch, large):
     """In the second pass over the text, and whether it is streamed or not."""
-    monkeypatch.setattr(data, "LARGE", large)
+    monkeypatch.setattr(data, "STREAM_ABOVE", large)
     make_base("llama-tied").save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
     write(tmp_path, {"a.jsonl": json.dumps({"body": TEXT})})

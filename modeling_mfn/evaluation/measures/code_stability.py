@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...data.windows import batches
+from ...data.windows import input_batches
 from ...model.mfn_layer import ReconstructionRequest
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
@@ -105,7 +105,7 @@ def measure_stability(
         raise ValueError(f"there are {len(windows)} windows of {length} tokens; give at least 2 of at least 2")
     found: dict[str, dict[int, dict[str, list[np.ndarray]]]] = {}
     others = [windows[(row + 1) % len(windows)] for row in range(len(windows))]
-    pairs = zip(batches(windows, batch_size), batches(others, batch_size), strict=True)
+    pairs = zip(input_batches(windows, batch_size), input_batches(others, batch_size), strict=True)
     devices = [model.device] if model.device.type != "cpu" else []
     with evaluating(model), torch.random.fork_rng(devices, device_type=model.device.type), torch.no_grad():
         torch.manual_seed(seed)

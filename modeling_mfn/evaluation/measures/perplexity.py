@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ...data.windows import Windows, batches
+from ...data.windows import Windows, input_batches
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
 
@@ -34,7 +34,7 @@ def next_token_losses(model: Any, windows: Windows, batch_size: int = 4, descrip
     found = []
     rows = len(windows) if isinstance(windows, Sized) else None
     with evaluating(model), tqdm(total=rows, desc=description, unit="window", leave=False) as progress:
-        for batch in batches(windows, batch_size):
+        for batch in input_batches(windows, batch_size):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
             logits = model(**inputs, use_cache=False).logits[:, :-1].float()
@@ -93,7 +93,7 @@ def reconstruction_errors(
     others. The model runs at its own alpha."""
     found = []
     with evaluating(model):
-        for batch in tqdm(batches(windows, batch_size), "reconstruction", unit="batch", leave=False):
+        for batch in tqdm(input_batches(windows, batch_size), "reconstruction", unit="batch", leave=False):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None].double()
             items = model.model(**inputs, output_reconstructions=True, use_cache=False).reconstructions

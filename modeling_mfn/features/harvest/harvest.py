@@ -15,7 +15,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ...data.windows import Rows, TextWindows, padded_inputs, peek, sources_of, window_batches
+from ...data.text import TextWindows
+from ...data.windows import Columns, column_batches, first_length, padded_inputs, sources_of
 from ...model.configuration_mfn import __version__
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
@@ -44,7 +45,7 @@ def harvest(
     device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
     rank, processes = process_index(), world_size()
     of_texts = dataset.settings if isinstance(dataset, TextWindows) else {}
-    dataset, window = peek(dataset)
+    dataset, window = first_length(dataset)
     settings = {
         "model": _fingerprint(model),
         "window": window,
@@ -61,7 +62,7 @@ def harvest(
             state.load(file, settings)
 
     limit = None if tokens is None else -(-tokens // window)
-    batches = window_batches(dataset, window, batch_size, limit)
+    batches = column_batches(dataset, window, batch_size, limit)
     read = ""
     for rows in islice(batches, state.batches):
         read = digest_on(read, rows)
@@ -94,7 +95,7 @@ def harvest(
 def count_in(
     state: HarvestState,
     model: MFNForCausalLM,
-    rows: Rows,
+    rows: Columns,
     first_window: int,
     skip_first: int,
     scales: dict[int, torch.Tensor],
@@ -106,7 +107,7 @@ def count_in(
 
 
 def run_windows(
-    model: MFNForCausalLM, rows: Rows, first_window: int, skip_first: int, sources: np.ndarray
+    model: MFNForCausalLM, rows: Columns, first_window: int, skip_first: int, sources: np.ndarray
 ) -> tuple[TokenBatch, dict[int, tuple[np.ndarray, np.ndarray]]]:
     """Runs the model on a batch of windows: what they are, and each layer's code, indices and values (B T, K)."""
     ids = np.array(rows["input_ids"], np.int64)
@@ -126,7 +127,7 @@ def run_windows(
     return TokenBatch(first_window, ids.astype(np.int32), attended, counted, sources), pairs
 
 
-def digest_on(digest: str, rows: Rows) -> str:
+def digest_on(digest: str, rows: Columns) -> str:
     """The digest of all windows up to a batch, from that of the windows before it; of none, it is empty."""
     parts = [np.array(rows[name], np.int64) for name in ("input_ids", "attention_mask") if name in rows]
     content = [digest.encode(), *(part.tobytes() for part in parts), json.dumps(sources_of(rows)).encode()]

@@ -13,7 +13,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from ...data.tokens import token_texts
-from ...data.windows import peek, window_batches
+from ...data.windows import column_batches, first_length
 from ...model.feature_names import format_feature
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
@@ -135,13 +135,13 @@ def label_features(
     texts = token_texts(tokenizer)
     finder = WordFinder(lexicon, tokenizer, texts)
     counts = _Counts(atlas, lexicon, finder, max(model.config.vocab_size, len(texts)), seed)
-    dataset, window = peek(dataset)
+    dataset, window = first_length(dataset)
     limit = None if tokens is None else -(-tokens // window)
     total = min(len(dataset), limit or len(dataset)) if isinstance(dataset, Dataset) else limit
     skip_first = atlas.metadata["data"]["skip_first"]
     bar = tqdm(total=total, desc="labelling", unit="window", disable=not progress, leave=False)
     with bar, evaluating(model), torch.no_grad():
-        for number, rows in enumerate(window_batches(dataset, window, batch_size, limit)):
+        for number, rows in enumerate(column_batches(dataset, window, batch_size, limit)):
             ids = rows["input_ids"]
             counts.add(*run_windows(model, rows, number * batch_size, skip_first, np.zeros(len(ids), np.int32)))
             bar.update(len(ids))

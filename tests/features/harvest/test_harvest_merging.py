@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import Whitespace
 
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.data.windows import TextWindows
+from modeling_mfn.data.text import TextWindows
 from modeling_mfn.features.harvest.firings import TokenBatch
 from modeling_mfn.features.harvest.state import HarvestState
 from modeling_mfn.features.harvest.statistics import ExampleLimits
