@@ -65,6 +65,7 @@ def train(
 
     from ..data.text import check_window, load_text, pack
     from ..model.modeling_mfn import MFNForCausalLM
+    from ..training.progress import show_progress
     from ..training.trainer import MFNTrainer, MFNTrainingArguments
 
     if not resume:
@@ -107,6 +108,7 @@ def train(
         windows = windows.repeat(None).shuffle(seed=seed, buffer_size=1024)
     mfn = MFNForCausalLM.from_pretrained(model, dtype=torch.float32)  # whose last digits small steps move
     trainer = MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
+    show_progress(trainer)
     if overwrite and not resume:
         shutil.rmtree(output, ignore_errors=True)
     trainer.train(resume_from_checkpoint=resume)
