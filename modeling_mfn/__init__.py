@@ -12,7 +12,7 @@ if find_spec("torch") and find_spec("transformers"):
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from .features.attribution import Explanation, explain
-    from .hub.push import push_to_hub
+    from .hub.push import push_model
     from .model.configuration_mfn import MFNConfig, __version__
     from .model.interventions import Ablate, Add, Clamp, Scale
     from .model.modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
@@ -28,8 +28,8 @@ if find_spec("torch") and find_spec("transformers"):
     MFNModel.register_for_auto_class("AutoModel")
     MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-    # with card, tokenizer and atlas; the copy of the code that travels keeps what it has from transformers
-    MFNForCausalLM.push_to_hub = push_to_hub
+    # what push_to_hub of a model calls
+    MFNForCausalLM.publisher = push_model
 
 __all__ = [
     "Ablate",

@@ -97,8 +97,8 @@ def push_folder(
         return _upload(api, folder, files, repo_id, revision, commit_message)
 
 
-def push_to_hub(
-    self: MFNForCausalLM,
+def push_model(
+    model: MFNForCausalLM,
     repo_id: str,
     *,
     tokenizer: Any = None,
@@ -112,17 +112,23 @@ def push_to_hub(
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
 ) -> CommitInfo:
-    """Uploads the model with its code and a model card in one commit. A card that the repository has is kept.
+    """Uploads a model with its code and a model card in one commit. `MFNForCausalLM.push_to_hub` calls it.
 
-    `mfn push` and `modeling_mfn.hub.push_folder` share a saved folder, with its training record, too.
+    A card that the repository already has is kept. To share a saved folder with its training record, use `push_folder`.
 
     Args:
-        repo_id: `owner/name` on the Hub; made if it is not there.
-        tokenizer: uploaded with the model.
-        atlas: a `FeatureAtlas`, uploaded with the model as `features/`. It takes the place of an earlier one.
-        tags: for the model card, beside its own.
-
-    The other arguments are those of transformers' `push_to_hub`.
+        model: model in memory.
+        repo_id: `owner/name` on the Hub. The repository is made if it does not exist.
+        tokenizer: tokenizer to upload in the same commit.
+        atlas: `FeatureAtlas` to upload as `features/`. It replaces an earlier one.
+        commit_message: "Upload MFN model" by default.
+        commit_description: longer text of the commit.
+        private: True makes a new repository private. The default is the owner's setting.
+        token: access token. The default is the one of `hf auth login`.
+        revision: branch to push to. It is made if it does not exist.
+        create_pr: True opens a pull request instead of committing.
+        max_shard_size: size above which the weights are split.
+        tags: more tags for the model card.
 
     Raises:
         ValueError: if the repository is public and `private` is asked for.
@@ -131,7 +137,7 @@ def push_to_hub(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        self.save_pretrained(folder, max_shard_size=max_shard_size)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
         for part in (tokenizer, atlas):
             if part is not None:
                 part.save_pretrained(folder)
@@ -139,9 +145,9 @@ def push_to_hub(
         with _one_clear_error(repo_id):
             repo_id = _repository(api, repo_id, private)
             if not _keeps_its_card(api, repo_id, revision):
-                base_model = base_of(self.config)
+                base_model = base_of(model.config)
                 card = model_card(folder, repo_id, base_model, _license(api, base_model))
-                card.data.tags = list(dict.fromkeys([*card.data.tags, *(self.model_tags or []), *(tags or [])]))
+                card.data.tags = list(dict.fromkeys([*card.data.tags, *(model.model_tags or []), *(tags or [])]))
                 write_card(folder, card)
                 files.append(CARD_FILE)
             return _upload(api, folder, files, repo_id, revision, commit_message, commit_description, create_pr)

@@ -1,10 +1,10 @@
 """MFN models: a causal LM of transformers with a sparse feature layer inside its blocks."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -213,6 +213,9 @@ class MFNModel(MFNPreTrainedModel):
 class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
     """A causal language model whose blocks read the residual stream through their MFN layers."""
 
+    publisher: ClassVar[Callable[..., Any] | None] = None
+    """Function that `push_to_hub` calls with the model. The package sets it; it is None in the code that travels."""
+
     def __init__(self, config: MFNConfig) -> None:
         super().__init__(config)
         self.model = MFNModel(config)
@@ -273,6 +276,27 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         given = kwargs.get("input_ids") if inputs is None else inputs
         with generating(self.base_model, given if embeddings is None else embeddings):
             return super().generate(inputs, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, tokenizer: Any = None, atlas: Any = None, **options: Any) -> Any:
+        """Uploads the model with its code, and with a model card where the package `modeling_mfn` is imported.
+
+        Args:
+            repo_id: `owner/name` on the Hub. The repository is made if it does not exist.
+            tokenizer: tokenizer to upload in the same commit.
+            atlas: `FeatureAtlas` to upload as `features/` in the same commit. It replaces an earlier one.
+            options: arguments of transformers' `push_to_hub`: `private`, `revision`, `commit_message` and others.
+
+        Returns:
+            `huggingface_hub.CommitInfo` of the upload.
+
+        Raises:
+            ValueError: if a tokenizer or an atlas is given where the package is not imported.
+        """
+        if self.publisher is None:
+            if tokenizer is not None or atlas is not None:
+                raise ValueError("tokenizer and atlas need `import modeling_mfn`; without it, push them on their own")
+            return super().push_to_hub(repo_id, **options)
+        return self.publisher(repo_id, tokenizer=tokenizer, atlas=atlas, **options)
 
     @staticmethod
     def check_base(text_config: PreTrainedConfig) -> None:

@@ -335,6 +335,22 @@ def test_a_model_pushes_itself(clients, hub, folder):
     assert "features/old.json" not in hub.files("me/model")
 
 
+def push_without_the_package(folder):
+    """As the copy of the code does that travels: nobody has set its publisher."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    type(model).publisher = None
+    with pytest.raises(ValueError, match="need `import modeling_mfn`"):
+        model.push_to_hub("me/model", tokenizer=AutoTokenizer.from_pretrained(folder))
+    model.push_to_hub("me/model", tags=["mine"])
+
+
+def test_code_that_travels_pushes_as_transformers_does(clients, hub, folder):
+    clients.run(push_without_the_package, folder)
+    files = hub.files("me/model")
+    assert {"config.json", "model.safetensors", *CODE} <= set(files)
+    assert ModelCard(files["README.md"].decode()).data.tags == ["mine"]
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own decoders", "shared decoder"])
 def test_a_saved_model_of_every_family_is_whole(base, tmp_path, shared):
     """Tied weights, which no file has twice, are not missed."""
