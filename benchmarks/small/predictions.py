@@ -226,7 +226,6 @@ def evidence(
         groups=word_lists.groups() if words else {},
         transfers=transfers,
         seed=seed,
-        base=models.base_model,
     )
 
 

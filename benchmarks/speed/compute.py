@@ -1,51 +1,69 @@
-"""What MFN layers cost in time and memory: an MFN model beside its base (section 8 of the paper)."""
+"""Time and memory of an MFN model next to its base model (section 8 of the paper).
+
+The MFN layers are untrained: their cost does not depend on the weights, nor on alpha. The text is random tokens.
+
+    python -m benchmarks.speed.compute                      # SmolLM2-135M, MFN layers in all blocks
+    python -m benchmarks.speed.compute --base FOLDER --layers 6 --layers 12 --k 64
+
+writes benchmarks/results/compute.json.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import math
+import platform
+import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from modeling_mfn import MFNForCausalLM
+from modeling_mfn.demo.assets import smollm2
 from modeling_mfn.model.mfn_layer import FeatureEncoder
-from modeling_mfn.model.modeling_mfn import MFNForCausalLM
+from modeling_mfn.model.modes import evaluating
 
+RESULTS = Path(__file__).parents[1] / "results"
 MIB = 2**20
+Costs = dict[str, dict[str, float]]
+"""Figure -> `{"base", "MFN", "ratio"}`, where the ratio is MFN / base."""
 
 
 def compute_cost(
     model: MFNForCausalLM, base: PreTrainedModel, input_ids: Tensor, *, rounds: int = 7, new_tokens: int = 32
-) -> dict[str, dict[str, float]]:
-    """Figure -> `{"base", "MFN", "ratio"}`, the last MFN / base. MFN layers compute the same at every alpha.
+) -> Costs:
+    """Compares the cost of a forward pass, a training step and generation.
 
     - `parameters`;
-    - `flops_per_token`: of a forward, see `flops_per_token`, with T tokens to attend to;
-    - `forward_tokens_per_second`, `training_tokens_per_second`: of forwards, and of forward and backward of the
-      next-token loss through all that requires a gradient, without an optimizer;
-    - `generation_ms_per_token`: greedy, with a cache, one row, after a prompt of half of the first row;
-    - `forward_memory_mib`, `training_memory_mib`: the most memory that this takes beyond what is there before, such as
-      the weights: resident on a CPU under Linux (NaN elsewhere), allocated on a CUDA device.
+    - `flops_per_token`: see [`flops_per_token`], with T tokens to attend to;
+    - `forward_tokens_per_second`;
+    - `training_tokens_per_second`: forward and backward of the next-token loss, without an optimizer;
+    - `generation_ms_per_token`: greedy, cached, one row; the prompt is half of the first row;
+    - `forward_memory_mib`, `training_memory_mib`: peak memory above the level before, see [`peak_memory`].
 
-    Times are medians over rounds in which the two take turns, after one that warms them up. Gradients that the models
-    hold are lost.
+    Times are medians over rounds, after one round to warm up. The two models take turns in each round. Gradients that
+    the models hold are lost.
 
     Args:
         model: an MFN model.
         base: its base model, on the same device and of the same precision.
-        input_ids: (B, T) tokens, B T a forward.
-        rounds: to take the median of.
-        new_tokens: to generate.
+        input_ids: (B, T) tokens, B T in each forward pass.
+        rounds: number of timed rounds.
+        new_tokens: tokens to generate.
     """
     models: dict[str, PreTrainedModel] = {"base": base, "MFN": model}
     prompt = input_ids[:1, : max(1, input_ids.shape[1] // 2)]
@@ -63,30 +81,31 @@ def compute_cost(
         mask = torch.ones_like(prompt)
         each.generate(prompt, attention_mask=mask, do_sample=False, pad_token_id=0, use_cache=True, **length)
 
-    figures: dict[str, dict[str, float]] = {
+    costs: Costs = {
         "parameters": {name: float(each.num_parameters()) for name, each in models.items()},
         "flops_per_token": {name: float(flops_per_token(each, input_ids.shape[1])) for name, each in models.items()},
     }
-    with _evaluating(models):
+    with ExitStack() as modes:
+        for each in models.values():
+            modes.enter_context(evaluating(each))
         for name, work in (("forward", forward), ("training", train)):
             seconds = interleaved(models, work, rounds)
-            figures[f"{name}_tokens_per_second"] = {who: input_ids.numel() / time for who, time in seconds.items()}
-            figures[f"{name}_memory_mib"] = {
+            costs[f"{name}_tokens_per_second"] = {who: input_ids.numel() / time for who, time in seconds.items()}
+            costs[f"{name}_memory_mib"] = {
                 who: peak_memory(lambda: work(each), each.device) / MIB  # noqa: B023
                 for who, each in models.items()
             }
         seconds = interleaved(models, generate, rounds)
-        figures["generation_ms_per_token"] = {who: 1000 * time / new_tokens for who, time in seconds.items()}
-    return {
-        name: of | {"ratio": of["MFN"] / of["base"] if of["base"] else float("nan")} for name, of in figures.items()
-    }
+        costs["generation_ms_per_token"] = {who: 1000 * time / new_tokens for who, time in seconds.items()}
+    return {name: of | {"ratio": of["MFN"] / of["base"] if of["base"] else math.nan} for name, of in costs.items()}
 
 
 def flops_per_token(model: PreTrainedModel, context: int) -> int:
     """Floating-point operations of the matrix products in one token's forward, 2 for each multiply and add.
 
-    Every weight of a projection and of the LM head counts once; attention twice for each of `context` positions, its
-    scores and its values; an MFN layer's encoder m d, its decoder, which gathers, K d. The rest is small beside it.
+    Each weight of a projection and of the LM head counts once. Attention counts `context` positions twice: for scores
+    and for values. The encoder of an MFN layer counts m d and its decoder, which gathers K rows, K d. Everything else
+    is small in comparison and left out.
     """
     config = model.config
     width = config.num_attention_heads * (
@@ -100,8 +119,10 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
 
 
 def interleaved(models: dict[str, Any], work: Callable[[Any], None], rounds: int) -> dict[str, float]:
-    """Median seconds of some work for each of several models, which take turns: what else a machine does meanwhile
-    touches all alike."""
+    """Median seconds of some work for each of several models.
+
+    The models take turns, so that other load on the machine affects all of them alike.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
@@ -114,7 +135,10 @@ def interleaved(models: dict[str, Any], work: Callable[[Any], None], rounds: int
 
 
 def peak_memory(work: Callable[[], None], device: torch.device) -> float:
-    """The most bytes that some work takes beyond what there was before it; NaN where the system does not tell."""
+    """Peak memory of some work in bytes, above the level before it.
+
+    Allocated memory on a CUDA device, resident memory on a CPU under Linux, NaN on other systems.
+    """
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -123,7 +147,7 @@ def peak_memory(work: Callable[[], None], device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device) - before)
     _return_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
     except OSError:
         return math.nan
     before = _resident("VmHWM")
@@ -132,7 +156,7 @@ def peak_memory(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _return_freed_memory() -> None:
-    """Gives the system back what the C library keeps of freed memory, which work could use again unseen."""
+    """Returns freed memory that the C library holds to the system: work could use it again unseen."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -149,16 +173,44 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextmanager
-def _evaluating(models: dict[str, PreTrainedModel]) -> Iterator[None]:
-    training = {name: model.training for name, model in models.items()}
-    for model in models.values():
-        model.eval()
-    try:
-        yield
-    finally:
-        for name, model in models.items():
-            model.train(training[name])
+def main(
+    base: Annotated[str | None, typer.Option(help="Base model: a folder or a Hub id; SmolLM2-135M by default.")] = None,
+    layers: Annotated[list[int] | None, typer.Option(help="Block with an MFN layer; all by default.")] = None,
+    expansion_factor: Annotated[int, typer.Option(help="Features as a multiple of the hidden size.")] = 8,
+    k: Annotated[int, typer.Option(help="Active features per token.")] = 32,
+    rows: Annotated[int, typer.Option(help="Windows in a batch.")] = 4,
+    window: Annotated[int, typer.Option(help="Tokens in a window.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Timed rounds.")] = 7,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+) -> None:
+    """Measures, prints a table and writes the results."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    source = base or smollm2()
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    places = {"layers": list(layers) if layers else "all", "expansion_factor": expansion_factor, "k": k}
+    model = MFNForCausalLM.from_base(plain, alpha=1.0, **places)
+    input_ids = torch.randint(plain.config.vocab_size, (rows, window))
+    costs = compute_cost(model, plain, input_ids, rounds=rounds)
+    table = Table("", "base", "MFN", "MFN / base")
+    for name, of in costs.items():
+        table.add_row(name.replace("_", " "), f"{of['base']:,.4g}", f"{of['MFN']:,.4g}", f"{of['ratio']:.3f}")
+    Console().print(table)
+    record = {
+        "command": shlex.join(["python", "-m", "benchmarks.speed.compute", *sys.argv[1:]]),
+        "base": Path(source).name,
+        "input": [rows, window],
+        **places,
+        "processor": platform.machine(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "costs": {
+            name: {column: None if math.isnan(value) else value for column, value in of.items()}
+            for name, of in costs.items()
+        },
+    }
+    (RESULTS / "compute.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["compute_cost", "flops_per_token", "interleaved", "peak_memory"]
+if __name__ == "__main__":
+    typer.run(main)

@@ -149,7 +149,7 @@ def evaluate(
             transfers = baselines.transfers(learns_source, targets, models, stand_ins or references)
     other = {name: rows.select(range(min(len(rows), tokens // window))) for name, rows in training.items()}
     choosing = concatenate_datasets(list(other.values())) if other else None
-    evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed, plain)
+    evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed)
     results = measure_predictions(evidence, chosen, settings, output)
     for name, each in zip(model, models, strict=True):
         if Path(name).is_dir():

@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
-
-from benchmarks.speed.compute import compute_cost
 
 from ..data.windows import Windows
 from ..features.labelling.concepts import Concepts
-from .intervals import Figure
 from .measures.code_stability import code_stability
 from .measures.probe_transfer import probes_across
 from .measures.tasks import Limits, Task, formatting_tasks, without_task, word_tasks
@@ -27,9 +22,9 @@ from .predictions.p3_seed_alignment import cross_seed_alignment
 from .predictions.p4_interventions import intervention_predictability
 from .predictions.p5_transfer import Transfer, transfer_gap
 from .report import Measures, complete_figures, load_further, load_result, save_further, save_result, write_report
-from .result import MFN, PredictionResult, Subjects
+from .result import PredictionResult, Subjects
 
-STABILITY_WINDOWS, COMPUTE_WINDOWS = 48, 8
+STABILITY_WINDOWS = 48
 PLENTY = 98_304
 """Held-out tokens that rates, alignment and transfer are measured on where there are more. Probes need all: words of a
 concept are rare."""
@@ -54,8 +49,6 @@ class Evidence:
     """Subject -> its models that learnt from one domain, for P5."""
     seed: int = 0
     """Of samples, probes and bootstraps."""
-    base: PreTrainedModel | None = None
-    """Whose time and memory are compared with those of the first MFN model."""
 
     @property
     def windows(self) -> Dataset:
@@ -167,22 +160,15 @@ def measure_predictions(
 
 
 def further_measures(evidence: Evidence) -> Measures:
-    """What section 7 names beside the five predictions: how stable codes are, and what MFN layers cost."""
+    """Stability of codes, which section 7 of the paper names next to the five predictions."""
     windows = list(evidence.windows)
     stability = code_stability(evidence.subjects, windows[:: max(1, len(windows) // STABILITY_WINDOWS)]).figures
-    measures: Measures = {
+    return {
         "Stability of codes": {
             subject: {f"{figure}, {what}": value for what, of in found.items() for figure, value in of.items()}
             for subject, found in stability.items()
         }
     }
-    if evidence.base is not None and evidence.subjects.get(MFN):
-        rows = torch.tensor([row["input_ids"] for row in windows[:COMPUTE_WINDOWS]])
-        cost = compute_cost(evidence.subjects[MFN][0], evidence.base, rows)
-        measures["Compute"] = {
-            column: {figure: Figure(of[column]) for figure, of in cost.items()} for column in ("base", "MFN", "ratio")
-        }
-    return measures
 
 
 __all__ = ["PREDICTIONS", "Evidence", "check_predictions", "further_measures", "measure_predictions"]
