@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mfn.evaluation.report import deciding
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, PredictionResult, figures_of
+from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, PredictionResult, estimates_of
 from modeling_mfn.utils.display import for_table_cell
 
 ROOT = Path(__file__).parent.parent
@@ -173,7 +173,7 @@ def remedy_table(family: str, *groups: str) -> Iterator[list[str]]:
     tried = [each for group in groups for each in sorted((folder / group).glob("*.json")) if each != usual]
     for file in [usual, *tried]:
         of = load(file)
-        own = {name: figures_of(figures) for name, figures in of["figures"].items()}
+        own = {name: estimates_of(figures) for name, figures in of["figures"].items()}
         figures = [
             str(own[prediction].get(subject, {}).get(name, "")) for prediction, subject, name in columns.values()
         ]

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks import tables
-from modeling_mfn.evaluation.intervals import Figure
+from modeling_mfn.evaluation.intervals import Estimate
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE, PaperCriterion, PredictionResult, plain
 
 
@@ -90,8 +90,8 @@ def write_json(file, record):
 
 def test_the_tables_of_predictions(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "PREDICTIONS", tmp_path)
-    figures = {MFN: {"gap_now": Figure(0.5, 0.25, 0.75)}, POST_HOC_SAE: {"gap_now": Figure(2.0)}}
-    paper = PaperCriterion("It flies.", True, "height", Figure(3.0), RANDOM_SAE, Figure(1.0))
+    figures = {MFN: {"gap_now": Estimate(0.5, 0.25, 0.75)}, POST_HOC_SAE: {"gap_now": Estimate(2.0)}}
+    paper = PaperCriterion("It flies.", True, "height", Estimate(3.0), RANDOM_SAE, Estimate(1.0))
     for prediction, family, outcome in (
         ("P3", "llama", "partly"),
         ("P1", "gpt2", "confirmed"),
@@ -109,7 +109,7 @@ def test_the_tables_of_predictions(tmp_path, monkeypatch):
     for name, value in (("all/as-it-is", 0.25), ("P2/b", 0.5), ("P3/c", 0.75), ("P5/as-it-is", 1.0)):
         own = {}
         for of, subject, figure in tables.REMEDY_FIGURES.values():
-            own.setdefault(of, {}).setdefault(subject, {})[figure] = Figure(value)
+            own.setdefault(of, {}).setdefault(subject, {})[figure] = Estimate(value)
         record = {"changes": {"epochs": 8} if name == "P2/b" else {}, "figures": plain(own)}
         write_json(
             tmp_path / "gpt2" / "remedies" / f"{name}.json",

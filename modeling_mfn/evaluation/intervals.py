@@ -10,18 +10,18 @@ import numpy as np
 from scipy import stats
 
 
-def with_interval(replicates: np.ndarray) -> Figure:
+def with_interval(replicates: np.ndarray) -> Estimate:
     """The figure of all groups, the first of (1 + G,), with the interval of the mean of its jackknife
     pseudo-values, G s - (G - 1) s_without_g, around it."""
     whole, without = replicates[0], replicates[1:]
     around = mean(len(without) * whole - (len(without) - 1) * without)
-    return Figure(float(whole), *(float(whole) + end - around.value for end in (around.low, around.high)))
+    return Estimate(float(whole), *(float(whole) + end - around.value for end in (around.low, around.high)))
 
 
 CONFIDENCE = 0.95
 
 
-class Figure(NamedTuple):
+class Estimate(NamedTuple):
     """A figure and its interval of 95 %; NaN where there is none."""
 
     value: float
@@ -33,7 +33,7 @@ class Figure(NamedTuple):
         return f"{self.value:.3g}{interval}"
 
 
-def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0) -> Figure:
+def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
     """A statistic of samples, with the percentile interval of 95 % from resampling them along their first axis.
 
     Args:
@@ -43,7 +43,7 @@ def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: in
     """
     value, numbers = float(statistic(*samples)), np.arange(len(samples[0]))
     if len(numbers) < 2:
-        return Figure(value)
+        return Estimate(value)
     found = stats.bootstrap(
         (numbers,),
         lambda rows: statistic(*(of[rows] for of in samples)),
@@ -54,10 +54,10 @@ def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: in
         method="percentile",
         rng=seed,
     )
-    return Figure(value, *map(float, found.confidence_interval))
+    return Estimate(value, *map(float, found.confidence_interval))
 
 
-def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None) -> Figure:
+def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None) -> Estimate:
     """The mean of independent values, NaN ones left out, with Student's t interval: a percentile bootstrap of ten
     values is too narrow and holds their mean in 88 to 90 % of cases instead of 95.
 
@@ -69,20 +69,20 @@ def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Any] | np.ndarra
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
     if not known.any():
-        return Figure(math.nan)
+        return Estimate(math.nan)
     values = values[known]
     numbers = np.unique(np.zeros(len(values)) if groups is None else np.asarray(groups)[known], return_inverse=True)[1]
     counts = np.bincount(numbers)
     means = np.bincount(numbers, values) / counts
     value, freedom = float(means.mean()), len(values) - len(counts)
     if freedom == 0:
-        return Figure(value)
+        return Estimate(value)
     variance = ((values - means[numbers]) ** 2).sum() / freedom
     margin = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance * (1 / counts).sum()) / len(counts)
-    return Figure(value, float(value - margin), float(value + margin))
+    return Estimate(value, float(value - margin), float(value + margin))
 
 
-def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | None = None) -> Figure:
+def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
     """The mean of values that belong to pairs, NaN ones left out. Two pairs with an end in common are taken to be
     correlated, in a way that their residuals tell: sums of products over all such couples of pairs are in the variance
     (Fafchamps & Gubert 2007, "The formation of risk sharing networks"; Aronow et al. 2015), which is never less than
@@ -97,25 +97,25 @@ def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | No
     weights = np.ones(len(values)) if weights is None else weights
     known = ~np.isnan(values) & (weights > 0)
     if not known.any():
-        return Figure(math.nan)
+        return Estimate(math.nan)
     values, shares = values[known], weights[known] / weights[known].sum()
     value = float(shares @ values)
     names, places = np.unique(ends[known], return_inverse=True)
     independent = len(names) / 2  # pairs, if none of them had an end in common
     if independent < 2:
-        return Figure(value)
+        return Estimate(value)
     residuals = shares * (values - value)
     at_ends = np.bincount(places.ravel(), np.repeat(residuals, 2))
     alone = residuals @ residuals
     variance = max(at_ends @ at_ends - alone, alone) * independent / (independent - 1)
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, independent - 1) * math.sqrt(variance))
-    return Figure(value, value - margin, value + margin)
+    return Estimate(value, value - margin, value + margin)
 
 
-def difference(ours: Figure, theirs: Figure) -> Figure:
+def difference(ours: Estimate, theirs: Estimate) -> Estimate:
     """Of two independent figures whose intervals are symmetric."""
     value, margin = ours.value - theirs.value, math.hypot(ours.high - ours.value, theirs.high - theirs.value)
-    return Figure(value, value - margin, value + margin)
+    return Estimate(value, value - margin, value + margin)
 
 
 def less_by_seed(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -125,7 +125,7 @@ def less_by_seed(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 __all__ = [
-    "Figure",
+    "Estimate",
     "bootstrap",
     "difference",
     "less_by_seed",

@@ -12,13 +12,13 @@ from typing import Any
 from ..utils.display import markdown_table
 from ..utils.files import write_whole
 from .figures import draw
-from .intervals import Figure
-from .result import PredictionResult, figures_of, plain
+from .intervals import Estimate
+from .result import PredictionResult, estimates_of, plain
 
 REPORT, FIGURES, FURTHER = "report.md", "figures", "further.json"
 FORMATS = ("png", "svg")
 
-Measures = dict[str, dict[str, dict[str, Figure]]]
+Measures = dict[str, dict[str, dict[str, Estimate]]]
 """Title -> subject -> name -> figure: what is measured beside the predictions."""
 
 
@@ -71,7 +71,7 @@ def save_further(measures: Measures, settings: Mapping[str, Any], folder: Path) 
 def load_further(settings: Mapping[str, Any], folder: Path) -> Measures | None:
     """What `save_further` wrote with the same settings, if it did."""
     record = _read(folder / FURTHER, settings)
-    return None if record is None else {title: figures_of(of) for title, of in record["measures"].items()}
+    return None if record is None else {title: estimates_of(of) for title, of in record["measures"].items()}
 
 
 def write_report(
@@ -116,13 +116,13 @@ def deciding(result: PredictionResult, subject: str = "MFN") -> tuple[str, str, 
     return result.headline.replace("_", " "), "" if own is None else str(own), against
 
 
-def _table(figures: Mapping[str, Mapping[str, Figure]]) -> str:
+def _table(figures: Mapping[str, Mapping[str, Estimate]]) -> str:
     names = list(dict.fromkeys(name for of in figures.values() for name in of))
     rows = [[name.replace("_", " "), *(_cell(of.get(name)) for of in figures.values())] for name in names]
     return markdown_table(["", *figures], rows)
 
 
-def _cell(figure: Figure | None) -> str:
+def _cell(figure: Estimate | None) -> str:
     return "" if figure is None else "-" if math.isnan(figure.value) else str(figure)
 
 

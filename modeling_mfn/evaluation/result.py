@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..model.modeling_mfn import MFNForCausalLM
-from .intervals import Figure
+from .intervals import Estimate
 
 MFN, POST_HOC_SAE, RANDOM_SAE, NO_RATE_LOSS = "MFN", "post-hoc SAE", "random SAE", "MFN without rate loss"
 
@@ -37,22 +37,22 @@ class PaperCriterion:
     """`None` where it was not measured."""
     name: str
     """Of the figure."""
-    figure: Figure
+    figure: Estimate
     baseline: str
     """The subject that the paper compares with."""
-    baseline_figure: Figure
+    baseline_figure: Estimate
 
     @classmethod
     def judged(
         cls,
         criterion: str,
-        figures: Mapping[str, Mapping[str, Figure]],
+        figures: Mapping[str, Mapping[str, Estimate]],
         name: str,
         meets: Callable[[float], bool],
         baseline: str,
     ) -> PaperCriterion:
         """Of the figure `name` of the MFN models; NaN stands for a subject that was not measured."""
-        figure, against = (figures.get(subject, {}).get(name, Figure(math.nan)) for subject in (MFN, baseline))
+        figure, against = (figures.get(subject, {}).get(name, Estimate(math.nan)) for subject in (MFN, baseline))
         met = None if math.isnan(figure.value) else meets(figure.value)
         return cls(criterion, met, name, figure, baseline, against)
 
@@ -78,14 +78,14 @@ class PredictionResult:
     """A sentence: which figure decided, and by how much."""
     headline: str
     """The name of the figure that decided."""
-    figures: dict[str, dict[str, Figure]]
+    figures: dict[str, dict[str, Estimate]]
     """Subject -> name -> figure, averaged over layers and seeds."""
     baseline: str
     """The subject that the headline is compared with."""
     paper_criterion: PaperCriterion
     """The paper's own, beside the stricter `criterion`."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else was measured: by layer, by seed, curves. JSON's types and `Figure`s alone."""
+    """What else was measured: by layer, by seed, curves. JSON's types and `Estimate`s alone."""
 
     def to_json(self) -> dict[str, Any]:
         """Figures become `{"value", "low", "high"}`, and what is not finite null."""
@@ -95,23 +95,26 @@ class PredictionResult:
     def from_json(cls, record: Mapping[str, Any]) -> PredictionResult:
         """The result that `to_json` made the record of; figures in `details` stay mappings."""
         paper = record["paper_criterion"]
-        figures = {name: _figure_of(paper[name]) for name in ("figure", "baseline_figure")}
-        changed = {"figures": figures_of(record["figures"]), "paper_criterion": PaperCriterion(**{**paper, **figures})}
+        figures = {name: _estimate_of(paper[name]) for name in ("figure", "baseline_figure")}
+        changed = {
+            "figures": estimates_of(record["figures"]),
+            "paper_criterion": PaperCriterion(**{**paper, **figures}),
+        }
         return cls(**{**record, **changed})
 
 
-def figures_of(record: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Figure]]:
+def estimates_of(record: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
     """Subject -> name -> figure, of what `plain` made of it."""
-    return {subject: {name: _figure_of(of) for name, of in own.items()} for subject, own in record.items()}
+    return {subject: {name: _estimate_of(of) for name, of in own.items()} for subject, own in record.items()}
 
 
-def _figure_of(record: Mapping[str, Any]) -> Figure:
-    return Figure(*(math.nan if part is None else part for part in record.values()))
+def _estimate_of(record: Mapping[str, Any]) -> Estimate:
+    return Estimate(*(math.nan if part is None else part for part in record.values()))
 
 
 def plain(value: Any) -> Any:
     """Figures and numpy's numbers as what JSON has."""
-    if isinstance(value, Figure):
+    if isinstance(value, Estimate):
         return {name: plain(part) for name, part in value._asdict().items()}
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
@@ -126,6 +129,6 @@ __all__ = [
     "PaperCriterion",
     "PredictionResult",
     "Subjects",
-    "figures_of",
+    "estimates_of",
     "plain",
 ]

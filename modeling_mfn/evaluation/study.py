@@ -25,10 +25,10 @@ from .report import Measures, complete_figures, load_further, load_result, save_
 from .result import PredictionResult, Subjects
 
 STABILITY_WINDOWS = 48
-PLENTY = 98_304
+MAX_TOKENS = 98_304
 """Held-out tokens that rates, alignment and transfer are measured on where there are more. Probes need all: words of a
 concept are rare."""
-WIDE = Limits(tokens=1600, least_tokens=80)
+SHARED_LIMITS = Limits(tokens=1600, least_tokens=80)
 """Of tasks that several domains share."""
 
 
@@ -57,7 +57,7 @@ class Evidence:
 
 
 def _p1(evidence: Evidence) -> PredictionResult:
-    return firing_rate_calibration(evidence.subjects, spread(evidence.windows, PLENTY))
+    return firing_rate_calibration(evidence.subjects, spread(evidence.windows, MAX_TOKENS))
 
 
 def _p2(evidence: Evidence) -> PredictionResult:
@@ -72,7 +72,7 @@ def _p3(evidence: Evidence) -> PredictionResult:
     if choosing is None:
         numbers = range(len(windows))
         windows, choosing = windows.select(numbers[::2]), windows.select(numbers[1::2])
-    windows = spread(windows, PLENTY)
+    windows = spread(windows, MAX_TOKENS)
     return cross_seed_alignment(evidence.subjects, windows, choosing, seed=evidence.seed)
 
 
@@ -91,10 +91,10 @@ def _p4(evidence: Evidence) -> PredictionResult:
 def _p5(evidence: Evidence) -> PredictionResult:
     probes, tasks, held_out = None, [], evidence.held_out
     if evidence.transfers:
-        tasks = _tasks(evidence, evidence.windows, WIDE)
+        tasks = _tasks(evidence, evidence.windows, SHARED_LIMITS)
         tasks = [task for task, counts in zip(tasks, judged(tasks), strict=True) if counts]
         probes = probes_across(held_out, tasks) if tasks else None
-    few = {domain: spread(rows, PLENTY // len(held_out)) for domain, rows in held_out.items()}
+    few = {domain: spread(rows, MAX_TOKENS // len(held_out)) for domain, rows in held_out.items()}
     concepts = [(task.group, task.name) for task in tasks]
     return transfer_gap(evidence.transfers, few, probes=probes, concepts=concepts, seed=evidence.seed)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from modeling_mfn.cli.evaluate import verdict_table
 from modeling_mfn.evaluation import report
-from modeling_mfn.evaluation.intervals import Figure
+from modeling_mfn.evaluation.intervals import Estimate
 from modeling_mfn.evaluation.report import (
     complete_figures,
     load_further,
@@ -24,12 +24,12 @@ from modeling_mfn.evaluation.report import (
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, PaperCriterion, PredictionResult
 
 PAPER = PaperCriterion(
-    "A deviation of at most 0.05.", True, "std", Figure(0.0123), "random SAE", Figure(0.01, 0.0, 0.02)
+    "A deviation of at most 0.05.", True, "std", Estimate(0.0123), "random SAE", Estimate(0.01, 0.0, 0.02)
 )
 SETTINGS = {"models": ["a", "b"], "seed": 0, "tokens": 4096}
 
 
-FURTHER = {"Compute": {"base": {"parameters": Figure(10.0)}, "ratio": {"parameters": Figure(1.5, 1.25, 1.75)}}}
+FURTHER = {"Compute": {"base": {"parameters": Estimate(10.0)}, "ratio": {"parameters": Estimate(1.5, 1.25, 1.75)}}}
 
 
 def result(prediction="P1", **changes):
@@ -41,8 +41,8 @@ def result(prediction="P1", **changes):
         "reason": "std is small, and so is a random SAE's.",
         "headline": "firing_rate_std",
         "figures": {
-            MFN: {"dead_share": Figure(0.0), "firing_rate_std": Figure(0.0123, 0.011, 0.014)},
-            POST_HOC_SAE: {"firing_rate_std": Figure(0.0456, 0.04, 0.05), "kl": Figure(math.nan)},
+            MFN: {"dead_share": Estimate(0.0), "firing_rate_std": Estimate(0.0123, 0.011, 0.014)},
+            POST_HOC_SAE: {"firing_rate_std": Estimate(0.0456, 0.04, 0.05), "kl": Estimate(math.nan)},
         },
         "baseline": POST_HOC_SAE,
         "paper_criterion": PAPER,
@@ -92,7 +92,7 @@ def drawn(axes):
 
 def test_a_figure_has_every_value_and_the_curves_of_what_was_measured():
     by_strength = {
-        MFN: {"4.0": {"KL": Figure(0.5)}, "0.0": {"KL": Figure(0.25), "correlation of logits": Figure(0.75)}}
+        MFN: {"4.0": {"KL": Estimate(0.5)}, "0.0": {"KL": Estimate(0.25), "correlation of logits": Estimate(0.75)}}
     }
     before = result("P4", details={"by_strength": by_strength})
     for found in (before, PredictionResult.from_json(json.loads(json.dumps(before.to_json())))):

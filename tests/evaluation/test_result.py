@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_mfn.evaluation.intervals import Figure, bootstrap, difference, mean, mean_of_pairs
+from modeling_mfn.evaluation.intervals import Estimate, bootstrap, difference, mean, mean_of_pairs
 from modeling_mfn.evaluation.result import MFN, RANDOM_SAE, PaperCriterion, PredictionResult
 
 
@@ -108,9 +108,9 @@ def test_too_few_values_have_no_interval(values, expected):
 def test_a_result_is_strict_json():
     result = PredictionResult(
         "P1", "claim", "criterion", "partly", "reason", "std",
-        {"MFN": {"std": Figure(0.5, 0.25, np.float64(0.75)), "none": Figure(math.nan)}},
-        "random SAE", PaperCriterion("std <= 0.1", False, "std", Figure(0.5), "random SAE", Figure(math.nan)),
-        {"by_layer": {6: [np.int64(3), math.inf, Figure(1.0)]}},
+        {"MFN": {"std": Estimate(0.5, 0.25, np.float64(0.75)), "none": Estimate(math.nan)}},
+        "random SAE", PaperCriterion("std <= 0.1", False, "std", Estimate(0.5), "random SAE", Estimate(math.nan)),
+        {"by_layer": {6: [np.int64(3), math.inf, Estimate(1.0)]}},
     )  # fmt: skip
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert found["figures"]["MFN"] == {
@@ -122,7 +122,7 @@ def test_a_result_is_strict_json():
 
 
 def test_the_papers_criterion_is_judged_by_the_figure_and_comes_back_from_json():
-    figures = {MFN: {"std_now": Figure(0.05, 0.04, 0.06)}, RANDOM_SAE: {"std_now": Figure(0.01, 0.005, 0.02)}}
+    figures = {MFN: {"std_now": Estimate(0.05, 0.04, 0.06)}, RANDOM_SAE: {"std_now": Estimate(0.01, 0.005, 0.02)}}
 
     def judged(limit, of=figures):
         return PaperCriterion.judged("small", of, "std_now", lambda std: std <= limit, RANDOM_SAE)

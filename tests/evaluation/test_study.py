@@ -42,7 +42,7 @@ def test_rates_alignment_and_transfer_are_of_no_more_tokens_than_they_need(monke
     monkeypatch.setattr(evidence, "_tasks", lambda *args: [])
     whole, transfer = measured(parts), measured(parts, ["P5"])
     few = spread(Evidence({}, parts, None).windows, 12 * 16)
-    monkeypatch.setattr(evidence, "PLENTY", 12 * 16)
+    monkeypatch.setattr(evidence, "MAX_TOKENS", 12 * 16)
     found = measured(parts)
     assert found == measured({"few": few})
     assert found[0]["details"]["tokens"] == {MFN: 12 * 16}

@@ -17,7 +17,7 @@ from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.sparse_code import SparseCode
 from ...training.objective import Perturbation
-from ..intervals import Figure, mean
+from ..intervals import Estimate, mean
 from ..result import Subjects
 
 UNRELATED, CUT, REPLACED = "another token", "context cut off", "context replaced"
@@ -31,9 +31,9 @@ Agreements = dict[str, dict[int, dict[str, np.ndarray]]]
 class CodeStability:
     """How much of the codes stays."""
 
-    figures: dict[str, dict[str, dict[str, Figure]]]
+    figures: dict[str, dict[str, dict[str, Estimate]]]
     """Subject -> perturbation -> figure of `agreement`, averaged over layers and seeds."""
-    by_layer: dict[str, dict[str, dict[int, dict[str, Figure]]]]
+    by_layer: dict[str, dict[str, dict[int, dict[str, Estimate]]]]
     """The same by layer."""
 
 
@@ -211,7 +211,7 @@ def _mean_of_rows(values: Tensor, counted: Tensor) -> np.ndarray:
     return values.masked_fill(~counted, torch.nan).nanmean(1).double().cpu().numpy()
 
 
-def _figures(measured: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Figure]:
+def _figures(measured: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Estimate]:
     """Averaged over layers and seeds, of windows."""
     return {name: mean(np.mean([each[name] for each in measured], axis=0)) for name in AGREEMENT}
 

@@ -26,7 +26,7 @@ STD, CV, DEAD, OVERLAP = "firing rate std", "firing rate CV", "dead share", "RMS
 
 
 Replicates = dict[str, np.ndarray]
-"""Figure -> (1 + G,): of all windows, then of all but those of each of G groups."""
+"""Name -> (1 + G,): of all windows, then of all but those of each of G groups."""
 
 
 def target_rate(model: MFNForCausalLM, rho: float | None = None) -> float:

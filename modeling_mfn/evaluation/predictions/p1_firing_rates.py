@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..intervals import Figure, less_by_seed, with_interval
+from ..intervals import Estimate, less_by_seed, with_interval
 from ..measures.firing_rates import CV, DEAD, OVERLAP, STD, LayerFiring, Replicates, measure_firing, target_rate
 from ..result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE, Outcome, PaperCriterion, PredictionResult, Subjects
 
@@ -98,8 +98,8 @@ def firing_rate_calibration(
 
 
 def judge(
-    figures: Mapping[str, Mapping[str, Figure]],
-    differences: Mapping[str, Mapping[str, Figure]],
+    figures: Mapping[str, Mapping[str, Estimate]],
+    differences: Mapping[str, Mapping[str, Estimate]],
     by_seed: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> tuple[Outcome, str]:
     """Whether the criterion is met, and a sentence on it.
@@ -161,7 +161,7 @@ def _rate_quantiles(seeds: Sequence[Mapping[int, LayerFiring]]) -> list[float]:
     return np.quantile(rates, np.linspace(0, 1, 101)).tolist()
 
 
-def _figures(replicates: Replicates) -> dict[str, Figure]:
+def _figures(replicates: Replicates) -> dict[str, Estimate]:
     """None of which can be below 0."""
     figures = {name: with_interval(values) for name, values in replicates.items()}
     return {name: figure._replace(low=max(figure.low, 0.0)) for name, figure in figures.items()}

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ...data.windows import Windows
 from ...features.activations import activations_at
 from ...model.modeling_mfn import MFNForCausalLM
-from ..intervals import Figure, mean
+from ..intervals import Estimate, mean
 from ..measures.probes import best_feature_information, linear_probe, scaled, sparse_probes
 from ..measures.tasks import FORMATTING, Task, rows_of, task_places, token_arrays
 from ..result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, Outcome, PaperCriterion, PredictionResult, Subjects
@@ -121,7 +121,7 @@ def probe_purity(
     return _result(outcome, reason, figures, details)
 
 
-def _result(outcome: Outcome, reason: str, figures: dict[str, dict[str, Figure]], details: Any) -> PredictionResult:
+def _result(outcome: Outcome, reason: str, figures: dict[str, dict[str, Estimate]], details: Any) -> PredictionResult:
     paper = PaperCriterion.judged(
         PAPER_CRITERION, figures, GAIN_OVER_SAE, lambda gain: gain >= LEAST_GAIN, POST_HOC_SAE
     )
@@ -211,12 +211,12 @@ def _groups(tasks: Sequence[Task]) -> np.ndarray:
     return np.where(judged(tasks), [task.group for task in tasks], "")
 
 
-def _average(values: np.ndarray, groups: np.ndarray) -> Figure:
+def _average(values: np.ndarray, groups: np.ndarray) -> Estimate:
     """Of values (tasks,), over those that have a group."""
     return mean(values[groups != ""], groups[groups != ""])
 
 
-def _figures(table: pd.DataFrame, tasks: Sequence[Task], beyond: np.ndarray) -> dict[str, Figure]:
+def _figures(table: pd.DataFrame, tasks: Sequence[Task], beyond: np.ndarray) -> dict[str, Estimate]:
     """Those of one subject."""
     figures, chosen = {}, _groups(tasks)
     groups = np.array([task.group for task in tasks])
@@ -233,16 +233,16 @@ def _figures(table: pd.DataFrame, tasks: Sequence[Task], beyond: np.ndarray) -> 
     return figures
 
 
-def relative_gain(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> Figure:
+def relative_gain(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> Estimate:
     """The mean over groups of tasks (tasks,) against that of a baseline, 0.1 is 10 % more. Its interval is to first
     order that of the mean of ours - (1 + gain) theirs, divided by the baseline's mean."""
     baseline = _average(theirs, groups).value
     gain = _average(ours, groups).value / baseline - 1
     around = _average((ours - (1 + gain) * theirs) / baseline, groups)
-    return Figure(gain, gain + around.low - around.value, gain + around.high - around.value)
+    return Estimate(gain, gain + around.low - around.value, gain + around.high - around.value)
 
 
-def gain_above_chance(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> Figure:
+def gain_above_chance(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> Estimate:
     """The same of what AUROCs are above 0.5."""
     return relative_gain(ours - 0.5, theirs - 0.5, groups)
 
@@ -252,7 +252,7 @@ def _baselines(table: pd.DataFrame) -> list[str]:
     return [name for name in (POST_HOC_SAE, RESIDUAL_STREAM, BASE_RESIDUAL_STREAM) if name in measured]
 
 
-def _gains(table: pd.DataFrame, tasks: Sequence[Task], beyond: np.ndarray) -> dict[str, Figure]:
+def _gains(table: pd.DataFrame, tasks: Sequence[Task], beyond: np.ndarray) -> dict[str, Estimate]:
     """The MFN model's figures against baselines, task by task."""
     of = {str(name): own for name, own in table.groupby("subject")}
     ours, figures, groups = _by_task(of[MFN], PURITY), {}, _groups(tasks)
@@ -290,7 +290,7 @@ def _over_groups(table: pd.DataFrame, tasks: Sequence[Task], column: str) -> pd.
     return by_group.groupby(["subject", "probe", column]).mean()
 
 
-def _judge(figures: dict[str, dict[str, Figure]], by_seed: Mapping[str, Sequence[float]]) -> tuple[Outcome, str]:
+def _judge(figures: dict[str, dict[str, Estimate]], by_seed: Mapping[str, Sequence[float]]) -> tuple[Outcome, str]:
     """The outcome by `CRITERION`, and why."""
     ours = figures[MFN]
     linear = {
@@ -314,7 +314,7 @@ def _judge(figures: dict[str, dict[str, Figure]], by_seed: Mapping[str, Sequence
     return outcome, reason
 
 
-def _beyond_tokens(figures: dict[str, dict[str, Figure]], beyond: np.ndarray, tasks: Sequence[Task]) -> str:
+def _beyond_tokens(figures: dict[str, dict[str, Estimate]], beyond: np.ndarray, tasks: Sequence[Task]) -> str:
     """What linear probes tell that the token alone does not."""
     number = (
         f"{beyond.sum()} of {judged(tasks).sum()} tasks where the token alone tells nothing (AUROC below {NEAR_CHANCE})"
@@ -325,11 +325,11 @@ def _beyond_tokens(figures: dict[str, dict[str, Figure]], beyond: np.ndarray, ta
     return f"on the {number} it is {figures[MFN][BEYOND_TOKENS]}, {_difference(gain)} against that on its own h"
 
 
-def _difference(gain: Figure) -> str:
+def _difference(gain: Estimate) -> str:
     return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
-def _percent(gain: Figure) -> str:
+def _percent(gain: Estimate) -> str:
     return f"{gain.value:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
 
 

@@ -17,7 +17,7 @@ from ...data.windows import Windows
 from ...features.activations import token_activations
 from ...features.comparison import LEVELS, Moments, compare_features, match
 from ...model.modeling_mfn import MFNForCausalLM
-from ..intervals import Figure, difference, mean, mean_of_pairs, with_interval
+from ..intervals import Estimate, difference, mean, mean_of_pairs, with_interval
 from ..result import MFN, POST_HOC_SAE, RANDOM_SAE, Outcome, PaperCriterion, PredictionResult, Subjects
 
 HEADLINE = "matched correlation"
@@ -261,18 +261,18 @@ def _ends(alignments: Sequence[Alignment], name: str) -> np.ndarray:
     return np.concatenate([of * 2**32 + getattr(each, name) for of, each in zip(models, alignments, strict=True)])
 
 
-def _cka_figure(alignments: Sequence[Alignment]) -> Figure:
+def _cka_figure(alignments: Sequence[Alignment]) -> Estimate:
     """A mean over layers and pairs of seeds, whose interval is of the text."""
     replicates = np.array([[each.cka, *each.cka_without] for each in alignments])
     replicates = replicates[~np.isnan(replicates[:, 0])]
-    return with_interval(replicates.mean(0)) if len(replicates) else Figure(math.nan)
+    return with_interval(replicates.mean(0)) if len(replicates) else Estimate(math.nan)
 
 
-def _average(alignments: Sequence[Alignment], name: str) -> Figure:
-    return Figure(_mean(np.array([getattr(each, name) for each in alignments])))
+def _average(alignments: Sequence[Alignment], name: str) -> Estimate:
+    return Estimate(_mean(np.array([getattr(each, name) for each in alignments])))
 
 
-def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
+def _figures(alignments: Sequence[Alignment]) -> dict[str, Estimate]:
     correlations, cosines = (_pooled(alignments, name) for name in ("correlations", "cosines"))
     pairs, cosine_pairs = (_ends(alignments, name) for name in ("pairs", "cosine_pairs"))
     masses, cosine_masses = (_pooled(alignments, name) for name in ("masses", "cosine_masses"))
@@ -292,18 +292,18 @@ def _figures(alignments: Sequence[Alignment]) -> dict[str, Figure]:
     }
 
 
-def _share(alignments: Sequence[Alignment], level: float) -> Figure:
+def _share(alignments: Sequence[Alignment], level: float) -> Estimate:
     """Of all features, those that never fire and have no partner, too, how many are matched above a level."""
     correlations = _pooled(alignments, "correlations")
     if not len(correlations):
-        return Figure(0.0)
+        return Estimate(0.0)
     above = mean_of_pairs(correlations >= level, _ends(alignments, "pairs"))
     matched = sum(len(each.pairs) for each in alignments) / sum(each.features for each in alignments)
-    return Figure(*(matched * part for part in above))
+    return Estimate(*(matched * part for part in above))
 
 
 def _verdict(
-    figures: dict[str, dict[str, Figure]], differences: dict[str, Figure], by_seeds: dict[str, Any]
+    figures: dict[str, dict[str, Estimate]], differences: dict[str, Estimate], by_seeds: dict[str, Any]
 ) -> tuple[Outcome, str]:
     missing = [name for name in (MFN, POST_HOC_SAE) if name not in figures]
     if missing:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ...data.windows import Windows
 from ...model.modeling_mfn import MFNForCausalLM
-from ..intervals import Figure, bootstrap, less_by_seed, mean
+from ..intervals import Estimate, bootstrap, less_by_seed, mean
 from ..measures.first_order import response_figures
 from ..measures.intervention_effects import Bench, Push, Response, Site, exact_copy, readers, sample_sites
 from ..result import MFN, POST_HOC_SAE, Outcome, PaperCriterion, PredictionResult, Subjects
@@ -194,13 +194,13 @@ def _strengths(values: dict[str, np.ndarray], strengths: Sequence[float]) -> lis
     return list(strengths) if number == len(strengths) else [strength for strength in strengths if strength > 1]
 
 
-def _figure(name: str, values: np.ndarray, seed: int, resamples: int = 1000) -> Figure:
+def _figure(name: str, values: np.ndarray, seed: int, resamples: int = 1000) -> Estimate:
     """Of values (sites, ...), NaN left out, the mean or median with its interval, by bootstrap over sites."""
     values = values.reshape(len(values), -1)
     known = ~np.isnan(values)
     values, known = values[known.any(1)], known[known.any(1)]
     if not len(values):
-        return Figure(math.nan)
+        return Estimate(math.nan)
     if name in MEDIANS:
         return bootstrap(lambda v, k: np.median(v[k]), values, known, resamples=resamples, seed=seed)
     sums, counts = np.where(known, values, 0).sum(1), known.sum(1)
@@ -213,7 +213,7 @@ def _at(values: dict[str, np.ndarray], strengths: Sequence[float]) -> int:
     return given.index(0) if 0 in given else int(np.argmin([abs(strength - 2) for strength in given]))
 
 
-def _overall(values: dict[str, np.ndarray], strengths: Sequence[float], seed: int) -> dict[str, Figure]:
+def _overall(values: dict[str, np.ndarray], strengths: Sequence[float], seed: int) -> dict[str, Estimate]:
     at = _at(values, strengths)
     return {name: _figure(name, array[..., at if array.shape[-1] > 1 else 0], seed) for name, array in values.items()}
 
@@ -224,7 +224,7 @@ def _of_layer(layer: int) -> str:
 
 def _of_layers(
     values: dict[str, np.ndarray], strengths: Sequence[float], layers: Sequence[int], seed: int
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """The headline of each MFN layer, also of the last one."""
     at = _at(values, strengths)
     return {
@@ -264,7 +264,7 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray, at: int) -> Figure:
+def _difference(ours: np.ndarray, theirs: np.ndarray, at: int) -> Estimate:
     """Of the averages over seeds and layers, paired by site."""
     averages = [_site_means(values[..., at]) for values in (ours, theirs)]
     return mean(averages[0] - averages[1])
@@ -286,8 +286,8 @@ def _site_means(values: np.ndarray) -> np.ndarray:
 
 
 def _verdict(
-    figures: dict[str, dict[str, Figure]],
-    differences: dict[str, Figure],
+    figures: dict[str, dict[str, Estimate]],
+    differences: dict[str, Estimate],
     by_seed: dict[str, dict[str, list[float]]],
     layers: Sequence[int],
 ) -> tuple[Outcome, str]:

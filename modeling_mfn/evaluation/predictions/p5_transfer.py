@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ...data.windows import Windows
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import at_alpha
-from ..intervals import CONFIDENCE, Figure, less_by_seed, mean
+from ..intervals import CONFIDENCE, Estimate, less_by_seed, mean
 from ..measures.perplexity import reconstruction_errors, window_losses
 from ..result import MFN, POST_HOC_SAE, Outcome, PaperCriterion, PredictionResult
 
@@ -123,7 +123,7 @@ def transfer_gap(
     weights = _resampled({domain: len(rows) for domain, rows in texts.items()}, resamples, seed)
     measure = _Measure(texts, batch_size)
     draws: dict[str, dict[str, np.ndarray]] = {}
-    figures: dict[str, dict[str, Figure]] = {}
+    figures: dict[str, dict[str, Estimate]] = {}
     by_domain: dict[str, list[dict[str, Any]]] = {}
     by_seed: dict[str, dict[str, list[float]]] = {}
     for name, transfers in subjects.items():
@@ -193,7 +193,7 @@ def _resampled(counts: Mapping[str, int], resamples: int, seed: int) -> dict[str
 
 
 def _draws(measured: Measured, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Figure -> (1 + R,): its value, and that of each resample."""
+    """Name -> (1 + R,): its value, and that of each resample."""
     losses, around, reference, errors, distances = (weights @ part for part in measured)
     return {
         "perplexity": np.exp(losses),
@@ -223,11 +223,11 @@ def _of_training(source: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> 
     }
 
 
-def _figure(draws: np.ndarray) -> Figure:
+def _figure(draws: np.ndarray) -> Estimate:
     """The value, the first of (1 + R,), with the percentile interval of the resamples."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(draws[1:], [tail, 100 - tail])
-    return Figure(float(draws[0]), float(low), float(high))
+    return Estimate(float(draws[0]), float(low), float(high))
 
 
 def _probe_areas(transfers: Sequence[Transfer], domains: Sequence[str], probes: Probes) -> np.ndarray:
@@ -241,7 +241,7 @@ def _probe_areas(transfers: Sequence[Transfer], domains: Sequence[str], probes: 
     return np.array(pairs, np.float64)
 
 
-def _probe_figures(areas: np.ndarray, groups: Sequence[str]) -> dict[str, Figure]:
+def _probe_figures(areas: np.ndarray, groups: Sequence[str]) -> dict[str, Estimate]:
     source, target = areas.mean(0)
     return {
         "probe_auroc_source": mean(source, groups),
@@ -251,8 +251,8 @@ def _probe_figures(areas: np.ndarray, groups: Sequence[str]) -> dict[str, Figure
 
 
 def _verdict(
-    figures: Mapping[str, Mapping[str, Figure]],
-    less: Mapping[str, Mapping[str, Figure]],
+    figures: Mapping[str, Mapping[str, Estimate]],
+    less: Mapping[str, Mapping[str, Estimate]],
     by_seed: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> tuple[Outcome, str]:
     if missing := [name for name in (MFN, POST_HOC_SAE, FINE_TUNED_SAE) if name not in figures]:
@@ -285,7 +285,7 @@ def _verdict(
     return outcome, reason
 
 
-def _percent(figure: Figure) -> str:
+def _percent(figure: Estimate) -> str:
     interval = "" if np.isnan(figure.low) else f" [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
     return f"{100 * figure.value:.1f}{interval} %"
 

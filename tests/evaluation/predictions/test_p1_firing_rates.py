@@ -10,7 +10,7 @@ from datasets import Dataset
 from scipy.sparse import csr_array
 from scipy.special import kl_div
 
-from modeling_mfn.evaluation.intervals import Figure, bootstrap, with_interval
+from modeling_mfn.evaluation.intervals import Estimate, bootstrap, with_interval
 from modeling_mfn.evaluation.measures.firing_rates import (
     CV,
     DEAD,
@@ -218,9 +218,14 @@ def test_prediction(family_base):
     assert paper.met == (paper.figure.value <= 0.05)
 
 
-GOOD = {STD: Figure(0.02, 0.01, 0.03), CV: Figure(0.5, 0.4, 0.6), DEAD: Figure(0.0, 0.0, 0.01), OVERLAP: Figure(0.1)}
-LESS = {CV: Figure(-0.3, -0.5, -0.1), OVERLAP: Figure(-0.01, -0.02, 0.0)}
-UNSURE = {CV: Figure(-0.3, -0.7, 0.1), OVERLAP: Figure(0.0, -0.02, 0.02)}
+GOOD = {
+    STD: Estimate(0.02, 0.01, 0.03),
+    CV: Estimate(0.5, 0.4, 0.6),
+    DEAD: Estimate(0.0, 0.0, 0.01),
+    OVERLAP: Estimate(0.1),
+}
+LESS = {CV: Estimate(-0.3, -0.5, -0.1), OVERLAP: Estimate(-0.01, -0.02, 0.0)}
+UNSURE = {CV: Estimate(-0.3, -0.7, 0.1), OVERLAP: Estimate(0.0, -0.02, 0.02)}
 BASELINES = (POST_HOC_SAE, RANDOM_SAE, NO_RATE_LOSS)
 SEED = {STD: 0.02, CV: 0.5, DEAD: 0.0, OVERLAP: 0.1}
 WORSE = SEED | {CV: 0.8}
@@ -231,9 +236,9 @@ WORSE = SEED | {CV: 0.8}
     [
         ({}, (), (SEED, SEED), "confirmed"),
         *(({}, (baseline,), (SEED, SEED), "partly") for baseline in BASELINES),
-        ({DEAD: Figure(0.005, 0.0, 0.011)}, (), (SEED, SEED), "partly"),
-        ({DEAD: Figure(0.5, 0.4, 0.6)}, BASELINES, (SEED, SEED), "partly"),  # the paper's criterion alone
-        ({STD: Figure(0.049, 0.04, 0.06)}, (), (SEED, SEED), "not confirmed"),
+        ({DEAD: Estimate(0.005, 0.0, 0.011)}, (), (SEED, SEED), "partly"),
+        ({DEAD: Estimate(0.5, 0.4, 0.6)}, BASELINES, (SEED, SEED), "partly"),  # the paper's criterion alone
+        ({STD: Estimate(0.049, 0.04, 0.06)}, (), (SEED, SEED), "not confirmed"),
         ({}, (), (SEED, SEED | {CV: 0.9}), "partly"),
         ({}, (), (SEED, SEED | {DEAD: 0.02}), "partly"),
         ({}, (), (SEED, SEED | {STD: 0.06}), "not confirmed"),

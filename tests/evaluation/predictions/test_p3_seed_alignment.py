@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.sparse import csr_array
 from scipy.stats import ortho_group
 
-from modeling_mfn.evaluation.intervals import Figure
+from modeling_mfn.evaluation.intervals import Estimate
 from modeling_mfn.evaluation.predictions import p3_seed_alignment as alignment
 from modeling_mfn.evaluation.predictions.p3_seed_alignment import Codes, align, cross_seed_alignment, linear_cka
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE
@@ -153,7 +153,7 @@ def test_intervals_of_three_models_are_of_features_that_stand_in_two_pairs_each(
     assert found[MATCHED] == pytest.approx((values.mean(), values.mean() - margin, values.mean() + margin))
 
 
-SURE, LOW = Figure(0.9, 0.85, 0.95), Figure(0.5, 0.45, 0.55)
+SURE, LOW = Estimate(0.9, 0.85, 0.95), Estimate(0.5, 0.45, 0.55)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_outcomes(ours, theirs, difference, seeds, outcome):
         RANDOM_SAE: {"CKA": theirs[2]},
     }
     by_seeds = {name: {"0-1": {MATCHED: of}} for name, of in zip((MFN, POST_HOC_SAE), seeds, strict=True)}
-    less = {POST_HOC_SAE: Figure(difference, difference - 0.05, difference + 0.05)}
+    less = {POST_HOC_SAE: Estimate(difference, difference - 0.05, difference + 0.05)}
     assert alignment._verdict(figures, less, by_seeds)[0] == outcome
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from scipy import stats
 
 from modeling_mfn import Add
-from modeling_mfn.evaluation.intervals import Figure
+from modeling_mfn.evaluation.intervals import Estimate
 from modeling_mfn.evaluation.measures.first_order import response_figures
 from modeling_mfn.evaluation.measures.intervention_effects import (
     Bench,
@@ -278,9 +278,9 @@ def test_a_single_mfn_layer_is_judged():
     assert "replaced" not in result.reason
 
 
-SURE, LOW = Figure(0.95, 0.93, 0.97), Figure(0.7, 0.6, 0.85)
+SURE, LOW = Estimate(0.95, 0.93, 0.97), Estimate(0.7, 0.6, 0.85)
 NAMES = ("correlation of logits", "dose response", "correlation of attention", "correlation of MLP")
-MORE, UNSURE, LESS = Figure(0.1, 0.05, 0.15), Figure(0.0, -0.1, 0.1), Figure(-0.1, -0.15, -0.05)
+MORE, UNSURE, LESS = Estimate(0.1, 0.05, 0.15), Estimate(0.0, -0.1, 0.1), Estimate(-0.1, -0.15, -0.05)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ MORE, UNSURE, LESS = Figure(0.1, 0.05, 0.15), Figure(0.0, -0.1, 0.1), Figure(-0.
     ],
 )
 def test_outcomes(low, random, sae, seeds, outcome):
-    nothing = Figure(math.nan)
+    nothing = Estimate(math.nan)
     ours = {name: LOW if name in low else SURE for name in NAMES} | {"correlation of logits, layer 0": SURE}
     ours |= {predictability.FLIPS: nothing, predictability.WITH_FLIP: nothing, predictability.WITHOUT_FLIP: nothing}
     by_seed = {
@@ -308,7 +308,7 @@ def test_outcomes(low, random, sae, seeds, outcome):
         f"random direction in {MFN}": {NAMES[0]: [0.7, 0.7]},
     }
     differences = {f"random direction in {MFN}": random, POST_HOC_SAE: sae}
-    figures = {MFN: ours, POST_HOC_SAE: {NAMES[0]: Figure(0.9)}}
+    figures = {MFN: ours, POST_HOC_SAE: {NAMES[0]: Estimate(0.9)}}
     found, reason = predictability._verdict(figures, differences, by_seed, [0])
     assert found == outcome
     assert f"of attention by {ours[NAMES[2]]}, of MLPs by {ours[NAMES[3]]}" in reason
