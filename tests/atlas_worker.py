@@ -11,7 +11,7 @@ from atlas_data import windows, word_tokenizer
 from conftest import make_base, make_mfn
 
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.features.harvest.statistics import ExampleLimits
+from modeling_mfn.features.atlas import ExampleLimits
 from modeling_mfn.utils.processes import process_index
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..features.atlas.atlas import Example, FeatureAtlas
+from ..features.atlas import Example, FeatureAtlas
 from ..features.atlas.schema import FOLDER, LABELS_FILE
 from ..features.atlas.storage import read_labels, write_labels
 from ..utils.display import for_terminal

@@ -1,10 +1,9 @@
-"""The atlas: what is known about every feature of a model."""
+"""`FeatureAtlas`: what is known about every feature of a model."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,85 +12,40 @@ import numpy as np
 import pyarrow as pa
 
 from ...model.feature_names import FeatureName, format_feature, parse_feature
-from . import storage
+from ...model.interventions import Intervention, Interventions
+from . import groups, storage
+from .feature_index import FeatureIndex, feature_key, feature_keys
+from .label_files import read_label_file
 from .labels import Label, Labels
+from .records import Example, ExampleLimits, FeatureRecord
+from .search import SearchResult, search
+from .text_reading import TextReading
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ...model.interventions import Intervention, Interventions
-    from ..reading import TextReading
-    from .search import SearchResult
-
-
-@dataclass(frozen=True)
-class Example:
-    """A place in the text where a feature is active; fields as in `examples.parquet` (`docs/atlas.md`)."""
-
-    kind: str
-    stratum: float | None
-    rank: int
-    activation: float
-    window: int
-    position: int
-    source: str | None
-    offset: int
-    token_ids: list[int]
-    tokens: list[str]
-    activations: list[float]
-
-    @property
-    def token(self) -> str:
-        """The token that the feature is active on."""
-        return self.tokens[self.offset]
-
-
-@dataclass(frozen=True)
-class FeatureRecord:
-    """What the atlas knows about one feature; fields as in `features.parquet` (`docs/atlas.md`)."""
-
-    layer: int
-    index: int
-    name: str
-    status: str
-    firing_count: int
-    source_counts: list[int]
-    firing_rate: float
-    mean_activation: float | None
-    max_activation: float | None
-    histogram: list[int]
-    promoted: list[dict[str, Any]]
-    """Of `token_id`, `token` and `effect`, as are `suppressed`."""
-    suppressed: list[dict[str, Any]]
-    nearest: list[dict[str, Any]]
-    """Of `index` and `cosine`."""
-    co_active: list[dict[str, Any]]
-    """Of `index`, `jaccard` and `count`."""
-    labels: list[Label]
-    """The one to show first."""
-    examples: list[Example]
-    """Those of kind `top`, the largest activation first, and then those of the strata."""
-
-    @property
-    def label(self) -> str | None:
-        """The text of the label to show."""
-        return self.labels[0].label if self.labels else None
-
 
 class FeatureAtlas:
-    """What is known about every feature of a model: how often and how strongly it fires, where, beside which others,
-    what it does to the next token, and what it is called.
+    """What is known about every feature of a model.
 
-        atlas = FeatureAtlas.build(model, tokenizer, windows)
-        atlas.label("L6/1234", "animals")
-        atlas.save_pretrained("gpt2-mfn")                    # writes gpt2-mfn/features/
+    An atlas says how often and how strongly a feature fires, where, together with which others, what it does to the
+    next token, and what it is called.
 
-        atlas = FeatureAtlas.from_pretrained("gpt2-mfn")     # or a repository on the Hub; needs no torch
-        atlas["L6/1234"].promoted
-        atlas.to_pandas().sort_values("firing_rate")
+    ```python
+    atlas = FeatureAtlas.build(model, tokenizer, windows)
+    atlas.label("L6/1234", "animals")
+    atlas.save_pretrained("gpt2-mfn")                    # writes gpt2-mfn/features/
 
-    `metadata` is what `atlas.json` holds, `features` and `examples` are pyarrow tables, a row a feature and a row an
-    example, and `labels` are the `Labels`. `docs/atlas.md` describes all of them.
+    atlas = FeatureAtlas.from_pretrained("gpt2-mfn")     # or a repository on the Hub; needs no torch
+    atlas["L6/1234"].promoted
+    atlas.to_pandas().sort_values("firing_rate")
+    ```
+
+    Attributes:
+        metadata: Content of `atlas.json`.
+        features: pyarrow table with one row per feature.
+        examples: pyarrow table with one row per example.
+        labels: The `Labels` of all features.
     """
 
     def __init__(
@@ -100,17 +54,58 @@ class FeatureAtlas:
         self.metadata = metadata
         self.features = features
         self.labels = Labels() if labels is None else labels
-        self._examples = examples  # the folder they are in, until they are asked for
-        names = zip(features["layer"].to_pylist(), features["index"].to_pylist(), strict=True)
-        self._rows = {name: row for row, name in enumerate(names)}
+        self._index = FeatureIndex(features)
+        self._examples = examples  # a folder until the examples are asked for
 
     @classmethod
-    def build(cls, model: Any, tokenizer: Any, dataset: Any, **options: Any) -> FeatureAtlas:
-        """Makes the atlas of a model in one pass over a data set; `modeling_mfn.atlas.build.build_atlas` has the
-        arguments."""
-        from ..harvest.build import build_atlas
+    def build(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        dataset: Any,
+        *,
+        tokens: int | None = None,
+        batch_size: int = 8,
+        skip_first: int = 1,
+        examples: ExampleLimits | None = None,
+        state_folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        save_every: int = 2048,
+        progress: bool = True,
+    ) -> FeatureAtlas:
+        """Builds the atlas of a model in one pass over a data set.
 
-        return build_atlas(model, tokenizer, dataset, **options)
+        The model runs as it is: at its alpha, and with the interventions of the `steer` context around the call. Memory
+        does not grow with the data: a feature has counters, a histogram and a limited number of examples, some 20 kB
+        with the default limits. Under `accelerate launch` each of P processes takes every P-th batch. All of them
+        return the same atlas, bit for bit that of a single process.
+
+        Args:
+            model: MFN model with an LM head, on the device where it is to run.
+            tokenizer: The model's tokenizer.
+            dataset: Data set, or any iterable, of windows of one length T, as `modeling_mfn.data.text.pack` makes them.
+                A window has `input_ids` (T,). It may have `attention_mask` (T,) for padding, and `source`, the name of
+                its corpus, so that firings are counted per source.
+            tokens: Number of tokens to read, rounded up to whole windows; by default all.
+            batch_size: Windows per batch.
+            skip_first: Tokens at the start of each window that are left out of all statistics. Attention rests on the
+                first token. Its residual is like no other, and features that fire on it would seem frequent and strong.
+            examples: Limits on the number of examples per feature and on their context.
+            state_folder: Folder that keeps the state of an interrupted harvest. It is removed in the end.
+            resume: True to go on from the state in `state_folder`, if there is one. Model, data, settings and number of
+                processes must be the same. The result is the same, bit for bit.
+            save_every: Windows between two savings of the state.
+            progress: True to show a progress bar.
+
+        Raises:
+            ValueError: If data or settings are not valid, or if a state belongs to another harvest.
+        """
+        from ..harvest.build import HarvestOptions, harvest_tables
+
+        limits = examples or ExampleLimits()
+        folder = None if state_folder is None else Path(state_folder)
+        options = HarvestOptions(tokens, batch_size, skip_first, limits, folder, resume, save_every, progress)
+        return cls(*harvest_tables(model, tokenizer, dataset, options))
 
     @classmethod
     def from_pretrained(
@@ -119,13 +114,13 @@ class FeatureAtlas:
         """Reads an atlas without its model.
 
         Args:
-            folder_or_repo: a folder that has `features/`, or that folder itself, or a repository on the Hub, of which
-                only `features/` is downloaded.
-            revision: of a repository: a branch, a tag or a commit.
-            token: of a repository: as in `huggingface_hub`.
+            folder_or_repo: Folder that contains `features/`, or that folder itself, or a repository on the Hub. Only
+                `features/` is downloaded from a repository.
+            revision: Branch, tag or commit of a repository.
+            token: Access token for a repository, as in `huggingface_hub`.
 
         Raises:
-            ValueError: if there is no atlas, it is damaged, or its schema is newer than this package.
+            ValueError: If there is no atlas, if it is damaged, or if its schema is newer than this package.
         """
         folder = storage.find_folder(folder_or_repo, revision, token)
         metadata = storage.read_metadata(folder)
@@ -133,152 +128,161 @@ class FeatureAtlas:
         return cls(metadata, storage.read_features(folder), folder, labels)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `folder/features/`, beside the model's weights; an atlas that is there is replaced as a whole. Of
-        several processes that built the same atlas, let one save it."""
+        """Writes `folder/features/`, next to the model's weights, and replaces an atlas there as a whole.
+
+        If several processes built the atlas, let one of them save it.
+        """
         storage.write_atlas(Path(folder), self.metadata, self.features, self.examples, self.labels)
 
     @cached_property
     def examples(self) -> pa.Table:
-        """The examples of all features, (layer, index) ascending; read from disk when they are first asked for."""
+        """Examples of all features, (layer, index) ascending; read from disk when first used."""
         return storage.read_examples(self._examples) if isinstance(self._examples, Path) else self._examples
 
     @cached_property
     def _example_keys(self) -> np.ndarray:
-        return _sort_key(self.examples["layer"].to_numpy(), self.examples["index"].to_numpy())
+        return feature_keys(self.examples)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._index)
 
     def __iter__(self) -> Iterator[str]:
-        """The names of all features."""
-        return (format_feature(*name) for name in self._rows)
+        """Yields the names of all features."""
+        return iter(self._index)
 
     def __contains__(self, feature: FeatureName) -> bool:
-        return parse_feature(feature) in self._rows
+        return feature in self._index
 
     def __getitem__(self, feature: FeatureName) -> FeatureRecord:
-        """All about one feature, `(layer, index)` or `"L6/1234"`. `ValueError` if the model has no such feature."""
+        """Everything about one feature, `(layer, index)` or `"L6/1234"`; `ValueError` if there is no such feature."""
         return FeatureRecord(**self.row(feature), labels=self.labels[feature], examples=self._examples_of(feature))
+
+    def row(self, feature: FeatureName) -> dict[str, Any]:
+        """Row of a feature in `features`, without its examples and labels; `ValueError` if there is no such feature."""
+        return self._index.row(feature)
 
     def label(
         self, feature: FeatureName, label: str, *, source: str = "human", score: float | None = None, **details: Any
     ) -> None:
-        """Labels a feature, in place of an earlier label of the same source; `save_pretrained` keeps it.
+        """Labels a feature and replaces its earlier label of this source. `save_pretrained` keeps the label.
 
         Args:
             feature: `(layer, index)` or `"L6/1234"`.
-            label: what it is about.
+            label: Text of the label.
             source: `human`, `imported`, `automatic`, or `llm:` and the name of a model.
-            score: how well the label describes the feature, on the scale of its source.
-            details: what else the source says, as JSON has it.
+            score: Quality of the label on the scale of its source; larger is better.
+            details: Anything else the source says, as JSON can hold it.
 
         Raises:
-            ValueError: if there is no such feature, or a part of the label cannot be.
+            ValueError: If there is no such feature, or a part of the label is not valid.
         """
-        self._row(feature)
+        self._index.check(feature)
         self.labels.add(Label(format_feature(*parse_feature(feature)), label, source, score, details))
 
     def import_labels(self, file: str | os.PathLike[str]) -> int:
-        """Takes the labels of a file in, .csv, .json or .jsonl, or Neuronpedia's export, as source `imported`;
-        `modeling_mfn.atlas.label_files.read_label_file` says what may be in it.
+        """Adds the labels of a file as source `imported`.
+
+        Args:
+            file: .csv, .json or .jsonl, also with .gz, or an export of Neuronpedia.
+                `modeling_mfn.features.atlas.label_files.read_label_file` describes the content.
 
         Returns:
-            How many features were labelled.
+            Number of features that were labelled.
 
         Raises:
-            ValueError: if the file cannot be read or one of its features does not exist; no label is taken in then.
+            ValueError: If the file cannot be read, or one of its features does not exist. No label is added then.
         """
-        from .label_files import read_label_file
-
         labels = read_label_file(file)
         for label in labels:
-            self._row(label.feature)
+            self._index.check(label.feature)
         for label in labels:
             self.labels.add(label)
         return len(labels)
 
     def search(self, query: str, limit: int = 20) -> SearchResult:
-        """The features that a query is about, whatever its case.
+        """Finds the features that a query is about; upper and lower case are the same.
 
-        First come features with a label that is the query, then those whose label has it as words of their own, then
-        those whose label has it within a word, and then those that fire on it or promote it. Among equals, the sum of
-        two figures decides: the share of a feature's top examples in which it fires on a token that begins with the
-        query, and 1 / place of the first such token among those it promotes. Then the one that fires more often.
+        Features whose label is the query come first, then labels with the query as whole words, then labels with it
+        inside a word, then features that fire on it or promote it. Equal matches are ranked by a sum of two figures:
+        the share of top examples whose token begins with the query, and 1 / place of the first such token among those
+        promoted. After that, the feature that fires more often comes first.
 
         Args:
-            query: a word, or some.
-            limit: features at most.
+            query: One or more words.
+            limit: Largest number of results.
 
         Returns:
-            A list of `Found`: feature, label, and the figures that it was ranked by. rich prints it as a table.
+            A list of `Found`: the feature, a label, and the figures it was ranked by. rich prints it as a table.
         """
-        from .search import search
-
-        return search(self, query, limit)
+        return search(self.features, self.examples, self.labels, query, limit)
 
     def top(self, text: str, model: Any, tokenizer: Any, k: int = 5) -> TextReading:
-        """Which features are active on a text, token by token, and what they do to the next token.
+        """Reads a text through its features: which are active on each token, and what they do to the next token.
 
-        The model runs once, at its alpha and under the `steer` context that is in force. The first token's features say
-        little: attention rests on it.
+        The model runs once: at its alpha, and with the interventions of the `steer` context around the call. The first
+        token's features say little, because attention rests on it.
 
         Args:
-            text: the text.
-            model: the atlas' model.
-            tokenizer: its tokenizer.
-            k: features a token, those whose activation is the largest share of their largest one in the atlas.
+            text: The text to read.
+            model: The model of this atlas.
+            tokenizer: The model's tokenizer.
+            k: Features per token: those with the largest activation relative to their largest one in the atlas.
 
         Returns:
             A list of `ReadToken`, each with its `ActiveFeature`s. rich prints it; `to_records()` is for JSON.
         """
         from ..reading import read_text
 
-        return read_text(self, text, model, tokenizer, k)
+        scales = {int(layer): figures["logit_scale"] for layer, figures in self.metadata["layers"].items()}
+        return read_text(text, model, tokenizer, k, self._index, self.labels, scales)
 
     def group(self, label: str, model: Any = None) -> list[str]:
-        """The names of the features whose label to show is this one, whatever its case, by layer and index, without
-        those that are pruned: in `model`, or, where none is given, when the atlas was made. `ValueError` if there are
-        none, or none that is not pruned."""
-        from .groups import group
+        """Names of the features that show a label and are not pruned, by layer and index.
 
-        return group(self, label, model)
+        Args:
+            label: Text of the label; upper and lower case are the same.
+            model: Model, or its config, whose pruned features are left out. By default those that were pruned when the
+                atlas was built.
+
+        Raises:
+            ValueError: If no feature shows this label, or only pruned ones do.
+        """
+        return groups.group(self._index, self.labels, label, model)
 
     def steering(
         self, interventions: Interventions, unit: str = "typical", model: Any = None
     ) -> dict[tuple[int, int], Intervention]:
-        """Interventions for `model.steer`, on features and on all those of a label:
+        """Makes interventions for `model.steer` out of features and of labels, which stand for all their features.
 
-            with model.steer(atlas.steering({"animals": Clamp(2.0), "L6/7": Ablate()}, model=model)): ...
+        ```python
+        with model.steer(atlas.steering({"animals": Clamp(2.0), "L6/7": Ablate()}, model=model)):
+            ...
+        ```
 
         Args:
-            interventions: feature, `(layer, index)` or `"L6/1234"`, or label -> intervention, as an object or as JSON.
-                A feature that is named by itself gets its own, whatever groups it is in.
-            unit: of the values of `Clamp` and `Add`. `"typical"`: each feature's own mean activation over the tokens on
-                which it is active in the atlas; `"activation"`: as they are.
-            model: what it has pruned is left out of groups; its config will do. Without it, what was pruned when the
-                atlas was made.
+            interventions: Feature, `(layer, index)` or `"L6/1234"`, or label -> intervention, as an object or as JSON.
+                A feature given by its name gets its own intervention, whatever groups it is in.
+            unit: Unit of the values of `Clamp` and `Add`. `"typical"` is each feature's own mean activation over the
+                tokens on which it is active in the atlas; `"activation"` leaves values as they are.
+            model: Model, or its config, whose pruned features are left out of groups. By default those that were pruned
+                when the atlas was built.
 
         Raises:
-            ValueError: on a label that no feature has, or none that is not pruned, a feature that does not exist or is
-                meant twice, and on one that the atlas never saw active where its typical activation is needed.
+            ValueError: If a label has no feature that is not pruned, or a feature does not exist or is meant twice.
+                Also if a feature has no typical activation, but its intervention needs one.
         """
-        from .groups import steering
-
-        return steering(self, interventions, unit, model)
-
-    def row(self, feature: FeatureName) -> dict[str, Any]:
-        """A feature's row of `features`, without its examples and labels."""
-        (record,) = self.features.slice(self._row(feature), 1).to_pylist()
-        return dict(record)
+        return groups.steering(self._index, self.labels, interventions, unit, model)
 
     def to_pandas(self, table: str = "features") -> pd.DataFrame:
-        """The features, or with `"examples"` the examples, as a pandas DataFrame, a row each. Features come with the
-        `label` to show and its `label_source`."""
+        """Features, or with `"examples"` the examples, as a pandas DataFrame with one row each.
+
+        The table of features also has the `label` to show and its `label_source`.
+        """
         if table == "examples":
             return self.examples.to_pandas()
         if table != "features":
             raise ValueError(f'table is {table!r}; it must be "features" or "examples"')
-        best = [self.labels.best(name) for name in self._rows]
+        best = [self.labels.best(name) for name in self]
         frame = self.features.to_pandas()
         frame["label"] = [label and label.label for label in best]
         frame["label_source"] = [label and label.source for label in best]
@@ -290,35 +294,23 @@ class FeatureAtlas:
             f"FeatureAtlas({len(self)} features of layers {layers}, {data['tokens']} tokens, {len(self.labels)} labels)"
         )
 
-    def _row(self, feature: FeatureName) -> int:
-        name = parse_feature(feature)
-        if name not in self._rows:
-            model = self.metadata["model"]
-            raise ValueError(
-                f"{format_feature(*name)} does not exist; layers are {model['layers']}, "
-                f"features 0 to {model['num_features'] - 1}"
-            )
-        return self._rows[name]
-
     def _examples_of(self, feature: FeatureName) -> list[Example]:
-        layer, index = parse_feature(feature)
-        key = _sort_key(np.array([layer]), np.array([index]))[0]
+        key = feature_key(*parse_feature(feature))
         start, end = np.searchsorted(self._example_keys, [key, key + 1])
         rows = self.examples.slice(start, end - start).drop_columns(["layer", "index"]).to_pylist()
         return [Example(**row) for row in rows]
 
 
 def find_atlas(model: str | os.PathLike[str]) -> FeatureAtlas | None:
-    """The atlas that a model's folder, or its repository on the Hub, has; `None` if it has none. `ValueError` if it is
-    damaged or cannot be read."""
+    """Reads the atlas in a model's folder or repository on the Hub; returns `None` if there is none.
+
+    Raises:
+        ValueError: If the atlas is damaged or cannot be read.
+    """
     try:
         return FeatureAtlas.from_pretrained(model)
     except storage.AtlasNotFoundError:
         return None
 
 
-def _sort_key(layer: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return (layer.astype(np.int64) << 32) | index
-
-
-__all__ = ["Example", "FeatureAtlas", "FeatureRecord", "find_atlas"]
+__all__ = ["FeatureAtlas", "find_atlas"]

@@ -1,75 +1,68 @@
-"""Finding features by a word: in their labels, in the tokens that they fire on, in the tokens that they promote."""
+"""Features found by a word: in their labels, in the tokens they fire on, in the tokens they promote."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
 
-from ...model.feature_names import format_feature
 from ...utils.display import for_terminal
+from .feature_index import feature_keys
+from .labels import Labels
 
-if TYPE_CHECKING:
-    from .atlas import FeatureAtlas
-
-WHOLE, WORDS, PART = 3, 2, 1
-"""How a label matches: it is what is looked for; it has it as words of their own; it has it."""
+NO_MATCH, PART_OF_WORD, WHOLE_WORDS, WHOLE_LABEL = 0, 1, 2, 3
+"""Ways in which a label matches a query, the best last."""
+MATCH_NAMES = ("", "in part", "a word", "wholly")
+"""Ways of matching, as a terminal shows them."""
 
 
 class Found(NamedTuple):
-    """A feature that a search found, and why."""
+    """A feature that a search found, with the figures it was ranked by."""
 
     feature: str
-    """Its name, `L6/1234`."""
+    """Name of the feature, `L6/1234`."""
     label: str | None
-    """The label to show, or the one that matches."""
+    """The label that matches; without a match, the label to show."""
     label_match: int
-    """3: the label is what was looked for; 2: it has it as words of their own; 1: within a word; 0: not at all."""
+    """3: the query is the whole label; 2: whole words of it; 1: part of a word; 0: no match."""
     fires_on: float
-    """Share of its top examples in which it fires on such a token."""
+    """Share of the feature's top examples whose token begins with the query."""
     promotes: float
-    """1 / place of the first such token among those it promotes; 0 if there is none."""
+    """1 / place of the first promoted token that begins with the query; 0 if there is none."""
 
 
 class SearchResult(list[Found]):
-    """What a search found, the best first."""
+    """Features that a search found, the best first; rich prints them as a table."""
 
     def __rich__(self) -> Table:
         table = Table("feature", "label", "label matches", "fires on it", "promotes it")
         for found in self:
-            match = ("", "in part", "a word", "wholly")[found.label_match]
             label = for_terminal(found.label or "", 40)
             fires_on = f"{found.fires_on:.0%}" if found.fires_on else ""
             promotes = f"{found.promotes:.2f}" if found.promotes else ""
-            table.add_row(found.feature, label, match, fires_on, promotes)
+            table.add_row(found.feature, label, MATCH_NAMES[found.label_match], fires_on, promotes)
         return table
 
 
-def search(atlas: FeatureAtlas, query: str, limit: int = 20) -> SearchResult:
-    """The features that a query is about; `FeatureAtlas.search` has the arguments."""
+def search(features: pa.Table, examples: pa.Table, labels: Labels, query: str, limit: int = 20) -> SearchResult:
+    """Finds the features that a query is about; see `FeatureAtlas.search` for the order of results."""
     wanted = " ".join(query.casefold().split())
     if not wanted:
         raise ValueError(f"query is {query!r}; it must be a text that is not empty")
     if limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1")
-    names: list[str] = atlas.features["name"].to_pylist()
-    place = {name: row for row, name in enumerate(names)}
-    label_match = np.zeros(len(names), np.int64)
-    matching: dict[int, str] = {}
-    for label in atlas.labels:
-        match, row = label_matches(label.label, wanted), place[label.feature]
-        if match > label_match[row]:
-            label_match[row], matching[row] = match, label.label
-    fires_on, promotes = _fires_on(atlas.examples, place, wanted), _promotes(atlas.features["promoted"], wanted)
-    order = np.lexsort((-atlas.features["firing_count"].to_numpy(), -(fires_on + promotes), -label_match))
+    names: list[str] = features["name"].to_pylist()
+    label_match, matching = _label_matches(names, labels, wanted)
+    fires_on, promotes = _fires_on(features, examples, wanted), _promotes(features["promoted"], wanted)
+    order = np.lexsort((-features["firing_count"].to_numpy(), -(fires_on + promotes), -label_match))
     order = order[(label_match + fires_on + promotes)[order] > 0][:limit]
     found = []
     for row in order.tolist():
-        shown = atlas.labels.best(names[row])
+        shown = labels.best(names[row])
         text = matching.get(row, shown.label if shown else None)
         found.append(
             Found(names[row], text, int(label_match[row]), float(fires_on[row]), round(float(promotes[row]), 4))
@@ -77,37 +70,52 @@ def search(atlas: FeatureAtlas, query: str, limit: int = 20) -> SearchResult:
     return SearchResult(found)
 
 
-def label_matches(label: str, wanted: str) -> int:
-    """How a label matches a query that is in lower case, with single spaces."""
+def match_label(label: str, wanted: str) -> int:
+    """Way in which a label matches a query; the query is in lower case, with single spaces."""
     text = " ".join(label.casefold().split())
     if text == wanted:
-        return WHOLE
+        return WHOLE_LABEL
     if re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text):
-        return WORDS
-    return PART if wanted in text else 0
+        return WHOLE_WORDS
+    return PART_OF_WORD if wanted in text else NO_MATCH
 
 
 def token_matches(token: str, wanted: str) -> bool:
-    """Whether a token is the query, or begins with it: " Kings" is found by "king"."""
+    """True if a token begins with the query, whatever its case: "king" finds " Kings"."""
     return token.strip().casefold().startswith(wanted)
 
 
-def _fires_on(examples: pa.Table, place: dict[str, int], wanted: str) -> np.ndarray:
+def _label_matches(names: list[str], labels: Labels, wanted: str) -> tuple[np.ndarray, dict[int, str]]:
+    """The best match of each feature's labels, (rows,), and the text of the label that has it, by row."""
+    places = {name: row for row, name in enumerate(names)}
+    best = np.zeros(len(names), np.int64)
+    texts: dict[int, str] = {}
+    for label in labels:
+        match, row = match_label(label.label, wanted), places[label.feature]
+        if match > best[row]:
+            best[row], texts[row] = match, label.label
+    return best, texts
+
+
+def _fires_on(features: pa.Table, examples: pa.Table, wanted: str) -> np.ndarray:
+    """Share of each feature's top examples whose token matches, (rows,)."""
+    shares = np.zeros(len(features))
     examples = examples.filter(pc.equal(examples["kind"], "top"))
-    shares = np.zeros(len(place))
     if not len(examples):
         return shares
     tokens = examples["tokens"].combine_chunks()
     starts = tokens.offsets.to_numpy()[:-1] - tokens.offsets[0].as_py()
     active = tokens.flatten().take(pa.array(starts + examples["offset"].to_numpy()))
-    keys = (examples["layer"].to_numpy().astype(np.int64) << 32) | examples["index"].to_numpy()
-    keys, which = np.unique(keys, return_inverse=True)
-    rows = [place[format_feature(key >> 32, key & 0xFFFFFFFF)] for key in keys.tolist()]
+    keys, which = np.unique(feature_keys(examples), return_inverse=True)
+    known = feature_keys(features)
+    in_order = np.argsort(known)
+    rows = in_order[np.searchsorted(known, keys, sorter=in_order)]
     shares[rows] = np.bincount(which, _matching(active, wanted)) / np.bincount(which)
     return shares
 
 
 def _promotes(promoted: Any, wanted: str) -> np.ndarray:
+    """1 / place of the first promoted token of each feature that matches, (rows,); 0 if there is none."""
     lists = promoted.combine_chunks()
     matching = _matching(lists.flatten().field("token").dictionary_encode(), wanted)
     offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()
@@ -119,7 +127,7 @@ def _promotes(promoted: Any, wanted: str) -> np.ndarray:
 
 
 def _matching(tokens: pa.DictionaryArray, wanted: str) -> np.ndarray:
-    """1.0 where a token matches: each different token is looked at once."""
+    """1.0 where a token matches, else 0.0; each different token is looked at once."""
     known = np.array([token_matches(token, wanted) for token in tokens.dictionary.to_pylist()], np.float64)
     return known[tokens.indices.to_numpy()] if len(known) else np.zeros(len(tokens))
 

@@ -16,7 +16,7 @@ from .records import AtlasEntry, Example, FeatureAttribution, InputAttribution, 
 
 if TYPE_CHECKING:
     from ..atlas import FeatureAtlas
-    from ..atlas.atlas import Example as AtlasExample
+    from ..atlas.records import Example as AtlasExample
 
 EXAMPLES = 3
 """Examples of the atlas that an explanation keeps of a feature."""

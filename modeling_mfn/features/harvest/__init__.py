@@ -1,1 +1,1 @@
-"""The harvest: one streaming pass over text that collects what an atlas holds."""
+"""The harvest: one streaming pass over text that gathers what an atlas holds."""

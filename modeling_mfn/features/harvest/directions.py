@@ -1,4 +1,4 @@
-"""What the weights alone say about features: the next tokens that a direction speaks for, and its neighbours."""
+"""What the weights alone say about features: the next tokens that a direction promotes, and its neighbours."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ import torch
 from torch import Tensor, nn
 
 from ...model.families import family_of
+from ...model.mfn_layer import MFNLayer
 from ...model.modeling_mfn import MFNForCausalLM
 
 LOGITS_AT_ONCE = 2**24
+FEATURES_AT_ONCE = 1024
+"""Rows of the table of cosines that are held in memory."""
 
 
 class Ranked(NamedTuple):
-    """For each of m features, the n first of something."""
+    """The n first tokens or features for each of m features."""
 
     indices: np.ndarray
     """(m, n) int64."""
     scores: np.ndarray
-    """(m, n) float32, the first first."""
-
-
-def final_norm(model: MFNForCausalLM) -> nn.Module:
-    """The norm between the last block and the LM head."""
-    norm: nn.Module = getattr(model.model.backbone, family_of(model.config.text_config).final_norm)
-    return norm
+    """(m, n) float32, in the order of rank."""
 
 
 @contextmanager
 def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
-    """While it is entered, each forward fills what it yields: layer -> (B, T), what an activation of 1 becomes where
-    the final norm has divided: std of the layer's input, if it standardises, by the final norm's denominator."""
+    """Records how much of an activation reaches the LM head, on each forward inside the context.
+
+    The scale of a token is what an activation of 1 becomes after the final norm's division: the standard deviation that
+    the MFN layer multiplies by (1 without `input_norm`), divided by the final norm's denominator.
+
+    Yields:
+        Dictionary layer -> scales (B, T); every forward fills it anew.
+    """
     stds: dict[int, Tensor] = {}
     scales: dict[int, Tensor] = {}
     norm = final_norm(model)
 
-    def at_layer(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        h = arguments[0].float()
-        layer = int(module.layer_index)  # type: ignore[arg-type]
-        if model.config.input_norm == "layer":  # torch.std gives the same in five times as long
-            stds[layer] = torch.linalg.vector_norm(h - h.mean(-1, keepdim=True), dim=-1) / (h.shape[-1] - 1) ** 0.5
-        else:
-            stds[layer] = torch.ones_like(h[..., 0])
+    def at_layer(module: MFNLayer, arguments: tuple[Tensor, ...]) -> None:
+        h = arguments[0]
+        std = module.standardise(h)[2]
+        stds[module.layer_index] = torch.ones_like(h[..., 0]) if std is None else std.squeeze(-1)
 
     def at_norm(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         h = arguments[0].float()
@@ -63,9 +63,17 @@ def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
             hook.remove()
 
 
+def final_norm(model: MFNForCausalLM) -> nn.Module:
+    """Norm between the last block and the LM head."""
+    norm: nn.Module = getattr(model.model.backbone, family_of(model.config.text_config).final_norm)
+    return norm
+
+
 def through_final_norm(model: MFNForCausalLM, directions: Tensor) -> Tensor:
-    """Directions (..., d) as the LM head reads them, with the final norm's denominator taken as 1: g * D_f, D_f without
-    its mean where the norm is a LayerNorm; float32."""
+    """Directions (..., d) as the LM head reads them, float32, with the final norm's denominator taken as 1.
+
+    The result is g * D_f, with the norm's weight g; LayerNorm takes the mean out of D_f first.
+    """
     norm, directions = final_norm(model), directions.float()
     if isinstance(norm, nn.LayerNorm):
         directions = directions - directions.mean(-1, keepdim=True)
@@ -76,22 +84,22 @@ def through_final_norm(model: MFNForCausalLM, directions: Tensor) -> Tensor:
 def logit_effects(
     model: MFNForCausalLM, layer: int, scale: float, count: int, vocabulary: int
 ) -> tuple[Ranked, Ranked]:
-    """The tokens whose logits a feature's direction raises and lowers most, on its direct path to the LM head.
+    """Ranks the tokens whose logits a feature's direction raises and lowers most, on its direct path to the LM head.
 
-    With the final norm's denominator held fixed, an activation of 1 adds `scale` U (g * D_f) to the logits, U the LM
-    head and g the norm's weight; where the norm is a LayerNorm, D_f without its mean. `scale` is the mean over tokens
-    of what `recording_scales` yields. What blocks above make of the feature comes on top. The effect is that at
-    alpha = 1; with `blend_into="mlp"`, where there is no such path, it says which tokens the direction points to.
+    With the final norm's denominator held fixed, an activation of 1 adds `scale` U (g * D_f) to the logits. U is the LM
+    head, g the norm's weight, and D_f the direction (without its mean for LayerNorm). What later blocks make of the
+    feature comes on top. Effects are those at alpha = 1. With `blend_into="mlp"` there is no direct path, and the
+    ranking only shows the tokens that a direction points to.
 
     Args:
-        model: an MFN model.
-        layer: one of its MFN layers.
-        scale: see above.
+        model: MFN model.
+        layer: Block with an MFN layer.
+        scale: Mean over tokens of what `recording_scales` records.
         count: n, tokens on each side.
-        vocabulary: tokens to choose from, the first of the LM head.
+        vocabulary: Number of tokens to choose from, the first ones of the LM head.
 
     Returns:
-        The most promoted and the most suppressed tokens, effects in logits.
+        The most promoted and the most suppressed tokens, with effects in logits.
     """
     directions = through_final_norm(model, model.mfn_layers[layer].directions()) * scale
     head = model.lm_head.weight[:vocabulary].float()
@@ -105,11 +113,11 @@ def logit_effects(
 
 @torch.no_grad()
 def nearest_features(model: MFNForCausalLM, layer: int, count: int) -> Ranked:
-    """The features whose directions have the largest cosine with a feature's, itself left out."""
+    """Ranks the other features of a layer by the cosine of their direction with a feature's."""
     directions = nn.functional.normalize(model.mfn_layers[layer].directions().float(), dim=-1)
     found = []
-    for start in range(0, len(directions), 1024):
-        cosines = directions[start : start + 1024] @ directions.T
+    for start in range(0, len(directions), FEATURES_AT_ONCE):
+        cosines = directions[start : start + FEATURES_AT_ONCE] @ directions.T
         cosines.diagonal(start).fill_(-torch.inf)
         found.append(cosines.topk(min(count, len(directions) - 1)))
     return _ranked(found)
@@ -118,3 +126,6 @@ def nearest_features(model: MFNForCausalLM, layer: int, count: int) -> Ranked:
 def _ranked(parts: list[torch.return_types.topk]) -> Ranked:
     indices, values = torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
     return Ranked(indices.cpu().numpy(), values.cpu().numpy())
+
+
+__all__ = ["Ranked", "final_norm", "logit_effects", "nearest_features", "recording_scales", "through_final_norm"]

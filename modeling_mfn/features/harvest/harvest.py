@@ -1,13 +1,13 @@
-"""One pass of a model over a data set, from which the atlas is made."""
+"""One pass of a model over a data set that gathers what an atlas holds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,98 +20,111 @@ from ...data.windows import Columns, column_batches, first_length, padded_inputs
 from ...model.configuration_mfn import __version__
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
-from ...utils.processes import process_index, world_size
+from ..atlas.records import ExampleLimits
 from .directions import recording_scales
 from .firings import TOKEN_LIMIT, TokenBatch
 from .state import RESUME_OR_BEGIN, HarvestState, merge_processes, own_file
-from .statistics import ExampleLimits
+
+FINGERPRINT_DIGITS = 12
 
 
-def harvest(
-    model: MFNForCausalLM,
-    dataset: Dataset | Iterable[dict[str, Any]],
-    *,
-    limits: ExampleLimits,
-    tokens: int | None = None,
-    batch_size: int = 8,
-    skip_first: int = 1,
-    state_folder: Path | None = None,
-    resume: bool = False,
-    save_every: int = 2048,
-    progress: bool = True,
-) -> HarvestState:
-    """Gathers the statistics of all features; `build_atlas` has the arguments. Batch b is the share of process b mod P,
-    so that each batch is the same however many processes there are, and the result is the same to the bit."""
-    device = PartialState().device  # joins the processes of `accelerate launch`, if they are not yet
-    rank, processes = process_index(), world_size()
-    of_texts = dataset.settings if isinstance(dataset, TextWindows) else {}
-    dataset, window = first_length(dataset)
-    settings = {
-        "model": _fingerprint(model),
-        "window": window,
-        "tokens": tokens,
-        "batch_size": batch_size,
-        "skip_first": skip_first,
-        "examples": list(limits),
-    } | of_texts
-    state = HarvestState(model.config.layers, model.config.num_features, limits, window)
+class HarvestOptions(NamedTuple):
+    """Options of a harvest; `FeatureAtlas.build` describes them."""
+
+    tokens: int | None = None
+    batch_size: int = 8
+    skip_first: int = 1
+    examples: ExampleLimits = ExampleLimits()
+    state_folder: Path | None = None
+    resume: bool = False
+    save_every: int = 2048
+    progress: bool = True
+
+    def check(self) -> None:
+        """Raises `ValueError` if a number is too small."""
+        given = {name: getattr(self, name) for name in ("tokens", "batch_size", "skip_first", "save_every")}
+        given |= {f"examples.{name}": number for name, number in self.examples._asdict().items()}
+        may_be_zero = ("skip_first", "examples.before", "examples.after")
+        for name, number in given.items():
+            least = 0 if name in may_be_zero else 1
+            if number is not None and number < least:
+                raise ValueError(f"{name} is {number}; it must be at least {least}")
+
+
+def harvest(model: MFNForCausalLM, dataset: Any, options: HarvestOptions) -> HarvestState:
+    """Gathers the statistics of all features of a model over a data set.
+
+    Process p of P takes every batch whose number is p modulo P. A batch is the same for any number of processes, so
+    that the result is the same, bit for bit.
+    """
+    process = PartialState()  # joins the processes of `accelerate launch`
+    windows, length = first_length(dataset)
+    settings = _settings(model, dataset, length, options)
+    state = HarvestState(model.config.layers, model.config.num_features, options.examples, length)
     file = None
-    if state_folder is not None:
-        file = own_file(state_folder, resume)
+    if options.state_folder is not None:
+        file = own_file(options.state_folder, options.resume)
         if file.exists():
             state.load(file, settings)
-
-    limit = None if tokens is None else -(-tokens // window)
-    batches = column_batches(dataset, window, batch_size, limit)
-    read = ""
-    for rows in islice(batches, state.batches):
-        read = digest_on(read, rows)
-    if read != state.digest:
-        raise ValueError(f"the harvest in {state_folder} was of other text; {RESUME_OR_BEGIN}")
+    limit = None if options.tokens is None else -(-options.tokens // length)
+    batches = column_batches(windows, length, options.batch_size, limit)
+    _skip_counted(state, batches, options.state_folder)
     bar = tqdm(
-        total=limit if not isinstance(dataset, Dataset) else min(len(dataset), limit or len(dataset)),
-        initial=state.batches * batch_size,
+        total=min(len(windows), limit or len(windows)) if isinstance(windows, Dataset) else limit,
+        initial=state.batches * options.batch_size,
         desc="harvesting",
         unit="window",
-        disable=not progress or rank > 0,
+        disable=not options.progress or not process.is_main_process,
         leave=False,
     )
     saved = state.windows
     with bar, evaluating(model), torch.no_grad(), recording_scales(model) as scales:
-        for rows in batches:
+        for batch in batches:
             number, state.batches = state.batches, state.batches + 1
-            state.digest = digest_on(state.digest, rows)
-            if number % processes == rank:
-                count_in(state, model, rows, number * batch_size, skip_first, scales)
-            bar.update(len(rows["input_ids"]))
-            if file is not None and state.windows - saved >= save_every:
+            state.digest = extend_digest(state.digest, batch)
+            if number % process.num_processes == process.process_index:
+                count_batch(state, model, batch, number * options.batch_size, options.skip_first, scales)
+            bar.update(len(batch["input_ids"]))
+            if file is not None and state.windows - saved >= options.save_every:
                 state.save(file, settings)
                 saved = state.windows
     if file is not None:
         state.save(file, settings)
-    return merge_processes(state, device)
+    return merge_processes(state)
 
 
-def count_in(
+def count_batch(
     state: HarvestState,
     model: MFNForCausalLM,
-    rows: Columns,
+    batch: Columns,
     first_window: int,
     skip_first: int,
     scales: dict[int, torch.Tensor],
 ) -> None:
-    """Runs the model on a batch of windows, of which `first_window` is the first, and adds what its features do to the
-    state; `scales` is what `recording_scales` yields."""
-    batch, pairs = run_windows(model, rows, first_window, skip_first, state.source_places(sources_of(rows)))
-    state.add(batch, pairs, {layer: scale.flatten().cpu().numpy() for layer, scale in scales.items()})
+    """Runs the model on a batch of windows and adds the activity of its features to the state.
+
+    Args:
+        state: State of the harvest.
+        model: MFN model in evaluation mode, inside `recording_scales`.
+        batch: Windows by column.
+        first_window: Number of the batch's first window in the data.
+        skip_first: Tokens at the start of each window that are not counted.
+        scales: Dictionary that `recording_scales` yields.
+    """
+    tokens, codes = run_windows(model, batch, first_window, skip_first, state.source_places(sources_of(batch)))
+    state.add(tokens, codes, {layer: scale.flatten().cpu().numpy() for layer, scale in scales.items()})
 
 
 def run_windows(
-    model: MFNForCausalLM, rows: Columns, first_window: int, skip_first: int, sources: np.ndarray
+    model: MFNForCausalLM, batch: Columns, first_window: int, skip_first: int, sources: np.ndarray
 ) -> tuple[TokenBatch, dict[int, tuple[np.ndarray, np.ndarray]]]:
-    """Runs the model on a batch of windows: what they are, and each layer's code, indices and values (B T, K)."""
-    ids = np.array(rows["input_ids"], np.int64)
-    attended = np.array(rows.get("attention_mask", np.ones_like(ids)), bool)
+    """Runs the model on a batch of windows.
+
+    Returns:
+        The tokens of the batch; and per layer the indices and values of its code, (B T, K) each.
+    """
+    ids = np.array(batch["input_ids"], np.int64)
+    attended = np.array(batch.get("attention_mask", np.ones_like(ids)), bool)
     if (first_window + len(ids)) * ids.shape[1] > TOKEN_LIMIT:
         raise ValueError(f"the data has more than {TOKEN_LIMIT} tokens; limit them by tokens=")
     inputs = {"input_ids": torch.from_numpy(ids).to(model.device)}
@@ -127,17 +140,42 @@ def run_windows(
     return TokenBatch(first_window, ids.astype(np.int32), attended, counted, sources), pairs
 
 
-def digest_on(digest: str, rows: Columns) -> str:
-    """The digest of all windows up to a batch, from that of the windows before it; of none, it is empty."""
-    parts = [np.array(rows[name], np.int64) for name in ("input_ids", "attention_mask") if name in rows]
-    content = [digest.encode(), *(part.tobytes() for part in parts), json.dumps(sources_of(rows)).encode()]
+def extend_digest(digest: str, batch: Columns) -> str:
+    """Digest of all windows up to a batch, from the digest of the windows before; "" is the digest of no window."""
+    parts = [np.array(batch[name], np.int64) for name in ("input_ids", "attention_mask") if name in batch]
+    content = [digest.encode(), *(part.tobytes() for part in parts), json.dumps(sources_of(batch)).encode()]
     return hashlib.sha256(b" ".join(content)).hexdigest()
 
 
+def _settings(model: MFNForCausalLM, dataset: Any, window: int, options: HarvestOptions) -> dict[str, Any]:
+    """Everything that must be equal for a harvest to be resumed, as JSON."""
+    settings = {
+        "model": _fingerprint(model),
+        "window": window,
+        "tokens": options.tokens,
+        "batch_size": options.batch_size,
+        "skip_first": options.skip_first,
+        "examples": list(options.examples),
+    }
+    return settings | (dataset.settings if isinstance(dataset, TextWindows) else {})
+
+
 def _fingerprint(model: MFNForCausalLM) -> str:
-    """Of the config and of the MFN layers' weights: enough to tell one training's model from another's."""
+    """Digest of the config and of the MFN layers' weights, which differ from one training to another."""
     digest = hashlib.sha256(f"{__version__} {model.config.to_json_string()}".encode())
     for layer in model.mfn_layers.values():
         for parameter in layer.parameters():
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def _skip_counted(state: HarvestState, batches: Iterator[Columns], folder: Path | None) -> None:
+    """Reads past the batches that a resumed state has counted; raises `ValueError` if their text is different now."""
+    digest = ""
+    for batch in islice(batches, state.batches):
+        digest = extend_digest(digest, batch)
+    if digest != state.digest:
+        raise ValueError(f"the harvest in {folder} was of other text; {RESUME_OR_BEGIN}")
+
+
+__all__ = ["HarvestOptions", "count_batch", "extend_digest", "harvest", "run_windows"]

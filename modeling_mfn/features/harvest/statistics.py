@@ -1,75 +1,58 @@
-"""What a harvest keeps of one layer: counts, sums and examples of a size that does not grow with the data.
+"""Statistics of one layer: counts, sums and examples, of a size that does not grow with the data.
 
-All of it merges exactly, to the bit and in any order: sums are whole numbers, in units of 2^-24.
+Statistics merge exactly, bit for bit and in any order: sums are whole numbers in units of 2^-24.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
+from ..atlas.records import ExampleLimits
 from ..atlas.schema import NUM_BINS, NUM_STRATA, bin_of, stratum_of
 from .coactivation import count_pairs, empty_table
-from .example_pool import Columns, ExamplePool, activation_score, random_score, ranking_key
+from .example_pool import ExampleColumns, ExamplePool, activation_score, random_score, ranking_key
 from .firings import Firings, TokenBatch
 
 UNIT = 2.0**-24
-"""Of summed activations: each is rounded to a multiple of it, so that sums are exact."""
-
-
-class ExampleLimits(NamedTuple):
-    """How many examples a feature has, and how long they are."""
-
-    top: int = 16
-    """Of the largest activations, one a window at most."""
-    stratum: int = 4
-    """Of each octave of activations."""
-    before: int = 24
-    """Tokens of context before the one that the example is about."""
-    after: int = 7
-    """Tokens of context after it."""
-
-    @property
-    def context(self) -> int:
-        """C, tokens of an example."""
-        return self.before + 1 + self.after
+"""Summed numbers are rounded to multiples of this unit, so that sums are exact."""
 
 
 class LayerStatistics:
-    """The statistics of the m features of one layer over the batches that were added."""
+    """Statistics of the m features of one layer over the batches added so far."""
 
     def __init__(self, num_features: int, limits: ExampleLimits) -> None:
         self.num_features = num_features
         self.limits = limits
         self.source_counts = np.zeros((0, num_features), np.int64)
-        """(S, m) tokens of each source on which a feature is active."""
+        """(S, m): tokens of each source on which a feature is active."""
         self.sums = np.zeros(num_features, np.int64)
-        """(m,) of activations, in units of `UNIT`."""
+        """(m,): sum of activations, in units of `UNIT`."""
         self.maxima = np.zeros(num_features, np.float32)
+        """(m,): largest activation."""
         self.histogram = np.zeros((num_features, NUM_BINS), np.int64)
+        """(m, bins): activations in each bin of `HISTOGRAM_EDGES`."""
         self.scale_sum = np.zeros(1, np.int64)
-        """Over tokens, in units of `UNIT`: what an activation of 1 becomes where the final norm reads it."""
+        """(1,): sum over tokens, in units of `UNIT`, of the scale that `recording_scales` records."""
         self.pairs = empty_table(num_features)
         self.top = ExamplePool(num_features, limits.top, limits.context)
         self.strata = ExamplePool(num_features * NUM_STRATA, limits.stratum, limits.context)
 
     @property
     def counts(self) -> np.ndarray:
-        """(m,) tokens on which a feature is active."""
+        """Tokens on which each feature is active, (m,)."""
         return self.source_counts.sum(0)
 
     def add(
         self, batch: TokenBatch, indices: np.ndarray, values: np.ndarray, scales: np.ndarray, num_sources: int
     ) -> None:
-        """Counts a batch in.
+        """Adds a batch.
 
         Args:
             batch: B windows of T tokens.
-            indices: (B T, K) int64, the code's; distinct within a token where values are not 0.
-            values: (B T, K) float32.
-            scales: (B T,), what an activation of 1 becomes where the final norm reads it.
-            num_sources: sources of text so far.
+            indices: (B T, K) int64, indices of the code; distinct within a token where values are not 0.
+            values: (B T, K) float32, values of the code.
+            scales: (B T,) scale of each token, as `recording_scales` records it.
+            num_sources: Number of sources so far.
         """
         firings = Firings.of(indices, values, batch.counted.reshape(-1))
         self.scale_sum += fixed_point(scales[batch.counted.reshape(-1)]).sum()
@@ -92,13 +75,13 @@ class LayerStatistics:
         numbers = batch.token_numbers(firings.places)
         rows = firings.places // batch.input_ids.shape[1]
 
-        def describe(chosen: np.ndarray) -> Columns:
+        def describe(chosen: np.ndarray) -> ExampleColumns:
             tokens, activations = firings.contexts(batch, chosen, self.limits.before, self.limits.after)
             return {"sources": batch.sources[rows[chosen]], "tokens": tokens, "activations": activations}
 
         keys = ranking_key(activation_score(firings.values), numbers)
         starts = firings.starts(firings.features, rows)
-        best = np.maximum.reduceat(keys, starts)  # of each feature in each window
+        best = np.maximum.reduceat(keys, starts)  # one per feature and window
         peaks = np.flatnonzero(keys == np.repeat(best, np.diff(starts, append=len(keys))))
         self.top.offer(firings.features[peaks], keys[peaks], lambda chosen: describe(peaks[chosen]))
 
@@ -106,14 +89,14 @@ class LayerStatistics:
         self.strata.offer(groups, ranking_key(random_score(firings.features, numbers), numbers), describe)
 
     def expect_sources(self, number: int) -> None:
-        """Has a row of counts for each source."""
+        """Makes sure that there is a row of counts for each source."""
         missing = number - len(self.source_counts)
         if missing > 0:
             rows = np.zeros((missing, self.num_features), np.int64)
             self.source_counts = np.concatenate([self.source_counts, rows])
 
     def reorder_sources(self, places: np.ndarray) -> None:
-        """Source s becomes `places[s]`, of which there are as many as sources, or more."""
+        """Moves source s to place `places[s]`, in the counts and in the examples; places may leave gaps."""
         counts = np.zeros((int(places.max(initial=-1)) + 1, self.num_features), np.int64)
         counts[places] = self.source_counts
         self.source_counts = counts
@@ -122,7 +105,7 @@ class LayerStatistics:
             columns["sources"] = places[columns["sources"]].astype(np.int32)
 
     def merge(self, other: LayerStatistics) -> None:
-        """Adds the statistics of other tokens of the same sources."""
+        """Adds the statistics of other tokens, whose sources have the same places."""
         self.expect_sources(len(other.source_counts))
         self.source_counts[: len(other.source_counts)] += other.source_counts
         self.sums += other.sums
@@ -134,7 +117,7 @@ class LayerStatistics:
         self.strata.merge(other.strata.settle())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it, by name: what `restore` reads."""
+        """Everything as arrays by name, for `restore`."""
         plain = ("source_counts", "sums", "maxima", "histogram", "scale_sum", "pairs")
         arrays = {name: getattr(self, name) for name in plain}
         for kind, pool in (("top", self.top), ("strata", self.strata)):
@@ -142,14 +125,17 @@ class LayerStatistics:
         return arrays
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Becomes the statistics whose `arrays` these are."""
+        """Replaces everything by the `arrays` of other statistics."""
         for name, array in arrays.items():
             if "." not in name:
-                setattr(self, name, array.copy())  # what comes from bytes is read-only
+                setattr(self, name, array.copy())  # arrays made from bytes are read-only
         for kind, pool in (("top", self.top), ("strata", self.strata)):
             pool.restore({n.partition(".")[2]: a for n, a in arrays.items() if n.startswith(f"{kind}.")})
 
 
 def fixed_point(values: np.ndarray) -> np.ndarray:
-    """Numbers as multiples of `UNIT`: int64."""
+    """Numbers as multiples of `UNIT`, int64."""
     return np.rint(values.astype(np.float64) / UNIT).astype(np.int64)
+
+
+__all__ = ["UNIT", "LayerStatistics"]

@@ -1,4 +1,4 @@
-"""From what a harvest gathered to the tables of the atlas."""
+"""From the statistics of a harvest to the tables of an atlas."""
 
 from __future__ import annotations
 
@@ -12,31 +12,14 @@ from ...model.feature_names import format_feature
 from ..atlas.schema import EXAMPLES, FEATURES, NUM_STRATA, stratum_edges
 from .coactivation import pair_counts
 from .directions import Ranked
-from .example_pool import Columns, token_number
+from .example_pool import ExampleColumns, token_number
 from .statistics import UNIT, LayerStatistics
 
 Texts = Callable[[np.ndarray], list[str]]
 """Token ids (n,) -> the text of each."""
 
 
-def most_co_active(statistics: LayerStatistics, count: int) -> tuple[Ranked, np.ndarray]:
-    """The features with the largest Jaccard index of the tokens they are active on, |A and B| / |A or B|, with the
-    number |A and B|, (m, n); a number of 0 stands for none."""
-    counts = statistics.counts
-    found, numbers = [], []
-    start = 0
-    for pairs in pair_counts(statistics.pairs, counts):
-        union = counts[start : start + len(pairs), None] + counts - pairs
-        jaccard = pairs / np.maximum(union, 1)
-        order = np.argsort(-jaccard, axis=1, kind="stable")[:, :count]
-        found.append((order, np.take_along_axis(jaccard, order, 1)))
-        numbers.append(np.take_along_axis(pairs, order, 1))
-        start += len(pairs)
-    indices, scores = (np.concatenate(part) for part in zip(*found, strict=True))
-    return Ranked(indices, scores.astype(np.float32)), np.concatenate(numbers)
-
-
-def feature_table(
+def layer_features(
     layer: int,
     statistics: LayerStatistics,
     tokens: int,
@@ -46,14 +29,14 @@ def feature_table(
     texts: Texts,
     co_active: int,
 ) -> pa.Table:
-    """The rows of one layer in `features.parquet`."""
+    """Rows of one layer in `features.parquet`."""
     counts = statistics.counts
     index = np.arange(len(counts))
     status = np.where(counts > 0, "alive", "dead").astype(object)
     status[pruned] = "pruned"
     there = status != "pruned"
     silent = counts == 0
-    partners, numbers = most_co_active(statistics, co_active)
+    partners, numbers = _most_co_active(statistics, co_active)
     columns = {
         "layer": np.full(len(index), layer),
         "index": index,
@@ -77,10 +60,10 @@ def feature_table(
     return _table(columns, FEATURES)
 
 
-def example_table(
+def layer_examples(
     layer: int, statistics: LayerStatistics, window: int, sources: list[str | None], texts: Texts
 ) -> pa.Table:
-    """The rows of one layer in `examples.parquet`, by feature, top examples before those of strata."""
+    """Rows of one layer in `examples.parquet`: by feature, top examples before those of the strata."""
     parts = [_example_columns(statistics.top.settle(), None), _example_columns(statistics.strata.settle(), NUM_STRATA)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((joined["rank"], joined["stratum"], joined["index"]))
@@ -111,7 +94,7 @@ def example_table(
 
 
 def layer_figures(statistics: LayerStatistics, tokens: int, pruned: list[int]) -> dict[str, Any]:
-    """What `atlas.json` says about a layer, over the features that are not pruned."""
+    """Figures of one layer in `atlas.json`, over the features that are not pruned."""
     there = np.ones(statistics.num_features, bool)
     there[pruned] = False
     rates = statistics.counts[there] / max(tokens, 1)
@@ -129,11 +112,33 @@ def layer_figures(statistics: LayerStatistics, tokens: int, pruned: list[int]) -
 
 
 def mean_scale(statistics: LayerStatistics, tokens: int) -> float:
-    """The mean over tokens of what an activation of 1 becomes where the final norm has divided."""
+    """Mean over tokens of the scale that `recording_scales` records."""
     return float(statistics.scale_sum[0]) * UNIT / max(tokens, 1)
 
 
-def _example_columns(kept: Columns, strata: int | None) -> Columns:
+def _most_co_active(statistics: LayerStatistics, count: int) -> tuple[Ranked, np.ndarray]:
+    """Features with the largest Jaccard index |A and B| / |A or B| of the tokens on which they are active.
+
+    Returns:
+        The `count` first partners of each feature, and the numbers |A and B|, (m, n). Partners with a number of 0 are
+        not partners.
+    """
+    counts = statistics.counts
+    found, numbers = [], []
+    start = 0
+    for pairs in pair_counts(statistics.pairs, counts):
+        union = counts[start : start + len(pairs), None] + counts - pairs
+        jaccard = pairs / np.maximum(union, 1)
+        order = np.argsort(-jaccard, axis=1, kind="stable")[:, :count]
+        found.append((order, np.take_along_axis(jaccard, order, 1)))
+        numbers.append(np.take_along_axis(pairs, order, 1))
+        start += len(pairs)
+    indices, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Ranked(indices, scores.astype(np.float32)), np.concatenate(numbers)
+
+
+def _example_columns(kept: ExampleColumns, strata: int | None) -> ExampleColumns:
+    """Columns of a pool's examples; groups are features, or with `strata` pairs of feature and stratum."""
     groups = kept["groups"]
     return {
         "index": groups if strata is None else groups // strata,
@@ -147,6 +152,7 @@ def _example_columns(kept: Columns, strata: int | None) -> Columns:
 
 
 def _all(ranked: Ranked, there: np.ndarray) -> np.ndarray:
+    """Mask (m, n) of every entry of the features that are there."""
     return np.broadcast_to(there[:, None], ranked.indices.shape)
 
 
@@ -157,22 +163,27 @@ def _effects(ranked: Ranked, there: np.ndarray, texts: Texts) -> pa.Array:
 
 
 def _structs(columns: dict[str, np.ndarray], kept: np.ndarray) -> pa.Array:
-    """Lists of structs, a list a row: of (m, n) columns those entries that are kept."""
+    """One list of structs per row of (m, n) columns, of the entries that are kept."""
     fields = [pa.array(column[kept]) for column in columns.values()]
     return _lists(pa.StructArray.from_arrays(fields, list(columns)), kept.sum(1))
 
 
 def _rows(array: np.ndarray) -> pa.Array:
-    """The rows of a table (m, n) as lists."""
+    """One list per row of a table (m, n)."""
     return _lists(array.reshape(-1), np.full(len(array), array.shape[1]))
 
 
 def _lists(values: Any, lengths: np.ndarray) -> pa.Array:
+    """Lists of the given lengths that share out the values in their order."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values) if isinstance(values, np.ndarray) else values)
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """Table of a schema, each column cast to its type."""
     arrays = [columns[field.name] for field in schema]
     arrays = [array if isinstance(array, pa.Array) else pa.array(array) for array in arrays]
     return pa.Table.from_arrays([a.cast(f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema)
+
+
+__all__ = ["layer_examples", "layer_features", "layer_figures", "mean_scale"]

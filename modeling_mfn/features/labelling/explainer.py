@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...model.feature_names import FeatureName, format_feature, parse_feature
-from ..atlas.atlas import Example, FeatureAtlas
+from ..atlas.atlas import FeatureAtlas
 from ..atlas.labels import Label
+from ..atlas.records import Example
 from .prompts import (
     REASONING,
     Context,

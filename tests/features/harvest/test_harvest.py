@@ -7,12 +7,12 @@ from atlas_data import WINDOW, windows, word_tokenizer
 from conftest import make_mfn
 
 from modeling_mfn import Clamp, FeatureAtlas
+from modeling_mfn.features.atlas import ExampleLimits
 from modeling_mfn.features.atlas.schema import HISTOGRAM_EDGES
 from modeling_mfn.features.harvest import coactivation
 from modeling_mfn.features.harvest.coactivation import count_pairs, empty_table, pair_counts
 from modeling_mfn.features.harvest.example_pool import best_of_each, random_score, ranking_key
 from modeling_mfn.features.harvest.firings import Firings
-from modeling_mfn.features.harvest.statistics import ExampleLimits
 
 LIMITS = ExampleLimits(top=3, stratum=2, before=4, after=2)
 BATCH = 4

@@ -18,9 +18,9 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.data.text import TextWindows
+from modeling_mfn.features.atlas import ExampleLimits
 from modeling_mfn.features.harvest.firings import TokenBatch
 from modeling_mfn.features.harvest.state import HarvestState
-from modeling_mfn.features.harvest.statistics import ExampleLimits
 
 WORKER = Path(__file__).parents[2] / "atlas_worker.py"
 FEATURES, K, T, B = 12, 4, 6, 2
@@ -143,7 +143,7 @@ def test_a_state_belongs_to_its_harvest(tmp_path):
 
     with pytest.raises(BrokenOff):
         build(Windows())
-    with pytest.raises(ValueError, match="was broken off; resume it"):
+    with pytest.raises(ValueError, match="holds an interrupted harvest; resume it"):
         build(data)
     ids = np.array(data["input_ids"])
     ids[3, 7] += 1
@@ -161,11 +161,11 @@ def test_a_state_belongs_to_its_harvest(tmp_path):
     file = tmp_path / "state" / "harvest-00000-of-00001.safetensors"
     good = file.read_bytes()
     file.write_bytes(good[:1000])
-    with pytest.raises(ValueError, match="no state of a harvest"):
+    with pytest.raises(ValueError, match="is not the state of a harvest"):
         build(data, resume=True)
     file.write_bytes(good)
     of_two = file.rename(file.with_name("harvest-00000-of-00002.safetensors"))
-    for resume, message in ((True, "had 2 processes, this one has 1"), (False, "was broken off")):
+    for resume, message in ((True, "had 2 processes, this one has 1"), (False, "interrupted harvest")):
         with pytest.raises(ValueError, match=message):
             build(data, resume=resume)
     of_two.rename(file)
