@@ -100,7 +100,8 @@ class FeatureAtlas:
         Raises:
             ValueError: If data or settings are not valid, or if a state belongs to another harvest.
         """
-        from ..harvest.build import HarvestOptions, harvest_tables
+        from ..harvest.build import harvest_tables
+        from ..harvest.harvest import HarvestOptions
 
         limits = examples or ExampleLimits()
         folder = None if state_folder is None else Path(state_folder)

@@ -1,12 +1,12 @@
-"""A predicted token traced to features, and features to the tokens that were read."""
+"""Attribution: a predicted token traced to features, and features traced to the tokens that were read."""
 
 from .explain import explain
 from .explanation import Explanation
-from .records import AtlasEntry, Example, FeatureAttribution, InputAttribution, LayerAttribution, Target
+from .records import AtlasEntry, ExampleText, FeatureAttribution, InputAttribution, LayerAttribution, Target
 
 __all__ = [
     "AtlasEntry",
-    "Example",
+    "ExampleText",
     "Explanation",
     "FeatureAttribution",
     "InputAttribution",

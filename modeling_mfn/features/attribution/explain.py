@@ -1,4 +1,4 @@
-"""`explain`: from a predicted token to the features that moved it, to the tokens that raised those."""
+"""`explain`: from a predicted token to the features that moved it, and on to the tokens that raised these features."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from ...model.modes import frozen
 from ...model.sparse_code import SparseCode
 from .explanation import Explanation
 from .gradients import Attributed, TracedText
-from .records import AtlasEntry, Example, FeatureAttribution, InputAttribution, LayerAttribution, Target
+from .records import AtlasEntry, ExampleText, FeatureAttribution, InputAttribution, LayerAttribution, Target
 
 if TYPE_CHECKING:
     from ..atlas import FeatureAtlas
-    from ..atlas.records import Example as AtlasExample
 
-EXAMPLES = 3
-"""Examples of the atlas that an explanation keeps of a feature."""
+EXAMPLES_KEPT = 3
+"""Examples of the atlas that an explanation keeps per feature."""
 
 
 def explain(
@@ -37,52 +36,52 @@ def explain(
     trace: int = 10,
     verify: int = 10,
 ) -> Explanation:
-    """Traces a prediction to the features that moved its logit in each layer, and those to the tokens that were read.
+    """Traces a prediction to the features of each layer that moved its logit, and features to the tokens read.
 
-    What is explained is a number, the value: the logit of `token` after the token at `position`, less what it is held
+    The explained number, the value, is the logit of `token` after the token at `position`, minus the number in
     `against`. Each layer accounts for the whole of it:
 
         value = baseline + sum over features and tokens of z * dvalue/dz + remainder
 
-    z are the layer's activations, the gradient is the whole one, through all later layers with the features they have
-    chosen, and the baseline is the value measured with all of this layer's features ablated. The remainder is what is
-    left: the value is no linear function of z. `verify` features are ablated one by one, to be held beside their
-    attribution; `trace` features are accounted for in the same way by the embeddings of the tokens read.
+    z are the layer's activations. The gradient passes through all later layers with the features they have chosen. The
+    baseline is the value measured with all of this layer's features ablated. The remainder is not 0, because the value
+    is not linear in z. The strongest `verify` features are ablated one by one, for comparison with their attribution.
+    The strongest `trace` features are accounted for in the same way by the embeddings of the tokens read.
 
-    Steering that is in force holds here, too. The model runs as it is, in its own precision; in half precision expect
-    small ablations to be rough, and give `model.float()` where that matters. Memory is that of one backward.
+    Interventions of the `steer` context around the call are part of what is explained. The model runs in its own
+    precision. In half precision small ablations are rough; `model.float()` helps. Memory is that of one backward.
 
     Args:
-        model: MFN causal LM with alpha above 0; or a PEFT model around one.
-        tokenizer: its tokenizer, which adds special tokens as it always does.
-        text: what the model reads.
-        position: index of a token of the text, from the end if negative. What is explained is the prediction made
-            there, of the token that comes after it: -1 for what would go on from the text. Later tokens are not read.
-        token: the token explained, as an id or a text that is one token; by default the likeliest.
-        against: `"mean"`, the mean logit of the vocabulary, since what is added to all logits predicts nothing; an id
-            for the logit of another token; `None` for 0, so that the value is the logit itself.
-        atlas: for labels and where features fire in the training text. Features that it lacks stay without.
-        method: `"gradient"` takes gradients where the model is, in one backward. `"integrated"` averages them over
-            `steps` points of the straight path from the baseline (Sundararajan et al. 2017, midpoint rule). With
-            enough of them the remainder goes to 0 in the last MFN layer, and in others to what the TopK of later
-            layers jumps by.
-        steps: forward and backward passes for each layer with `"integrated"`.
-        top: strongest features listed of each layer.
-        trace: strongest features of all layers, of those listed, that are traced to the tokens read: a backward each.
-        verify: those that are checked by ablation: a forward each.
+        model: MFN causal LM with alpha above 0, or a PEFT model around one.
+        tokenizer: The model's tokenizer, with its usual special tokens.
+        text: Text that the model reads.
+        position: Index of a token of the text, from the end if negative. The explained prediction is the one made after
+            this token. Later tokens are not read. -1 explains how the text goes on.
+        token: The explained token, as an id or as text that is one token; by default the likeliest.
+        against: Number to subtract from the logit. `"mean"` is the mean logit of the vocabulary, since what raises all
+            logits predicts nothing. A token, as an id or text, stands for its logit; `None` for 0.
+        atlas: Atlas for labels and for places where features fire. Features that it lacks have no entry.
+        method: `"gradient"` takes gradients at the model's activations, in one backward. `"integrated"` averages
+            gradients over `steps` points of the straight path from the baseline (Sundararajan et al. 2017, midpoint
+            rule). With enough points the remainder of the last MFN layer goes to 0. That of other layers goes to the
+            jumps in the TopK of later layers.
+        steps: Forward and backward passes per layer with `"integrated"`.
+        top: Features listed per layer, the strongest first.
+        trace: Listed features of all layers that are traced to the tokens read, with one backward each.
+        verify: Listed features of all layers that are ablated, with one forward each.
 
     Returns:
-        The explanation, of which each listed feature's `ablation`, `inputs` and `atlas` are set where they were asked.
+        The explanation. Listed features have `ablation`, `inputs` and `atlas` where these were asked for.
 
     Raises:
-        ValueError: at alpha 0, where the model reads no features; on a position or token that is not there; on a text
-            without tokens or with more than the model takes; on logits that are not finite.
+        ValueError: At alpha 0, where the model reads no features. Also if the position or token does not exist, the
+            text has no tokens or more than the model reads, or logits are not finite.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     _check(model, method, steps=steps, top=top, trace=trace, verify=verify)
     ids = _read_tokens(model, tokenizer, text, position)
     with frozen(model):
-        target, direction = _aim(model, tokenizer, ids, token, against)
+        target, direction = _choose_target(model, tokenizer, ids, token, against)
         traced = TracedText(model, ids, direction, steps if method == "integrated" else None)
         codes, accounts = traced.by_feature()
         listed = [feature for layer in codes for feature in _strongest(layer, codes[layer], accounts[layer], top)]
@@ -94,7 +93,7 @@ def explain(
             feature,
             ablation=ablations[rank] if rank < len(ablations) else None,
             inputs=_inputs(inputs[rank]) if rank < len(inputs) else None,
-            atlas=None if atlas is None else _look_up(atlas, feature.name),
+            atlas=None if atlas is None else _atlas_entry(atlas, feature.name),
         )
         for rank, feature in enumerate(listed)
     ]
@@ -120,9 +119,9 @@ def explain(
 
 def _check(model: Any, method: str, **counts: int) -> None:
     if getattr(model.config, "model_type", None) != "mfn" or model.get_output_embeddings() is None:
-        raise ValueError(f"{type(model).__name__} is no MFN model with an LM head; give an MFNForCausalLM")
+        raise ValueError(f"{type(model).__name__} is not an MFN model with an LM head; give an MFNForCausalLM")
     if model.config.alpha == 0:
-        raise ValueError("alpha is 0: the model reads no features, so that none moved a logit; use model.set_blend")
+        raise ValueError("alpha is 0: the model reads no features, so none moved a logit; use model.set_blend")
     if method not in ("gradient", "integrated"):
         raise ValueError(f'method is {method!r}; it must be "gradient" or "integrated"')
     for name, count in counts.items():
@@ -132,7 +131,7 @@ def _check(model: Any, method: str, **counts: int) -> None:
 
 
 def _read_tokens(model: Any, tokenizer: Any, text: str, position: int) -> Tensor:
-    """(T,) ids up to and including the one at `position`."""
+    """Token ids (T,) up to and including the one at `position`."""
     ids = tokenizer(text)["input_ids"]
     if isinstance(position, bool) or not isinstance(position, int) or not -len(ids) <= position < len(ids):
         raise ValueError(
@@ -141,15 +140,15 @@ def _read_tokens(model: Any, tokenizer: Any, text: str, position: int) -> Tensor
     ids = ids[: position % len(ids) + 1]
     most = getattr(model.config.text_config, "max_position_embeddings", None)
     if most is not None and len(ids) > most:
-        raise ValueError(f"{len(ids)} tokens are to be read; the model takes {most}")
+        raise ValueError(f"the text has {len(ids)} tokens up to the position; the model reads {most} at most")
     return torch.tensor(ids, device=model.get_input_embeddings().weight.device)
 
 
 @torch.no_grad()
-def _aim(
+def _choose_target(
     model: Any, tokenizer: Any, ids: Tensor, token: int | str | None, against: int | str | None
 ) -> tuple[Target, Tensor]:
-    """The target, and the direction (d,) whose product with the final hidden state is its value."""
+    """Target, and the direction (d,) whose product with the final hidden state is the target's value."""
     head = model.get_output_embeddings()
     embeddings = model.get_input_embeddings()(ids[None])
     hidden = model.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0, -1]
@@ -184,7 +183,8 @@ def _token_id(tokenizer: Any, token: int | str, vocabulary: int, name: str) -> i
         if len(ids) != 1:
             pieces = ", ".join(repr(tokenizer.decode([index])) for index in ids)
             raise ValueError(
-                f"{name} {token!r} is {len(ids)} tokens ({pieces}); give one, or an id. Most tokens begin with a space"
+                f"{name} {token!r} is {len(ids)} tokens ({pieces}); give one token, or an id. "
+                "Most tokens begin with a space"
             )
         return ids[0]
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
@@ -193,21 +193,21 @@ def _token_id(tokenizer: Any, token: int | str, vocabulary: int, name: str) -> i
 
 
 def _strongest(layer: int, code: SparseCode, account: Attributed, top: int) -> list[FeatureAttribution]:
-    """The features with the largest absolute sums over tokens, largest first."""
+    """Features of a layer with the largest absolute sums over tokens, the largest first."""
     places, pairs = (code.values != 0).nonzero(as_tuple=True)
     features, which = code.indices[places, pairs].unique(return_inverse=True)
     shares, activations = account.attributions[places, pairs], code.values[places, pairs]
     totals = shares.new_zeros(len(features)).index_add_(0, which, shares)
     found = []
     for number in totals.abs().topk(min(top, len(features))).indices.tolist():
-        mine = which == number
+        own = which == number
         found.append(
             FeatureAttribution(
                 layer=layer,
                 index=int(features[number]),
-                positions=places[mine].tolist(),
-                activations=activations[mine].tolist(),
-                attributions=shares[mine].tolist(),
+                positions=places[own].tolist(),
+                activations=activations[own].tolist(),
+                attributions=shares[own].tolist(),
             )
         )
     return found
@@ -217,8 +217,8 @@ def _inputs(account: Attributed) -> InputAttribution:
     return InputAttribution(account.attributions.tolist(), account.value, account.baseline, account.remainder)
 
 
-def _look_up(atlas: FeatureAtlas, name: str) -> AtlasEntry | None:
-    """What the atlas has on a feature; `None` where it has nothing."""
+def _atlas_entry(atlas: FeatureAtlas, name: str) -> AtlasEntry | None:
+    """Facts that the atlas has about a feature; `None` if it lacks the feature."""
     if name not in atlas:
         return None
     record = atlas[name]
@@ -232,12 +232,11 @@ def _look_up(atlas: FeatureAtlas, name: str) -> AtlasEntry | None:
         label=record.label,
         firing_rate=record.firing_rate,
         sources=dict(sorted(counts.items(), key=lambda item: -item[1])),
-        examples=[_example(example) for example in record.examples[:EXAMPLES]],
+        examples=[
+            ExampleText(example.tokens, example.activations, example.offset, example.source)
+            for example in record.examples[:EXAMPLES_KEPT]
+        ],
     )
-
-
-def _example(example: AtlasExample) -> Example:
-    return Example(example.tokens, example.activations, example.offset, example.source)
 
 
 __all__ = ["explain"]

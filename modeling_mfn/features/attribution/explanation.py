@@ -1,4 +1,4 @@
-"""`Explanation`: what was found out about one predicted token, to be read, drawn, saved and loaded again."""
+"""`Explanation`: one predicted token explained, to be read, drawn, saved and loaded again."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .records import AtlasEntry, Example, FeatureAttribution, InputAttribution, LayerAttribution, Target
+from rich.console import Group
+
+from .records import AtlasEntry, ExampleText, FeatureAttribution, InputAttribution, LayerAttribution, Target
+from .views import draw, explanation_tables
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     from matplotlib.figure import Figure
-    from rich.console import Group
-
 
 SCHEMA_VERSION = 1
-
-
 JSON_NAME, FIGURE_NAME = "explanation.json", "explanation"
+MIN_CORRELATED = 3
+"""Smallest number of ablated features with a correlation."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One predicted token, traced through features to the tokens that were read. Attributions are in units of logits.
+    """One predicted token, traced through features to the tokens that were read. Attributions are in logits.
 
-    Each layer accounts for the whole value by itself. Layers come one after the other, and what a feature does through
-    later layers' features is in its own attribution too, so that attributions of different layers must not be added."""
+    Each layer accounts for the whole value on its own. A feature's attribution includes its effect through features of
+    later layers. Attributions of different layers must therefore not be added.
+    """
 
     target: Target
     tokens: list[str]
-    """Those read: up to and including the token whose output is the prediction."""
+    """Tokens read, up to and including the one after which the prediction is made."""
     token_ids: list[int]
     alpha: float
     method: str
@@ -43,21 +45,24 @@ class Explanation:
 
     @property
     def position(self) -> int:
-        """Index of the last token read. The predicted token is the one after it."""
+        """Index of the last token read; the predicted token comes after it."""
         return len(self.tokens) - 1
 
     @property
     def features(self) -> list[FeatureAttribution]:
-        """The listed features of all layers, by absolute attribution."""
+        """Listed features of all layers, the largest absolute attribution first."""
         listed = [feature for layer in self.layers for feature in layer.features]
         return sorted(listed, key=lambda feature: -abs(feature.attribution))
 
     @property
     def ablation_correlation(self) -> float | None:
-        """Pearson's r between attributions and measured ablations; `None` for fewer than three, or if either has no
-        variance. The features are those with the largest attributions, not a random sample."""
+        """Pearson's r between attributions and measured ablations.
+
+        `None` for fewer than three ablated features, or if either figure has no variance. The features are those with
+        the largest attributions, not a random sample.
+        """
         pairs = [(f.attribution, f.ablation) for f in self.features if f.ablation is not None]
-        if len(pairs) < 3:
+        if len(pairs) < MIN_CORRELATED:
             return None
         try:
             return statistics.correlation(*zip(*pairs, strict=True))
@@ -65,20 +70,16 @@ class Explanation:
             return None
 
     def table(self) -> Group:
-        """For `rich.print`: the prediction, an account of each layer, and the strongest features."""
-        from .views import explanation_tables
-
-        return explanation_tables(self)
+        """Tables for `rich.print`: the prediction, an account of each layer, and the strongest features."""
+        return explanation_tables(self.target, self.tokens, self.layers, self.features, self.ablation_correlation)
 
     def figure(self) -> Figure:
-        """A matplotlib figure: attributions by token and layer, and the strongest features beside their ablations."""
-        from .views import draw
+        """Figure of matplotlib: attributions by token and layer, and the strongest features with their ablations."""
+        return draw(self.target, self.tokens, self.layers, self.features)
 
-        return draw(self)
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """A row for each listed feature, the strongest first."""
-        import pandas
+    def to_pandas(self) -> pd.DataFrame:
+        """Data frame with one row per listed feature, the strongest first."""
+        import pandas as pd
 
         rows = [
             {
@@ -95,35 +96,41 @@ class Explanation:
             }
             for feature in self.features
         ]
-        return pandas.DataFrame(rows)
+        return pd.DataFrame(rows)
 
     def to_json(self) -> str:
-        """Everything, as ASCII JSON; text is as it came, escaped as JSON has it."""
+        """Everything as ASCII JSON; text is raw, with the escapes of JSON."""
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Explanation:
-        """The explanation that `to_json` wrote. `ValueError` if it is none, or of a later version."""
+        """Reads an explanation that `to_json` wrote.
+
+        Raises:
+            ValueError: If the text is not an explanation, or has another schema version.
+        """
         try:
             raw = json.loads(text)
             version = raw.get("schema_version")
             if version != SCHEMA_VERSION:
                 raise ValueError(f"the explanation has schema version {version}; this release reads {SCHEMA_VERSION}")
-            return cls(**raw | {"target": Target(**raw["target"]), "layers": [_layer(item) for item in raw["layers"]]})
+            parts = {"target": Target(**raw["target"]), "layers": [_read_layer(layer) for layer in raw["layers"]]}
+            return cls(**raw | parts)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is no explanation as `to_json` writes it: {error}") from error
+            raise ValueError(f"this is not an explanation as `to_json` writes it: {error}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `explanation.json`, `explanation.png` and `explanation.svg` into a folder, which is made if need be;
-        files of these names are replaced. Each appears whole or not at all."""
-        import warnings
+        """Writes `explanation.json`, `explanation.png` and `explanation.svg` into a folder.
 
+        The folder is made if it is missing. Files of these names are replaced, each as a whole.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".explanation-") as scratch:
             (Path(scratch) / JSON_NAME).write_text(self.to_json(), encoding="utf-8")
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as a box, as it should
+                # a character that the font lacks is drawn as a box, which is all that is needed
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
                 figure = self.figure()
                 figure.savefig(Path(scratch) / f"{FIGURE_NAME}.png", dpi=150)
                 figure.savefig(Path(scratch) / f"{FIGURE_NAME}.svg", metadata={"Date": None})
@@ -132,24 +139,21 @@ class Explanation:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Explanation:
-        """The explanation that `save` wrote into a folder."""
+        """Reads the explanation that `save` wrote into a folder."""
         return cls.from_json((Path(folder) / JSON_NAME).read_text(encoding="utf-8"))
 
 
-def _layer(raw: dict[str, Any]) -> LayerAttribution:
-    return LayerAttribution(**raw | {"features": [_feature(item) for item in raw["features"]]})
+def _read_layer(raw: dict[str, Any]) -> LayerAttribution:
+    return LayerAttribution(**raw | {"features": [_read_feature(feature) for feature in raw["features"]]})
 
 
-def _feature(raw: dict[str, Any]) -> FeatureAttribution:
+def _read_feature(raw: dict[str, Any]) -> FeatureAttribution:
     inputs = raw["inputs"] and InputAttribution(**raw["inputs"])
-    atlas = raw["atlas"] and AtlasEntry(**raw["atlas"] | {"examples": _examples(raw["atlas"]["examples"])})
-    return FeatureAttribution(**raw | {"inputs": inputs, "atlas": atlas})
+    return FeatureAttribution(**raw | {"inputs": inputs, "atlas": raw["atlas"] and _read_entry(raw["atlas"])})
 
 
-def _examples(raw: Sequence[dict[str, Any]]) -> list[Example]:
-    return [Example(**item) for item in raw]
+def _read_entry(raw: dict[str, Any]) -> AtlasEntry:
+    return AtlasEntry(**raw | {"examples": [ExampleText(**example) for example in raw["examples"]]})
 
 
-__all__ = [
-    "Explanation",
-]
+__all__ = ["Explanation"]

@@ -1,4 +1,4 @@
-"""Gradients and ablations on one text, which attributions and their accounts are made of."""
+"""Gradients and ablations on one text, from which attributions and accounts are made."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from ...model.sparse_code import SparseCode
 
 
 class Attributed(NamedTuple):
-    """A value told as baseline + sum of attributions + remainder."""
+    """A value split into baseline + sum of attributions + remainder."""
 
     attributions: Tensor
-    """float64, on the CPU."""
+    """Attributions, float64, on the CPU."""
     value: float
     baseline: float
 
     @property
     def remainder(self) -> float:
-        """What the attributions miss, or have too much."""
+        """The value minus the baseline and all attributions."""
         return self.value - self.baseline - self.attributions.sum().item()
 
 
 class TracedText:
-    """A model on one text, and the value in question: a linear function of the last token's final hidden state.
+    """A model on one text, with the value to explain: a linear function of the last token's final hidden state.
 
-    The steering that is in force when its methods are called holds for them. It all runs in the model's own precision,
-    but the value and everything that is added up.
+    Methods run with the interventions of the `steer` context around their call. The model runs in its own precision;
+    the value and all sums are wider.
     """
 
     def __init__(self, model: Any, token_ids: Tensor, direction: Tensor, steps: int | None) -> None:
-        """Args:
-        model: an MFN model with an LM head, `frozen`.
-        token_ids: (T,).
-        direction: (d,) what the final hidden state is multiplied by.
-        steps: points of the path along which gradients are averaged; `None` takes them where the model is.
+        """Embeds the text.
+
+        Args:
+            model: MFN model with an LM head, inside `frozen`.
+            token_ids: (T,) tokens read.
+            direction: (d,) vector whose product with the final hidden state is the value.
+            steps: Points of the path over which gradients are averaged; `None` for the end of the path alone.
         """
         self.model = model
         self.direction = direction
-        # midpoints: the ends, where norms are steepest, count no more than the rest
+        # midpoints, so that the ends, where norms are steepest, have no extra weight
         self.path = [1.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
         table = model.get_input_embeddings()
         self.embeddings = table(token_ids[None])
@@ -52,19 +54,19 @@ class TracedText:
         self.mean_embedding = table.weight.mean(0, dtype=wide).to(self.embeddings)
 
     def run(self, embeddings: Tensor | None = None) -> tuple[Tensor, dict[int, SparseCode]]:
-        """The value, and codes (1, T, K) of each layer."""
+        """Runs the model; returns the value, and the code (1, T, K) of each layer."""
         embeddings = self.embeddings if embeddings is None else embeddings
         output = self.model.base_model(inputs_embeds=embeddings, output_codes=True, use_cache=False)
         return output.last_hidden_state[0, -1].to(self.direction) @ self.direction, output.codes
 
     @torch.no_grad()
     def value_without(self, feature: tuple[int, int]) -> float:
-        """Measured, with one feature ablated on all tokens."""
+        """Value measured with one feature ablated on all tokens."""
         with self.model.steer({feature: Ablate()}):
             return self.run()[0].item()
 
     def by_feature(self) -> tuple[dict[int, SparseCode], dict[int, Attributed]]:
-        """Codes (T, K) of each layer, and an account of the value by their pairs (T, K)."""
+        """Code (T, K) of each layer, and an account of the value by its pairs (T, K)."""
         start = self.embeddings.clone().requires_grad_()
         value, codes = self.run(start)
         if self.path == [1.0]:
@@ -83,7 +85,7 @@ class TracedText:
         return plain, accounts
 
     def _mean_gradient(self, layer: int, code: SparseCode) -> Tensor:
-        """Of the value for one layer's code, over the straight path from the empty code to it; (1, T, K)."""
+        """Mean gradient (1, T, K) of the value for one layer's code, over the straight path from the empty code."""
         total = torch.zeros_like(code.values, dtype=torch.float64)
         for share in self.path:
             values = (share * code.values.detach()).requires_grad_()
@@ -93,7 +95,7 @@ class TracedText:
 
     @contextmanager
     def _rescaled(self, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """One layer goes on with other values of its active features. What comes before it stays as it is."""
+        """Replaces the activations of one layer's active features; what comes before the layer stays as it is."""
 
         def decode_again(module: MFNLayer, arguments: tuple[Tensor, MFNPass], _: Tensor) -> Tensor:
             h, mfn_pass = arguments
@@ -110,8 +112,13 @@ class TracedText:
             handle.remove()
 
     def by_input(self, firings: Sequence[tuple[int, int, int]]) -> list[Attributed]:
-        """For each (layer, index, position) an account of this feature's pre-activation W_e x + b_e there by the
-        embeddings of the tokens read, (T,). At the baseline every token has the mean embedding of the vocabulary."""
+        """Accounts of pre-activations W_e x + b_e by the embeddings of the tokens read, (T,).
+
+        At the baseline every token has the mean embedding of the vocabulary.
+
+        Args:
+            firings: (layer, index, position) of each pre-activation.
+        """
         if not firings:
             return []
         mean = self.mean_embedding.expand_as(self.embeddings)
@@ -124,14 +131,14 @@ class TracedText:
         with torch.no_grad():
             values = self._pre_activations(firings, self.embeddings)
             baselines = self._pre_activations(firings, mean)
-        way = (self.embeddings.double() - mean.double())[0].cpu()
+        difference = (self.embeddings.double() - mean.double())[0].cpu()
         return [
-            Attributed((gradient * way).sum(-1), value.item(), baseline.item())
+            Attributed((gradient * difference).sum(-1), value.item(), baseline.item())
             for gradient, value, baseline in zip(gradients, values, baselines, strict=True)
         ]
 
     def _pre_activations(self, firings: Sequence[tuple[int, int, int]], embeddings: Tensor) -> list[Tensor]:
-        """One number for each (layer, index, position)."""
+        """Pre-activation of each (layer, index, position), on the given embeddings."""
         inputs: dict[int, Tensor] = {}
         layers = self.model.mfn_layers
 
@@ -152,7 +159,4 @@ class TracedText:
         return found
 
 
-__all__ = [
-    "Attributed",
-    "TracedText",
-]
+__all__ = ["Attributed", "TracedText"]

@@ -1,4 +1,4 @@
-"""Records of one explanation: the target, the tokens, the features and the layers."""
+"""Records of an explanation: the target, and the parts that layers, features and input tokens have in it."""
 
 from __future__ import annotations
 
@@ -16,49 +16,52 @@ class Target:
     logit: float
     probability: float
     against: str | None
-    """What is taken off the logit: `"mean"`, the vocabulary's mean logit; `"token"`, another token's; or `None`."""
+    """Number subtracted from the logit: `"mean"` for the vocabulary's mean logit, `"token"` for the logit of another
+    token, or `None`."""
     against_id: int | None
+    """Id of the other token, with `"token"`."""
     against_token: str | None
+    """Text of the other token, with `"token"`."""
     value: float
-    """logit - what it is held against."""
+    """The logit minus the number in `against`."""
 
 
 @dataclass(frozen=True)
 class InputAttribution:
-    """What raised a feature's pre-activation W_e x + b_e at one token (eq. 1 before its ReLU and TopK)."""
+    """Parts that the tokens read have in a feature's pre-activation W_e x + b_e (eq. 1 before its ReLU and TopK)."""
 
     by_token: list[float]
-    """An attribution for each token read."""
+    """Attribution of each token read."""
     value: float
-    """The pre-activation on this text."""
+    """Pre-activation on this text."""
     baseline: float
-    """The same where each token's embedding is the mean embedding of the vocabulary."""
+    """Pre-activation if every token has the mean embedding of the vocabulary."""
     remainder: float
     """value - baseline - sum of by_token."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """A place in the training text where a feature fires."""
+class ExampleText:
+    """A piece of the training text in which a feature is active, taken from the atlas."""
 
     tokens: list[str]
     activations: list[float]
     position: int
-    """Of the token that the example is about: an index into `tokens`."""
+    """Index into `tokens` of the token that the example is about."""
     source: str | None
-    """Where the text is from; `None` where the atlas' data did not say."""
+    """Source of the text; `None` if the atlas' data did not name it."""
 
 
 @dataclass(frozen=True)
 class AtlasEntry:
-    """What an atlas has on a feature."""
+    """Facts that an atlas has about a feature."""
 
     label: str | None
     firing_rate: float | None
     sources: dict[str, int]
-    """Source -> tokens of the atlas' text from it on which the feature is active, the most first. Sources without a
-    name, and those in which it never fires, are left out."""
-    examples: list[Example]
+    """Source -> tokens of this source in the atlas' text on which the feature is active, the most first. Sources
+    without a name, and sources in which the feature never fires, are left out."""
+    examples: list[ExampleText]
 
 
 @dataclass(frozen=True)
@@ -68,35 +71,35 @@ class FeatureAttribution:
     layer: int
     index: int
     positions: list[int]
-    """The tokens on which it is active."""
+    """Tokens on which the feature is active."""
     activations: list[float]
-    """There, after interventions."""
+    """Activation at each of these positions, after interventions."""
     attributions: list[float]
-    """Activation times gradient, there."""
+    """Activation times gradient at each of these positions."""
     ablation: float | None = None
-    """Measured: how much the value falls when the feature is ablated on all tokens."""
+    """Measured fall of the value when the feature is ablated on all tokens."""
     inputs: InputAttribution | None = None
-    """What raised it at `position`."""
+    """Parts of the tokens read in the feature's pre-activation at `position`."""
     atlas: AtlasEntry | None = None
 
     @property
     def name(self) -> str:
-        """Such as `"L6/1234"`."""
+        """Name of the feature, `L6/1234`."""
         return format_feature(self.layer, self.index)
 
     @property
     def attribution(self) -> float:
-        """The sum over tokens."""
+        """Sum of the attributions over tokens."""
         return sum(self.attributions)
 
     @property
     def position(self) -> int:
-        """Where the attribution is largest in absolute value."""
+        """Token with the attribution of largest absolute value."""
         return self.positions[self._strongest]
 
     @property
     def activation(self) -> float:
-        """The activation at `position`."""
+        """Activation at `position`."""
         return self.activations[self._strongest]
 
     @property
@@ -110,33 +113,26 @@ class LayerAttribution:
 
     layer: int
     active: int
-    """Different features that are active on any token read."""
+    """Number of different features that are active on any token read."""
     by_token: list[float]
-    """Attributions of all features on each token read."""
+    """Attribution of all features on each token read."""
     baseline: float
-    """Measured: the value with every feature of this layer ablated on all tokens. What goes round the features is in
-    here: the decoder's bias, the token's mean and scale, (1 - alpha) h."""
+    """Measured value with every feature of this layer ablated on all tokens. It contains everything that bypasses the
+    features: the decoder's bias, the token's mean and scale, and (1 - alpha) h."""
     remainder: float
-    """What the attributions miss, or have too much."""
+    """value - baseline - sum of by_token; not 0, because the value is not linear in z."""
     features: list[FeatureAttribution]
-    """The strongest, by absolute attribution."""
+    """Features with the largest absolute attributions."""
 
     @property
     def attribution(self) -> float:
-        """The sum over all features and tokens."""
+        """Sum of the attributions over all features and tokens."""
         return sum(self.by_token)
 
     @property
     def others(self) -> float:
-        """The sum over the features that are not listed."""
+        """Sum of the attributions of all features that are not listed."""
         return self.attribution - sum(feature.attribution for feature in self.features)
 
 
-__all__ = [
-    "AtlasEntry",
-    "Example",
-    "FeatureAttribution",
-    "InputAttribution",
-    "LayerAttribution",
-    "Target",
-]
+__all__ = ["AtlasEntry", "ExampleText", "FeatureAttribution", "InputAttribution", "LayerAttribution", "Target"]

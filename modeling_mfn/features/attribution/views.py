@@ -1,7 +1,11 @@
-"""An explanation as tables for the terminal. Text of prompts, atlases and labels is shown, never rendered."""
+"""Views of an explanation: tables for the terminal, and a figure.
+
+Text of prompts, atlases and labels is shown literally. Nothing in it becomes markup or mathtext.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,82 +14,72 @@ from rich.table import Table
 from rich.text import Text
 
 from ...utils.display import visible, visible_token
-from .explanation import Explanation
-from .records import FeatureAttribution, Target
+from ...utils.extras import needs
+from .records import FeatureAttribution, LayerAttribution, Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TOKENS_BEFORE = 12
+"""Tokens shown before the predicted one."""
+DRIVERS = 3
+"""Input tokens, and sources, shown per feature."""
+MAX_COLUMNS, MAX_BARS = 40, 15
+"""Tokens and features that fit into the figure. Earlier tokens share one column."""
+RAISES, LOWERS = "#b2182b", "#2166ac"
+"""Colours of bars, those at the ends of the colour map RdBu_r."""
 
-MOST_TOKENS, MOST_FEATURES = 40, 15
-"""Columns and bars that can be read. Earlier tokens share one column."""
+
+def explanation_tables(
+    target: Target,
+    tokens: Sequence[str],
+    layers: Sequence[LayerAttribution],
+    features: Sequence[FeatureAttribution],
+    ablation_correlation: float | None,
+) -> Group:
+    """Shows the prediction, each layer's account, the strongest features, and where these features come from.
+
+    Args:
+        target: The predicted token and its value.
+        tokens: Tokens that were read.
+        layers: Account of each layer.
+        features: Listed features of all layers, the strongest first.
+        ablation_correlation: Correlation between attributions and measured ablations, if it is known.
+    """
+    read = "".join(visible(token, 24) for token in tokens[-TOKENS_BEFORE:])
+    lines = [f"after: {read}", f"predicted: {describe_target(target)}"]
+    if ablation_correlation is not None:
+        checked = sum(feature.ablation is not None for feature in features)
+        lines.append(f"attribution and measured ablation of {checked} features: r = {ablation_correlation:.2f}")
+    shown = [feature for feature in features if feature.ablation is not None or feature.inputs is not None]
+    return Group(*map(Text, lines), _layer_table(layers), _feature_table(shown, tokens), _origin_table(shown, tokens))
 
 
-def draw(explanation: Explanation) -> Figure:
-    """The figure, on no backend of its own: it is saved or shown by whoever asked for it. Labels are no mathtext."""
-    from matplotlib.figure import Figure
+def draw(
+    target: Target,
+    tokens: Sequence[str],
+    layers: Sequence[LayerAttribution],
+    features: Sequence[FeatureAttribution],
+) -> Figure:
+    """Draws attributions by token and layer, and the strongest features next to their ablations.
 
-    columns = min(len(explanation.tokens), MOST_TOKENS)
-    rows = max(len(explanation.layers), MOST_FEATURES)
+    The figure belongs to no backend: the caller saves or shows it. The arguments are those of `explanation_tables`.
+    """
+    with needs("evaluate"):
+        from matplotlib.figure import Figure
+
+    columns, rows = min(len(tokens), MAX_COLUMNS), max(len(layers), MAX_BARS)
     figure = Figure(figsize=(6 + 0.25 * columns, 2.5 + 0.25 * rows), layout="constrained")
-    figure.suptitle(describe(explanation.target), parse_math=False)
+    figure.suptitle(describe_target(target), parse_math=False)
     heat, bars = figure.subplots(1, 2, width_ratios=[1 + 0.25 * columns, 4])
-    _draw_heat(heat, explanation)
-    _draw_bars(bars, explanation)
+    _draw_heat(heat, tokens, layers)
+    _draw_bars(bars, features[:MAX_BARS])
     return figure
 
 
-def _draw_heat(axes: Axes, explanation: Explanation) -> None:
-    values = np.array([layer.by_token for layer in explanation.layers])
-    labels = [visible_token(token, 14) for token in explanation.tokens]
-    early = values.shape[1] - (MOST_TOKENS - 1)
-    if early > 1:
-        values = np.concatenate([values[:, :early].sum(1, keepdims=True), values[:, early:]], axis=1)
-        labels = [f"({early} earlier)", *labels[early:]]
-    bound = np.abs(values).max() or 1.0
-    image = axes.imshow(values, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", origin="lower")
-    axes.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(explanation.layers)), [f"L{layer.layer}" for layer in explanation.layers])
-    axes.set_title("attribution of all features, by token")
-    axes.figure.colorbar(image, ax=axes, label="logits")
-
-
-def _draw_bars(axes: Axes, explanation: Explanation) -> None:
-    features = explanation.features[:MOST_FEATURES]
-    labels = [f"{f.name} {visible(f.atlas.label, 24) if f.atlas and f.atlas.label else ''}".strip() for f in features]
-    attributions = [feature.attribution for feature in features]
-    axes.barh(range(len(features)), attributions, color=["#b2182b" if a > 0 else "#2166ac" for a in attributions])
-    checked = [(f.ablation, place) for place, f in enumerate(features) if f.ablation is not None]
-    if checked:
-        axes.plot(*zip(*checked, strict=True), "|", color="black", markersize=10, label="measured by ablation")
-        axes.legend(loc="lower right", fontsize="small")
-    axes.set_yticks(range(len(features)), labels, parse_math=False)
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_title("strongest features")
-    axes.set_xlabel("attribution, in logits")
-
-
-DRIVERS = 3
-"""Tokens shown beside a feature, of those that raised it."""
-
-
-def explanation_tables(explanation: Explanation) -> Group:
-    """What is predicted, each layer's account, the strongest features of all layers, and where these come from."""
-    read = "".join(visible(token, 24) for token in explanation.tokens[-12:])
-    lines = [f"after: {read}", f"predicted: {describe(explanation.target)}"]
-    correlation = explanation.ablation_correlation
-    if correlation is not None:
-        checked = sum(feature.ablation is not None for feature in explanation.features)
-        lines.append(f"attribution and measured ablation of {checked} features: r = {correlation:.2f}")
-    shown = [feature for feature in explanation.features if feature.ablation is not None or feature.inputs is not None]
-    tables = _layers(explanation), _features(shown, explanation.tokens), _origins(shown, explanation.tokens)
-    return Group(*map(Text, lines), *tables)
-
-
-def describe(target: Target) -> str:
-    """Such as `"␣queen", logit 3.20 above the mean, probability 0.41`."""
+def describe_target(target: Target) -> str:
+    """Describes the prediction in one line, such as `␣queen, logit 3.20 above the mean, probability 0.41`."""
     contrast = {
         None: f"logit {target.value:.2f}",
         "mean": f"logit {target.value:.2f} above the mean",
@@ -94,9 +88,9 @@ def describe(target: Target) -> str:
     return f"{visible_token(target.token)}, {contrast}, probability {target.probability:.2g}"
 
 
-def _layers(explanation: Explanation) -> Table:
+def _layer_table(layers: Sequence[LayerAttribution]) -> Table:
     table = Table("layer", "active", "features", "baseline", "remainder", "listed features", "others")
-    for layer in explanation.layers:
+    for layer in layers:
         table.add_row(
             f"L{layer.layer}",
             str(layer.active),
@@ -104,32 +98,31 @@ def _layers(explanation: Explanation) -> Table:
             f"{layer.attribution - layer.others:+.3f}",
             f"{layer.others:+.3f}",
         )
-    table.caption = "features + baseline + remainder = the value, in each layer by itself"
+    table.caption = "features + baseline + remainder = the value, in each layer on its own"
     return table
 
 
-def _features(features: list[FeatureAttribution], tokens: list[str]) -> Table:
+def _feature_table(features: Sequence[FeatureAttribution], tokens: Sequence[str]) -> Table:
     table = Table()
     for name in ("feature", "attribution", "ablation", "on", "activation"):
         table.add_column(name, no_wrap=True)
-    with_label = any(feature.atlas and feature.atlas.label for feature in features)
+    with_label = any(_label(feature) for feature in features)
     if with_label:
         table.add_column("label")
     for feature in features:
-        label = feature.atlas and feature.atlas.label
         table.add_row(
             feature.name,
             f"{feature.attribution:+.3f}",
             "" if feature.ablation is None else f"{feature.ablation:+.3f}",
             Text(f"{visible_token(tokens[feature.position])} ({feature.position})"),
             f"{feature.activation:.2f}",
-            *([Text(visible(label or "", 40))] if with_label else []),
+            *([Text(visible(_label(feature), 40))] if with_label else []),
         )
     return table
 
 
-def _origins(features: list[FeatureAttribution], tokens: list[str]) -> Table:
-    """By itself, since there is no room for it beside the figures on a narrow terminal."""
+def _origin_table(features: Sequence[FeatureAttribution], tokens: Sequence[str]) -> Table:
+    """Input tokens that raised each feature, and sources in which it fires; a narrow terminal needs a second table."""
     with_atlas = any(feature.atlas for feature in features)
     table = Table()
     table.add_column("feature", no_wrap=True)
@@ -142,7 +135,7 @@ def _origins(features: list[FeatureAttribution], tokens: list[str]) -> Table:
     return table
 
 
-def _raised_by(feature: FeatureAttribution, tokens: list[str]) -> str:
+def _raised_by(feature: FeatureAttribution, tokens: Sequence[str]) -> str:
     if feature.inputs is None:
         return ""
     shares = feature.inputs.by_token
@@ -155,8 +148,38 @@ def _sources(feature: FeatureAttribution) -> str:
     return ", ".join(f"{visible(source, 24)} {count}" for source, count in list(sources.items())[:DRIVERS])
 
 
-__all__ = [
-    "describe",
-    "draw",
-    "explanation_tables",
-]
+def _label(feature: FeatureAttribution) -> str:
+    return (feature.atlas.label if feature.atlas else None) or ""
+
+
+def _draw_heat(axes: Axes, tokens: Sequence[str], layers: Sequence[LayerAttribution]) -> None:
+    values = np.array([layer.by_token for layer in layers])
+    labels = [visible_token(token, 14) for token in tokens]
+    earlier = values.shape[1] - (MAX_COLUMNS - 1)
+    if earlier > 1:
+        values = np.concatenate([values[:, :earlier].sum(1, keepdims=True), values[:, earlier:]], axis=1)
+        labels = [f"({earlier} earlier)", *labels[earlier:]]
+    bound = np.abs(values).max() or 1.0
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", origin="lower")
+    axes.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(layers)), [f"L{layer.layer}" for layer in layers])
+    axes.set_title("attribution of all features, by token")
+    axes.figure.colorbar(image, ax=axes, label="logits")
+
+
+def _draw_bars(axes: Axes, features: Sequence[FeatureAttribution]) -> None:
+    attributions = [feature.attribution for feature in features]
+    axes.barh(range(len(features)), attributions, color=[RAISES if part > 0 else LOWERS for part in attributions])
+    checked = [(feature.ablation, place) for place, feature in enumerate(features) if feature.ablation is not None]
+    if checked:
+        axes.plot(*zip(*checked, strict=True), "|", color="black", markersize=10, label="measured by ablation")
+        axes.legend(loc="lower right", fontsize="small")
+    labels = [f"{feature.name} {visible(_label(feature), 24)}".strip() for feature in features]
+    axes.set_yticks(range(len(features)), labels, parse_math=False)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_title("strongest features")
+    axes.set_xlabel("attribution, in logits")
+
+
+__all__ = ["describe_target", "draw", "explanation_tables"]

@@ -343,9 +343,9 @@ def test_a_foreign_or_later_document_is_refused(model):
     text = explain(model, TOKENIZER, TEXT, top=1, trace=0, verify=0).to_json()
     for wrong, message in (
         (text.replace('"schema_version": 1', '"schema_version": 2'), "schema version 2"),
-        (text[:-9], "no explanation"),
-        ("[]", "no explanation"),
-        (json.dumps({**json.loads(text), "extra": 1}), "no explanation"),
+        (text[:-9], "not an explanation"),
+        ("[]", "not an explanation"),
+        (json.dumps({**json.loads(text), "extra": 1}), "not an explanation"),
     ):
         with pytest.raises(ValueError, match=message):
             Explanation.from_json(wrong)
@@ -358,7 +358,7 @@ def test_a_foreign_or_later_document_is_refused(model):
         ({"position": -8}, "position is -8"),
         ({"position": 1.0}, "position is 1.0"),
         ({"text": ""}, "the text has 0 tokens"),
-        ({"text": " ".join(["w5"] * 65)}, "65 tokens are to be read; the model takes 64"),
+        ({"text": " ".join(["w5"] * 65)}, "the text has 65 tokens up to the position; the model reads 64"),
         ({"token": "w5 w6"}, r"token 'w5 w6' is 2 tokens \('w5', 'w6'\)"),
         ({"token": 96}, "token is 96; it must be a text, or a token's id from 0 to 95"),
         ({"against": -1}, "against is -1"),
@@ -376,10 +376,10 @@ def test_bad_input_is_named(arguments, message):
 
 
 def test_models_that_read_no_features_are_refused(family_base):
-    with pytest.raises(ValueError, match="is no MFN model with an LM head"):
+    with pytest.raises(ValueError, match="is not an MFN model with an LM head"):
         explain(family_base, TOKENIZER, TEXT)
     model = make_mfn(family_base, layers=[1])
-    with pytest.raises(ValueError, match="MFNModel is no MFN model with an LM head"):
+    with pytest.raises(ValueError, match="MFNModel is not an MFN model with an LM head"):
         explain(model.model, TOKENIZER, TEXT)
     model.set_blend(0.0)
     with pytest.raises(ValueError, match="alpha is 0: the model reads no features"):
