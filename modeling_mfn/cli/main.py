@@ -18,7 +18,7 @@ from .evaluate import evaluate
 from .explain import explain
 from .push import push
 from .steer import steer
-from .train import train
+from .train import TrainCommand, train
 
 app = typer.Typer(
     help="Transformers that read through named, sparse features.",
@@ -34,7 +34,7 @@ def options(debug: Annotated[bool, typer.Option(help="Show the traceback of an e
 
 
 for verb in (convert, train, atlas, steer, explain, evaluate, push, demo):
-    app.command()(verb)
+    app.command(cls=TrainCommand if verb is train else None)(verb)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from dataclasses import fields
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
-from rich.console import Console
+from typer.core import TyperCommand
 
 from ..utils.files import check_output
+from .options import Overwrite, console
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    from ..training.arguments import MFNTrainingArguments
+
+TRAINER_OPTIONS = ("learning_rate", "bf16", "save_steps", "seed")
+"""Options that the command takes from transformers' TrainingArguments, next to all of MFN's own."""
+DEFAULTS = {"learning_rate": 1e-3, "seed": 0}
+"""Defaults of the command where they differ from the dataclass."""
+SHUFFLED_ROWS = 1024
+"""Rows of a stream that are in memory to be shuffled."""
 
 
 def train(
@@ -20,102 +36,140 @@ def train(
         typer.Option(
             "--text",
             help="Text file, table (.jsonl, .json, .parquet, .csv), folder of them, or data set on the Hub as NAME or "
-            "NAME:CONFIG; may be given several times. Long text is streamed.",
+            "NAME:CONFIG. May be given several times. Long text is streamed.",
         ),
     ],
     text_column: Annotated[str, typer.Option(help="Column of tables and data sets that holds the text.")] = "text",
     split: Annotated[str, typer.Option(help="Split of data sets on the Hub.")] = "train",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    window: Annotated[int, typer.Option(help="Tokens a row, at most the model's positions.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    lambda_recon: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = 10.0,
-    lambda_rate: Annotated[float, typer.Option(help="Weight of the rate loss.")] = 0.0,
-    lambda_comp: Annotated[float, typer.Option(help="Weight of the competition loss.")] = 0.0,
-    lambda_stab: Annotated[float, typer.Option(help="Weight of the stability loss.")] = 0.0,
-    stability_pass: Annotated[
-        Literal["layer", "model"],
-        typer.Option(help="What the stability loss perturbs: inputs of MFN layers, or the embeddings."),
-    ] = "layer",
-    lambda_util: Annotated[float, typer.Option(help="Weight of the next-token loss.")] = 1.0,
-    mfn_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the MFN layers.")] = None,
-    mfn_warmup: Annotated[float, typer.Option(help="Share of the training that is for MFN layers alone.")] = 0.0,
-    trainable: Annotated[Literal["all", "mfn"], typer.Option(help="The whole model, or MFN layers alone.")] = "all",
-    alpha_start: Annotated[float, typer.Option(help="Blend at the first step.")] = 0.0,
-    alpha_end: Annotated[float, typer.Option(help="Blend after annealing.")] = 1.0,
-    alpha_anneal: Annotated[float, typer.Option(help="Share of the training over which alpha moves.")] = 0.5,
-    k_start: Annotated[int | None, typer.Option(help="Active features at the first step.")] = None,
-    k_end: Annotated[int | None, typer.Option(help="Active features after annealing.")] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32 meanwhile.")] = False,
+    window: Annotated[int, typer.Option(help="Tokens per row, at most the model's positions.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 8,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the trained model when it is saved.")
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the saved model.")
     ] = "float32",
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of data order and dropout.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an output folder that is not empty.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in the output folder.")] = False,
+    overwrite: Overwrite = False,
+    **training: Any,
 ) -> None:
-    """Train an MFN model on text. examples/train_mfn.py takes every other option, too, and several processes.
+    """Train an MFN model on text. examples/train_mfn.py has the other options of transformers' Trainer, too, and runs
+    on several processes.
 
     Example: mfn train gpt2-mfn gpt2-mfn-trained --text corpus.txt --steps 2000
     """
+    if not resume:
+        check_output(output, overwrite, source=model)
+    arguments = _arguments(output, steps, batch_size, training)
+    tokenizer, windows = _windows(model, text, text_column, split, window, arguments.seed)
+    trainer = _trainer(model, arguments, windows, tokenizer)
+    if overwrite and not resume:
+        shutil.rmtree(output, ignore_errors=True)
+    trainer.train(resume_from_checkpoint=resume)
+    _save(trainer, dtype)
+    alpha = trainer.model.config.alpha
+    console.print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {alpha:g}")
+
+
+def _arguments(output: Path, steps: int, batch_size: int, training: dict[str, Any]) -> MFNTrainingArguments:
     import torch
+
+    from ..training.arguments import MFNTrainingArguments
+
+    return MFNTrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, steps // 10),
+        logging_steps=max(1, min(50, steps // 10)),
+        save_total_limit=2,
+        use_cpu=not torch.accelerator.is_available(),  # otherwise the Trainer refuses bf16 on a CPU
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=[],
+        **training,
+    )
+
+
+def _windows(
+    model: str, text: list[str], text_column: str, split: str, window: int, seed: int
+) -> tuple[Any, Dataset | IterableDataset]:
+    """The model's tokenizer, and rows of `window` tokens of the text."""
     from datasets import IterableDataset
     from transformers import AutoConfig, AutoTokenizer
 
     from ..data.text import check_window, load_text, pack
-    from ..model.modeling_mfn import MFNForCausalLM
-    from ..training.progress import show_progress
-    from ..training.trainer import MFNTrainer, MFNTrainingArguments
 
-    if not resume:
-        check_output(output, overwrite, source=model)
-    arguments = MFNTrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(100, steps // 10),
-        lambda_recon=lambda_recon,
-        lambda_rate=lambda_rate,
-        lambda_comp=lambda_comp,
-        lambda_stab=lambda_stab,
-        stability_pass=stability_pass,
-        lambda_util=lambda_util,
-        mfn_learning_rate=mfn_learning_rate,
-        mfn_warmup=mfn_warmup,
-        trainable=trainable,
-        alpha_start=alpha_start,
-        alpha_end=alpha_end,
-        alpha_anneal=alpha_anneal,
-        k_start=k_start,
-        k_end=k_end,
-        logging_steps=max(1, min(50, steps // 10)),
-        bf16=bf16,
-        use_cpu=not torch.accelerator.is_available(),  # else the Trainer refuses bf16 there
-        save_steps=save_steps,
-        save_total_limit=2,
-        seed=seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=[],
-    )
     check_window(window, AutoConfig.from_pretrained(model))
     tokenizer = AutoTokenizer.from_pretrained(model)
     windows = pack(load_text(text, text_column, split), tokenizer, window)
     if isinstance(windows, IterableDataset):
         # endless, since the Trainer resumes in the right place of a stream only in its first epoch
-        windows = windows.repeat(None).shuffle(seed=seed, buffer_size=1024)
-    mfn = MFNForCausalLM.from_pretrained(model, dtype=torch.float32)  # whose last digits small steps move
+        windows = windows.repeat(None).shuffle(seed=seed, buffer_size=SHUFFLED_ROWS)
+    return tokenizer, windows
+
+
+def _trainer(model: str, arguments: MFNTrainingArguments, windows: Any, tokenizer: Any) -> Any:
+    import torch
+
+    from ..model.modeling_mfn import MFNForCausalLM
+    from ..training.progress import show_progress
+    from ..training.trainer import MFNTrainer
+
+    mfn = MFNForCausalLM.from_pretrained(model, dtype=torch.float32)  # small steps are lost in lower precision
     trainer = MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
     show_progress(trainer)
-    if overwrite and not resume:
-        shutil.rmtree(output, ignore_errors=True)
-    trainer.train(resume_from_checkpoint=resume)
-    mfn.to(getattr(torch, dtype))
+    return trainer
+
+
+def _save(trainer: Any, dtype: str) -> None:
+    import torch
+
+    trainer.model.to(getattr(torch, dtype))
     trainer.save_model()
     trainer.end()
-    Console().print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {mfn.config.alpha:g}")
 
 
-__all__ = ["train"]
+class TrainCommand(TyperCommand):
+    """`mfn train` with the options of `train` and of [`MFNTrainingArguments`].
+
+    The dataclass imports torch. Its options are therefore read when the verb is used, not when `mfn --help` lists it.
+    """
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses the command line with all options."""
+
+        def whole(**given: Any) -> None:
+            train(**given)
+
+        _set_options(whole, _training_options())
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(help=inspect.getdoc(train))(whole)
+        return typer.main.get_command(app).make_context(*args, **kwargs)
+
+
+def _training_options() -> list[Parameter]:
+    """One option per field of the dataclass, with the field's type, default and help."""
+    from ..training.arguments import MFNTrainingArguments
+
+    hints = get_type_hints(MFNTrainingArguments)
+    hints["trainable_features"] = str | None  # of its ways to name features, those that fit on a command line
+    options = []
+    for field in fields(MFNTrainingArguments):
+        own = field.name in MFNTrainingArguments.__annotations__
+        if own or field.name in TRAINER_OPTIONS:
+            option = typer.Option(help=field.metadata["help"], rich_help_panel="MFN training" if own else "Trainer")
+            annotation = Annotated[hints[field.name], option]
+            default = DEFAULTS.get(field.name, field.default)
+            options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return options
+
+
+def _set_options(verb: Any, training: list[Parameter]) -> None:
+    """Gives a function the options of `train`, and more, in place of `**training`, which Typer does not know."""
+    own = inspect.signature(train, eval_str=True).parameters.values()
+    own = [parameter for parameter in own if parameter.kind is not Parameter.VAR_KEYWORD]
+    verb.__signature__ = Signature([*own, *training])
+
+
+_set_options(train, [])
+
+__all__ = ["TrainCommand", "train"]

@@ -8,7 +8,7 @@ from conftest import make_base
 from test_cli import converted, folder, run  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_mfn import MFNForCausalLM
+from modeling_mfn import MFNForCausalLM, MFNTrainingArguments
 from modeling_mfn.data.text import load_text, pack
 
 SHORT = ("--steps", 30, "--window", 16, "--batch-size", 4, "--learning-rate", 1e-4)
@@ -61,3 +61,44 @@ def test_the_stability_loss_of_the_command_line(folder):  # noqa: F811
         expected[where] = record["figures"]["stab_loss"]
     # 10 % of noise on the embeddings reaches the second layer through a block
     assert expected["layer"] != expected["model"]
+
+
+def test_the_options_are_those_of_the_dataclass(folder, capsys, monkeypatch):  # noqa: F811
+    """Each option of MFNTrainingArguments, with its default, anywhere on the line; and what is wrong in one line."""
+    source, own = converted(folder), MFNTrainingArguments.__annotations__
+    trained(folder, source, "usual", "--steps", 2)
+    record = json.loads((folder / "usual" / "training_record.json").read_text())["arguments"]
+    defaults = MFNTrainingArguments(output_dir=str(folder / "unused")).to_dict()
+    assert {name: record[name] for name in own} == {name: defaults[name] for name in own}
+
+    given = {
+        "--alpha-shape": "cosine",
+        "--rho": 0.25,
+        "--trainable-features": "L0/3,L2/7",
+        "--k-start": 9,
+        "--k-end": 4,
+    }
+    line = [
+        "train",
+        *(word for pair in given.items() for word in pair),
+        "--no-normalize-losses",
+        "--log-layers",
+        source,
+    ]
+    assert run(*line, folder / "chosen", "--text", folder / "text.txt", *SHORT, "--steps", 2) == 0
+    record = json.loads((folder / "chosen" / "training_record.json").read_text())["arguments"]
+    changed = {name: record[name] for name in own if record[name] != defaults[name]}
+    assert changed == {
+        "alpha_shape": "cosine", "rho": 0.25, "trainable_features": {"0": [3], "2": [7]}, "k_start": 9, "k_end": 4,
+        "normalize_losses": False, "log_layers": True,
+    }  # fmt: skip
+
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run("train", "--help") == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert all(f"--{name.replace('_', '-')} " in help_text for name in own)
+    assert run("train", source, folder / "bad", "--text", folder / "text.txt", "--lambda-recon", -3) == 2
+    assert capsys.readouterr().err == "mfn: lambda_recon is -3.0; it must be a finite number of at least 0\n"
+    assert run("train", source, folder / "bad", "--text", folder / "text.txt", "--alpha-shape", "square") == 2
+    assert not (folder / "bad").exists()
