@@ -13,7 +13,6 @@ fidelity/<name>; a run that has its file is left out.
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import json
 import shlex
@@ -210,13 +209,11 @@ def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: in
 
 def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]:
     """With one block that reads the residual stream itself, all others features alone."""
-    layer = model.mfn_layers[number]
-    layer.config, config = copy.deepcopy(layer.config), layer.config
-    layer.config.alpha = 0.0
+    read_the_stream = model.mfn_layers[number].register_forward_hook(lambda layer, arguments, output: arguments[0])
     try:
         return perplexities(model)
     finally:
-        layer.config = config
+        read_the_stream.remove()
 
 
 @torch.no_grad()

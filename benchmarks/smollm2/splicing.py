@@ -21,8 +21,7 @@ def through(layer: MFNLayer) -> Replacement:
     """What the MFN layer would put there at alpha = 1."""
 
     def replace(h: Tensor) -> Tensor:
-        _, mean, std = layer.standardise(h)
-        return layer.reconstruct(layer.encode(h), mean, std)
+        return layer.reconstruct(layer.encode(h), layer.standardise(h))
 
     return replace
 

@@ -10,7 +10,6 @@ import torch
 from scipy.sparse import csr_array, vstack
 
 from ..data.windows import Windows, input_batches
-from ..model.configuration_mfn import check_feature
 from ..model.modeling_mfn import MFNForCausalLM
 from ..model.modes import evaluating
 from ..model.sparse_code import SparseCode
@@ -109,7 +108,7 @@ def activations_of(
     """One batch of `token_activations`."""
     chosen = model.config.layers if layers is None else layers
     for layer in chosen:
-        check_feature(model.config, layer, 0, pruned=True)
+        model.config.check_feature((layer, 0), pruned=True)
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     with evaluating(model):
         out = model.model(**inputs, output_codes=True, output_reconstructions=residuals, use_cache=False)

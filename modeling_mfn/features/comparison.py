@@ -13,7 +13,6 @@ from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
 from ..data.windows import Windows, input_batches
-from ..model.configuration_mfn import check_feature
 from ..model.modeling_mfn import MFNForCausalLM
 from .activations import activations_of
 
@@ -126,7 +125,7 @@ def _check(models: tuple[MFNForCausalLM, MFNForCausalLM], layer: int) -> None:
         if values[0] != values[1]:
             raise ValueError(f"the models have {name} {values[0]} and {values[1]}: {what}; give models of one base")
     for model in models:
-        check_feature(model.config, layer, 0, pruned=True)
+        model.config.check_feature((layer, 0), pruned=True)
 
 
 def _kept(model: MFNForCausalLM, layer: int) -> np.ndarray:
@@ -135,8 +134,8 @@ def _kept(model: MFNForCausalLM, layer: int) -> np.ndarray:
 
 
 def _directions(model: MFNForCausalLM, layer: int, features: np.ndarray) -> np.ndarray:
-    weight, rows = model.mfn_layers[layer].rows_of(torch.from_numpy(features))[2]
-    return F.normalize(weight.detach()[rows].double(), dim=-1).cpu().numpy()
+    directions = model.mfn_layers[layer].rows_of(torch.from_numpy(features)).decoder.values.detach()
+    return F.normalize(directions.double(), dim=-1).cpu().numpy()
 
 
 def match(

@@ -1,4 +1,4 @@
-"""Configuration of an MFN model: the base model's own config, and what its MFN layers are like."""
+"""Configuration of an MFN model: the base model's own config, and the settings of its MFN layers."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .feature_names import existing_feature, is_among
+from .feature_names import FeatureName, existing_feature, format_feature, is_among, is_whole
 from .presets import read_presets
 
 __version__ = "0.1.0"
 EDITS = ("pruned_features", "removed_decoder_rows", "removed_encoder_rows")
-"""What the config records of edited features; each is part of the one before."""
+"""Fields that record edited features. Each holds a part of the one before."""
 
 
 def check_alpha(alpha: float) -> float:
-    """The blend as a float; `ValueError` unless it is finite and in [0, 1]."""
+    """Return the blend as a float; `ValueError` unless it is finite and in [0, 1]."""
     if not math.isfinite(alpha) or not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}; it must be a finite number from 0 (base model) to 1 (features only)")
     return float(alpha)
 
 
 def check_k(k: int, num_features: int, removed: int = 0) -> int:
-    """The number of active features; `ValueError` unless 1 <= k <= num_features - removed."""
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_features - removed:
+    """Return the number of active features; `ValueError` unless 1 <= k <= num_features - removed."""
+    if not is_whole(k) or not 1 <= k <= num_features - removed:
         less = f", less {removed} that compact() removed" if removed else ""
         raise ValueError(f"k is {k}; it must be a whole number from 1 to num_features ({num_features}){less}")
     return k
 
 
 def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
-    """Block indices in ascending order; "all" stands for every block. `ValueError` on an index that is out of range,
-    given twice, or no whole number."""
+    """Return block indices in ascending order; "all" stands for every block.
+
+    Raises:
+        ValueError: on an index that is out of range, given twice, or not a whole number.
+    """
     if layers == "all":
         return list(range(num_blocks))
     if isinstance(layers, str) or not layers:
@@ -44,7 +47,7 @@ def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
             f'layers is {layers!r}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}'
         )
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < num_blocks:
+        if not is_whole(layer) or not 0 <= layer < num_blocks:
             raise ValueError(f"layers contains {layer}; the base model has blocks 0 to {num_blocks - 1}")
         if layers.count(layer) > 1:
             raise ValueError(f"layers contains {layer} twice; each block can have one MFN layer")
@@ -52,14 +55,17 @@ def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
 
 
 def check_features(name: str, features: Any, layers: list[int], num_features: int) -> dict[str, list[int]]:
-    """Feature indices by layer, each list ascending and without repetition, keys as JSON has them: strings.
-    `ValueError` on a layer or a feature that is not there."""
+    """Return feature indices by layer: each list ascending, without repetition, keys as strings, as JSON has them.
+
+    Raises:
+        ValueError: on a layer or a feature that does not exist.
+    """
     checked = {}
     for layer, indices in (features or {}).items():
         if not str(layer).isdigit() or int(layer) not in layers:
             raise ValueError(f"{name} has layer {layer}; layers with features are {layers}")
         for index in indices:
-            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_features:
+            if not is_whole(index) or not 0 <= index < num_features:
                 raise ValueError(f"{name} has L{layer}/{index}; features are 0 to {num_features - 1}")
         if indices:
             checked[str(int(layer))] = sorted(set(indices))
@@ -67,7 +73,7 @@ def check_features(name: str, features: Any, layers: list[int], num_features: in
 
 
 def _text_config_attribute(name: str) -> Any:
-    """A property that reads and writes `name` of the base model's config."""
+    """Property that reads and writes `name` of the base model's config."""
     return property(
         lambda self: getattr(self.text_config, name),
         lambda self, value: setattr(self.text_config, name, value),
@@ -90,28 +96,28 @@ class MFNConfig(PreTrainedConfig):
         expansion_factor (`int`, *optional*):
             m / d. Only an argument: the config keeps `num_features`.
         k (`int`, *optional*, defaults to 32):
-            K of eq. 1, the most features that are active on a token. `MFNForCausalLM.set_k` changes it.
+            K of eq. 1, the most active features per token. `MFNForCausalLM.set_k` changes it.
         alpha (`float`, *optional*, defaults to 0.0):
-            Blend of eq. 3; 0 is the base model, 1 lets features alone through. `MFNForCausalLM.set_blend` changes it.
+            Blend of eq. 3; 0 is the base model, 1 lets only features through. `MFNForCausalLM.set_blend` changes it.
         blend_into (`"residual"` or `"mlp"`, *optional*, defaults to `"residual"`):
-            What eq. 3 replaces: the residual stream itself, so that MLP and skip path read features alone, or the
-            MLP's input alone.
+            Target of eq. 3: the residual stream itself, so that MLP and skip path read only features, or just the
+            MLP's input.
         input_norm (`"layer"` or `"none"`, *optional*, defaults to `"layer"`):
-            `"layer"` encodes the token's standardised residual and undoes this after decoding; `"none"` encodes the
-            residual as it is.
+            `"layer"` standardises each token's residual before encoding and undoes this after decoding. `"none"`
+            encodes the residual as it is.
         decoder_bias (`bool`, *optional*, defaults to `True`):
-            Whether eq. 2 has a learnt constant: h_hat = D z + b.
+            Learnt constant in eq. 2: h_hat = D z + b.
         shared_decoder (`bool`, *optional*, defaults to `False`):
             One decoder D for all MFN layers (section 8 of the paper); encoders and biases stay their own.
         steering_presets (`dict`, *optional*, defaults to `{}`):
             Named interventions, as JSON (see `presets.py`). `model.save_preset` writes them, `model.steer` takes them.
         direction_norms (`dict[str, float]`, *optional*, defaults to `{}`):
-            Feature, as `"L6/1234"`, -> norm of its decoder direction, where that is not 1. `model.bake` writes them,
-            and training keeps to them.
+            Feature, as `"L6/1234"` -> norm of its decoder direction, where the norm is not 1. `model.bake` writes
+            these norms, and training keeps them.
         pruned_features (`dict[str, list[int]]`, *optional*, defaults to `{}`):
-            Layer -> features that count for nothing. `MFNForCausalLM.prune_features` adds to them.
+            Layer -> features without effect. `MFNForCausalLM.prune_features` adds to them.
         removed_decoder_rows, removed_encoder_rows (`dict[str, list[int]]`, *optional*, defaults to `{}`):
-            Those of them whose weights `MFNForCausalLM.compact` removed; a layer has as many rows less.
+            Pruned features whose weights `MFNForCausalLM.compact` removed; the layer has so many rows less.
         mfn_version (`str`, *optional*):
             Version of this package that wrote the config. One of a newer major version is refused.
     """
@@ -121,7 +127,7 @@ class MFNConfig(PreTrainedConfig):
     has_no_defaults_at_init = True
     base_model_fsdp_plan: ClassVar[dict[Any, str]] = {}  # the backbone, a model of its own, brings its plans
 
-    # Any: what is given and what it becomes differ in type; checked in __post_init__
+    # Any: fields take other types than they keep; __post_init__ checks them
     text_config: Any = None
     layers: Any = "all"
     num_features: Any = None
@@ -170,30 +176,47 @@ class MFNConfig(PreTrainedConfig):
         _check_choice("input_norm", self.input_norm, ("layer", "none"))
         read_presets(self.steering_presets, self.layers, self.num_features)
         _check_norms(self.direction_norms, self.layers, self.num_features)
-        # the base class hands its attention down to text_config: let it be the one that text_config has
+        # the base class sets text_config's attention to its own; start from the one that text_config has
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__post_init__(**kwargs)
 
     @property
     def expansion_factor(self) -> float:
-        """m / d."""
+        """Features per hidden unit, m / d."""
         return self.num_features / self.text_config.hidden_size
 
     @property
     def most_removed(self) -> int:
-        """The largest number of features that no longer compete in one layer: k can be at most the rest."""
+        """Largest number of features that no longer compete in one layer; k can be at most the rest."""
         return max(map(len, self.removed_encoder_rows.values()), default=0)
 
     @classmethod
     def paper(cls, text_config: dict | PreTrainedConfig, **settings: Any) -> MFNConfig:
-        """The paper to the letter: eq. 1 on the residual itself, eq. 2 without a bias, and eq. 3's `h_MLP`, the MLP's
-        input alone. Keyword arguments are those of the class and win over these."""
+        """Make a config with every setting of the paper, before the keyword arguments, which are the class's own.
+
+        Eq. 1 reads the residual itself, eq. 2 has no bias, and eq. 3 replaces `h_MLP`, the MLP's input alone.
+        """
         literal = {"input_norm": "none", "decoder_bias": False, "blend_into": "mlp"}
         return cls(text_config=text_config, **(literal | settings))
 
+    def check_feature(self, feature: FeatureName, pruned: bool = False) -> tuple[int, int]:
+        """Return (layer, index) of a feature that a model of this config has.
+
+        Args:
+            feature: (layer, index) or `"L6/1234"`.
+            pruned: accept a pruned feature.
+
+        Raises:
+            ValueError: if the feature does not exist, or is pruned and must not be.
+        """
+        layer, index = existing_feature(feature, self.layers, self.num_features)
+        if not pruned and is_among((layer, index), self.pruned_features):
+            raise ValueError(f"{format_feature(layer, index)} is pruned and has no effect; choose another feature")
+        return layer, index
+
 
 def _check_removed(config: MFNConfig) -> None:
-    """Only a pruned feature has no direction, and only one without a direction has no encoder."""
+    """Check that only pruned features have no direction, and only features without a direction have no encoder."""
     for inner, outer in itertools.pairwise(EDITS[::-1]):
         for layer, features in getattr(config, inner).items():
             if more := set(features) - set(getattr(config, outer).get(layer, [])):
@@ -235,14 +258,4 @@ def _resolve_num_features(num_features: int | None, expansion_factor: int | None
     return int(features)
 
 
-def check_feature(config: MFNConfig, layer: int, index: int, pruned: bool = False) -> None:
-    """`ValueError` if a model of this config has no such feature, or, unless `pruned` ones are welcome, has pruned
-    it."""
-    existing_feature((layer, index), config.layers, config.num_features)
-    if not pruned and is_among((layer, index), config.pruned_features):
-        raise ValueError(f"L{layer}/{index} is pruned: it counts for nothing; choose a feature that is not")
-
-
-__all__ = [
-    "MFNConfig",
-]
+__all__ = ["MFNConfig"]

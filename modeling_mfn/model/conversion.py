@@ -1,4 +1,4 @@
-"""From a base model to an MFN model with the same weights."""
+"""Conversion of a base model to an MFN model with the same weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .configuration_mfn import EDITS, MFNConfig
+from .mfn_layer import mfn_parameters
 from .modes import as_base
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
-KEPT_BY_THE_MODEL = {"text_config", "mfn_version", "steering_presets", "direction_norms", *EDITS}
+MODEL_OWNED_FIELDS = {"text_config", "mfn_version", "steering_presets", "direction_norms", *EDITS}
 
 
-SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - KEPT_BY_THE_MODEL
+CONVERSION_SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - MODEL_OWNED_FIELDS
 
 
 def convert(
@@ -31,9 +32,9 @@ def convert(
     base_kwargs: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> ModelT:
-    """The work of `MFNForCausalLM.from_base`, which documents the arguments."""
-    if unknown := sorted(set(settings) - SETTINGS):
-        raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(SETTINGS))}")
+    """Convert a base model; `MFNForCausalLM.from_base` documents the arguments."""
+    if unknown := sorted(set(settings) - CONVERSION_SETTINGS):
+        raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(CONVERSION_SETTINGS))}")
     if isinstance(base, PreTrainedModel):
         if base_kwargs:
             raise ValueError(f"base_kwargs {sorted(base_kwargs)} are for a folder or id, but the base is a model")
@@ -41,9 +42,9 @@ def convert(
     else:
         load = dict(base_kwargs or {})
         if not os.path.isdir(base) and (os.path.isabs(base) or str(base).count("/") > 1):
-            raise ValueError(f"{base} is no folder, and no id on the Hub either")
-        # bad settings are found before the weights are read
-        _settle(_read_config(base, load), model_class, settings)
+            raise ValueError(f"{base} is neither a folder nor an id on the Hub")
+        # find bad settings before reading the weights
+        _make_config(_read_config(base, load), model_class, settings)
         with readable_weights(base):
             base = AutoModelForCausalLM.from_pretrained(base, **load)
         model = _with_weights_of(base, model_class, settings, clone=False)
@@ -55,11 +56,11 @@ def convert(
 
 @contextmanager
 def readable_weights(source: Any) -> Iterator[None]:
-    """Names the folder or id whose weights turn out to be damaged."""
+    """Name the folder or id in the error if its weights turn out to be damaged."""
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"the weights of {source} are truncated or no safetensors ({error})") from error
+        raise OSError(f"the weights of {source} are truncated or not safetensors ({error})") from error
 
 
 def _read_config(base: str | os.PathLike[str], load: Mapping[str, Any]) -> Any:
@@ -67,21 +68,21 @@ def _read_config(base: str | os.PathLike[str], load: Mapping[str, Any]) -> Any:
     return AutoConfig.from_pretrained(base, **{name: load[name] for name in names if name in load})
 
 
-def _settle(text_config: Any, model_class: type[ModelT], settings: Mapping[str, Any]) -> MFNConfig:
+def _make_config(text_config: Any, model_class: type[ModelT], settings: Mapping[str, Any]) -> MFNConfig:
     model_class.check_base(text_config)
     config = MFNConfig(text_config=text_config, **settings)
-    # a GGUF file is dequantised on loading, yet its config still speaks of quantisation
+    # transformers dequantises a GGUF file on loading, but its config still names a quantisation
     vars(config.text_config).pop("quantization_config", None)
     if os.path.isdir(config.text_config._name_or_path):
-        config.text_config._name_or_path = ""  # a folder here is nowhere else, and nobody else's to know
+        config.text_config._name_or_path = ""  # a local path is useless elsewhere, and private
     return config
 
 
 def _with_weights_of(
     base: PreTrainedModel, model_class: type[ModelT], settings: Mapping[str, Any], clone: bool
 ) -> ModelT:
-    """Builds the model on the meta device, gives it the base's weights, and memory to its MFN layers alone."""
-    config = _settle(base.config, model_class, settings)
+    """Build the model on the meta device, give it the base's weights, and allocate only its MFN layers."""
+    config = _make_config(base.config, model_class, settings)
     _check_weights(base)
     with torch.device("meta"):
         model = model_class._from_config(config, dtype=base.dtype)
@@ -95,7 +96,7 @@ def _with_weights_of(
         return placed
 
     missing, unexpected = model.load_state_dict(place(base.state_dict()), assign=True, strict=False)
-    if unexpected or any(".mfn." not in name for name in missing):
+    if unexpected or set(missing) - set(mfn_parameters(model)):
         raise ValueError(f"weights of the base model do not fit its config: {[*unexpected, *missing][:3]}")
     persistent = base.state_dict().keys()
     for name, buffer in place({n: b for n, b in base.named_buffers() if n not in persistent}).items():
@@ -129,7 +130,7 @@ def _check_weights(base: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _check_parity(model: Any, base: PreTrainedModel) -> None:
-    """Both models' logits on a few tokens, to the bit."""
+    """Compare both models' logits on a few tokens, bit for bit."""
     tokens = torch.arange(min(8, model.config.vocab_size), device=base.device)[None]
     was_training = base.training
     base.eval()

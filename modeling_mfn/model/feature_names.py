@@ -1,16 +1,17 @@
-"""How a feature is named: `(layer, index)`, or the same written `"L6/1234"`."""
+"""Names of features: `(layer, index)`, or the same written `"L6/1234"`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 FeatureName = tuple[int, int] | str
 """A feature: `(layer, index)`, or the same written `"L6/1234"`."""
 
 
 def parse_feature(name: FeatureName) -> tuple[int, int]:
-    """`(6, 1234)` from itself or from `"L6/1234"`; `ValueError` otherwise."""
+    """Return `(6, 1234)` for itself or for `"L6/1234"`; `ValueError` for anything else."""
     if isinstance(name, str):
         match = re.fullmatch(r"L(\d+)/(\d+)", name)
         if match is not None:
@@ -20,8 +21,18 @@ def parse_feature(name: FeatureName) -> tuple[int, int]:
     raise ValueError(f'{name!r} names no feature; write (layer, index) or "L6/1234"')
 
 
+def format_feature(layer: int, index: int) -> str:
+    """Write a feature as `"L6/1234"`."""
+    return f"L{layer}/{index}"
+
+
+def is_whole(number: Any) -> bool:
+    """True for an `int`; False for a `bool`, which Python counts among them."""
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 def existing_feature(name: FeatureName, layers: Collection[int], num_features: int) -> tuple[int, int]:
-    """(layer, index); `ValueError` if a model with these MFN layers has no such feature."""
+    """Return (layer, index); `ValueError` if a model with these MFN layers has no such feature."""
     layer, index = parse_feature(name)
     if layer not in layers:
         raise ValueError(f"block {layer} has no MFN layer; those of this model are {layers}")
@@ -30,15 +41,10 @@ def existing_feature(name: FeatureName, layers: Collection[int], num_features: i
     return layer, index
 
 
-def format_feature(layer: int, index: int) -> str:
-    """`"L6/1234"`."""
-    return f"L{layer}/{index}"
-
-
 def is_among(name: FeatureName, features: Mapping[str, Collection[int]]) -> bool:
-    """Whether a feature is one of those of a config's `pruned_features`, or of others kept so: layer -> indices."""
+    """True if a feature is in a table layer -> indices, such as a config's `pruned_features`."""
     layer, index = parse_feature(name)
     return index in features.get(str(layer), ())
 
 
-__all__ = ["FeatureName", "existing_feature", "format_feature", "is_among", "parse_feature"]
+__all__ = ["FeatureName", "existing_feature", "format_feature", "is_among", "is_whole", "parse_feature"]

@@ -1,4 +1,4 @@
-"""Which rows of a layer's weights its features have, once some are pruned or removed. Names stay what they were."""
+"""Tables between features and rows of weights, for layers with pruned or removed features. Names of features stay."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from .sparse_code import SparseCode
 
 
 class FeatureRows(nn.Module):
-    """The tables between features and rows of one MFN layer. They follow from the config, so that no checkpoint holds
-    them; a layer without pruned features has none, and loses no time on them."""
+    """Tables between the features and the rows of one MFN layer.
+
+    They follow from the config, so no checkpoint holds them. A layer without pruned features has no tables.
+    """
 
     pruned: Tensor
-    """(m,) bool, features that count for nothing."""
+    """(m,) bool, features without effect."""
     encoder_names: Tensor | None
-    """(rows of the encoder,) int64, each row's feature, ascending; `None` where each has its own."""
+    """(rows of the encoder,) int64, each row's feature, ascending; `None` where row and feature are equal."""
     decoder_rows: Tensor | None
-    """(m,) int64, each feature's row of the decoder, 0 for one that has none; `None` where each has its own."""
+    """(m,) int64, each feature's row of the decoder, 0 if it has none; `None` where row and feature are equal."""
 
     def __init__(self, config: MFNConfig, layer: int) -> None:
         super().__init__()
@@ -29,7 +31,7 @@ class FeatureRows(nn.Module):
 
     @classmethod
     def of(cls, config: MFNConfig, layer: int) -> FeatureRows | None:
-        """Those of a layer of the model, or `None` if it has no pruned features."""
+        """Make the tables of a layer, or return `None` if it has no pruned features."""
         return cls(config, layer) if str(layer) in config.pruned_features else None
 
     def _tables(self) -> dict[str, Tensor | None]:
@@ -49,27 +51,27 @@ class FeatureRows(nn.Module):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Writes the tables again, after loading has put empty memory in their place."""
+        """Write the tables again, after loading put empty memory in their place."""
         for name, table in self._tables().items():
             if table is not None:
                 getattr(self, name).copy_(table)
 
     def name(self, pairs: SparseCode) -> SparseCode:
-        """Pairs (..., K) by row of the encoder -> by feature. Those of pruned ones have value 0 and no gradient."""
+        """Turn pairs (..., K) by row of the encoder into pairs by feature. Pruned ones get value 0 and no gradient."""
         names = pairs.indices if self.encoder_names is None else self.encoder_names[pairs.indices]
         return SparseCode(names, pairs.values.masked_fill(self.pruned[names], 0), self.config.num_features)
 
     def locate(self, code: SparseCode) -> SparseCode:
-        """Pairs (..., K) by feature -> by row of the decoder."""
+        """Turn pairs (..., K) by feature into pairs by row of the decoder."""
         return code if self.decoder_rows is None else code._replace(indices=self.decoder_rows[code.indices])
 
     def find(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of features (R,) in the encoder and in the decoder, (R,) each; for features that have such."""
+        """Return the rows (R,) in the encoder and (R,) in the decoder of features (R,) that have both."""
         encoder = features if self.encoder_names is None else torch.searchsorted(self.encoder_names, features)
         return encoder, features if self.decoder_rows is None else self.decoder_rows[features]
 
     def tie(self, directions: Tensor) -> Tensor:
-        """The encoder's rows at their start, of the decoder's."""
+        """Return starting rows of the encoder: the decoder's, in the encoder's order."""
         by_name = directions if self.decoder_rows is None else directions[self.decoder_rows]
         return by_name if self.encoder_names is None else by_name[self.encoder_names]
 

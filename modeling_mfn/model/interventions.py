@@ -1,4 +1,4 @@
-"""Interventions on features, and what they do to a code."""
+"""Interventions on features: `Clamp`, `Scale`, `Add`, `Ablate`, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from .feature_names import FeatureName, existing_feature, format_feature, parse_
 
 @dataclass(frozen=True, repr=False)
 class Intervention:
-    """What is done to one feature's activation: z <- scale * z + shift, where z is 0 when the feature is inactive.
+    """Change of one feature's activation: z <- scale * z + shift, where z is 0 if the feature is inactive.
 
-    With `when`, a feature too, only tokens count on which that feature's activation is larger than `above`. This is the
-    activation that its encoder finds on the token: what earlier layers' interventions made of the residual stream has
-    its effect on it, interventions on the `when` feature's own layer have none. Its layer must be that of the feature
-    acted on, or an earlier one.
+    `when` names a second feature as a condition: the intervention acts only on tokens where that feature's activation
+    exceeds `above`. Its activation is what the encoder finds on the token. Interventions on earlier layers change it
+    through the residual stream; interventions on its own layer do not. Its layer must be the layer acted on, or an
+    earlier one.
 
-    `ValueError` if a number is not finite, `when` names no feature, or `above` is negative or has no `when`.
+    Raises:
+        ValueError: if a number is not finite, `when` names no feature, or `above` is negative or has no `when`.
     """
 
     when: FeatureName | None = field(default=None, kw_only=True)
-    """Kept as `"L6/1234"`, whichever way it is given."""
+    """Feature of the condition, kept as `"L6/1234"`."""
     above: float = field(default=0.0, kw_only=True)
+    """Activation of `when` that must be exceeded."""
 
     def __post_init__(self) -> None:
         for name in (each.name for each in fields(self) if each.name != "when"):
@@ -45,13 +47,13 @@ class Intervention:
 
     @property
     def coefficients(self) -> tuple[float, float]:
-        """(scale, shift)."""
+        """Pair (scale, shift)."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)
 class Clamp(Intervention):
-    """Sets the activation to `value`, active or not. In the units of the code: `out.codes[layer].values`."""
+    """Set the activation to `value`, active or not, in units of the code (`out.codes[layer].values`)."""
 
     value: float
 
@@ -62,7 +64,7 @@ class Clamp(Intervention):
 
 @dataclass(frozen=True, repr=False)
 class Scale(Intervention):
-    """Multiplies the activation by `factor`."""
+    """Multiply the activation by `factor`."""
 
     factor: float
 
@@ -73,7 +75,7 @@ class Scale(Intervention):
 
 @dataclass(frozen=True, repr=False)
 class Add(Intervention):
-    """Adds `value` to the activation, active or not."""
+    """Add `value` to the activation, active or not."""
 
     value: float
 
@@ -84,7 +86,7 @@ class Add(Intervention):
 
 @dataclass(frozen=True, repr=False)
 class Ablate(Intervention):
-    """Sets the activation to 0."""
+    """Set the activation to 0."""
 
     @property
     def coefficients(self) -> tuple[float, float]:
@@ -92,7 +94,7 @@ class Ablate(Intervention):
 
 
 KINDS: dict[str, type[Intervention]] = {kind.__name__.lower(): kind for kind in (Ablate, Add, Clamp, Scale)}
-"""By their names in JSON."""
+"""Interventions by their names in JSON."""
 
 
 Interventions = Mapping[FeatureName, Intervention | Mapping[str, Any]]
@@ -103,8 +105,10 @@ CheckedInterventions = dict[tuple[int, int], Intervention]
 
 
 def as_intervention(given: Any) -> Intervention:
-    """What was given as an intervention: one, its JSON, or one of another copy of these classes, as a model's own code
-    has beside the installed package. `ValueError` if it is none."""
+    """Return an intervention given as an object or as JSON; `ValueError` if it is neither.
+
+    An object may be of another copy of these classes: a model loaded with custom code has one.
+    """
     if isinstance(given, Intervention):
         return given
     if is_dataclass(given) and not isinstance(given, type):
@@ -114,14 +118,17 @@ def as_intervention(given: Any) -> Intervention:
 
 
 def read_intervention(written: Any) -> Intervention:
-    """From JSON: {"kind": "clamp", "value": 4.0}, and for a condition "when" and "above". `ValueError` if it is no
-    intervention."""
+    """Read an intervention from JSON: {"kind": "clamp", "value": 4.0}, and for a condition "when" and "above".
+
+    Raises:
+        ValueError: if the JSON is not an intervention.
+    """
     settings = dict(written) if isinstance(written, Mapping) else {}
     return _made(settings.pop("kind", None), settings, written)
 
 
 def write_intervention(intervention: Intervention) -> dict[str, Any]:
-    """The JSON that `read_intervention` reads."""
+    """Write an intervention as the JSON that `read_intervention` reads."""
     written: dict[str, Any] = {"kind": type(intervention).__name__.lower()}
     for each in fields(intervention):
         if not each.kw_only or intervention.when is not None:
@@ -133,21 +140,21 @@ def _made(kind: Any, settings: dict[str, Any], given: Any) -> Intervention:
     made = KINDS.get(str(kind))
     if made is None:
         raise ValueError(
-            f"{given!r} is no intervention; use Clamp, Scale, Add or Ablate, or a mapping such as "
+            f"{given!r} is not an intervention; use Clamp, Scale, Add or Ablate, or a mapping such as "
             f'{{"kind": "clamp", "value": 4.0}}, whose kind must be one of {", ".join(KINDS)}'
         )
     needed = {each.name for each in fields(made) if not each.kw_only}
     if not needed <= set(settings) <= needed | {"when", "above"}:
-        raise ValueError(f"{given!r} is no intervention; it needs {sorted(needed)}, and may have when and above")
+        raise ValueError(f"{given!r} is not an intervention; it needs {sorted(needed)}, and may have when and above")
     return made(**settings)
 
 
 def check_interventions(
     interventions: Interventions, layers: Collection[int], num_features: int
 ) -> CheckedInterventions:
-    """The same by (layer, index); `ValueError` if one cannot be had in a model with these MFN layers."""
+    """Return interventions by (layer, index); `ValueError` if a model with these MFN layers cannot have one."""
     if not isinstance(interventions, Mapping):
-        raise ValueError(f"{interventions!r} is no mapping of features to interventions")
+        raise ValueError(f"{interventions!r} is not a mapping of features to interventions")
     checked: CheckedInterventions = {}
     for name, given in interventions.items():
         layer, index = existing_feature(name, layers, num_features)
@@ -158,7 +165,7 @@ def check_interventions(
                 "or an earlier one"
             )
         if (layer, index) in checked:
-            raise ValueError(f"L{layer}/{index} is given twice; a mapping holds one intervention a feature")
+            raise ValueError(f"L{layer}/{index} is given twice; a mapping holds one intervention per feature")
         checked[layer, index] = intervention
     return checked
 

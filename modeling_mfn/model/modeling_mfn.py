@@ -17,7 +17,8 @@ from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
 from .families import family_of
 from .feature_editing import FeatureEditing
-from .mfn_layer import FeatureDecoder, MFNLayer, MFNPass, Reconstruction, ReconstructionRequest
+from .mfn_layer import FeatureDecoder, MFNLayer
+from .mfn_pass import MFNPass, Reconstruction
 from .sparse_code import SparseCode
 from .steerable import SteerableModel
 from .steering import edits_in_force, generating
@@ -35,7 +36,7 @@ class MFNModelOutput(ModelOutput):
     codes: dict[int, SparseCode] | None = None
     """With `output_codes=True`: layer -> code (B, T, K)."""
     reconstructions: dict[int, Reconstruction] | None = None
-    """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
+    """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
 
 @dataclass
@@ -52,12 +53,12 @@ class MFNCausalLMOutput(ModelOutput):
     codes: dict[int, SparseCode] | None = None
     """With `output_codes=True`: layer -> code (B, T, K), or (B, T, K + I) where I features are steered."""
     reconstructions: dict[int, Reconstruction] | None = None
-    """With `output_reconstructions=True`: layer -> residual, reconstruction and code, for the feature losses."""
+    """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
 
 @contextmanager
 def _plain_class(model: nn.Module) -> Iterator[None]:
-    """FSDP makes a class of its own for a model; what is saved shall name, and copy the code of, its parent."""
+    """Give a model its own class back while it is saved: FSDP makes a subclass, whose name and code would be saved."""
     from torch.distributed.fsdp import FSDPModule
 
     sharded = type(model)
@@ -70,7 +71,7 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
 
 
 class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
-    """What MFN models have in common: MFN layers, editing, steering, and what transformers asks of an architecture."""
+    """Base class of MFN models: MFN layers, editing, steering, and what transformers asks of an architecture."""
 
     config: MFNConfig
     base_model_prefix = "model"
@@ -83,15 +84,15 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
 
     def initialize_weights(self) -> None:
-        # The backbone initialises its own modules and knows no MFN layer among them: ours come first.
+        # The backbone would initialise MFN layers as if they were its own modules, so they come first.
         self.initialise_mfn_layers()
-        # By itself it is transformers' own code. As a part of ours, which is custom, modules without parameters of
-        # their own would count as done, and GPT-2 rescales its projections from such a module.
+        # The backbone comes next, on its own. As a part of a model with custom code, its modules without parameters
+        # would count as done, and GPT-2 rescales its projections from such a module.
         self.base_model.backbone.initialize_weights()
         super().initialize_weights()
 
     def initialise_mfn_layers(self) -> None:
-        """Starting weights for MFN layers that have none yet: random unit directions, encoders tied to them."""
+        """Set starting weights of MFN layers that have none yet: random unit directions, encoders tied to them."""
         directions = None
         for layer in (module for module in self.modules() if isinstance(module, MFNLayer)):
             if layer.rows is not None:
@@ -109,7 +110,7 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        # a saved folder serves each Auto class, whichever of the two models wrote it
+        # a saved folder works with every Auto class, whichever of the two models wrote it
         self.config.auto_map = {
             "AutoConfig": "configuration_mfn.MFNConfig",
             "AutoModel": "modeling_mfn.MFNModel",
@@ -119,23 +120,23 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
             super().save_pretrained(*args, **kwargs)
 
     def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Tensor) -> None:
-        # tying a weight resizes the bias beside it to the weight's rows: right for an LM head, not for a decoder
+        # tying a weight resizes the module's bias to the weight's rows: right for an LM head, wrong for a decoder
         if not isinstance(output_embeddings, FeatureDecoder):
             super()._adjust_bias(output_embeddings, input_embeddings)
 
     @property
     def mfn_layers(self) -> dict[int, MFNLayer]:
-        """The MFN layers by block index, in order."""
+        """MFN layers by block index, in order."""
         blocks = getattr(self.base_model.backbone, family_of(self.config.text_config).blocks)
         return {layer: blocks[layer].mfn for layer in self.config.layers}
 
     def set_blend(self, alpha: float) -> None:
-        """Sets alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
+        """Set alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
         check_alpha(alpha)
         self.config.alpha = float(alpha)
 
     def set_k(self, k: int) -> None:
-        """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
+        """Set K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
         check_k(k, self.config.num_features, self.config.most_removed)
         self.config.k = k
 
@@ -151,7 +152,7 @@ class MFNModel(MFNPreTrainedModel):
         for layer in config.layers:
             blocks[layer].__class__ = family.block_class
             blocks[layer].mfn = MFNLayer(config, layer)
-        # the classes that are really there: device maps and FSDP look for each of these names
+        # device maps and FSDP look for the names of the block classes that are really there
         self.backbone._no_split_modules = {type(block).__name__ for block in blocks}
         decoders = [f"backbone.{family.blocks}.{layer}.mfn.decoder.weight" for layer in config.layers]
         self._tied_weights_keys = dict.fromkeys(decoders[1:], decoders[0]) if config.shared_decoder else {}
@@ -167,17 +168,18 @@ class MFNModel(MFNPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_codes: bool = False,
-        output_reconstructions: bool | ReconstructionRequest = False,
+        output_reconstructions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MFNModelOutput:
-        """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
-        request = output_reconstructions if isinstance(output_reconstructions, ReconstructionRequest) else None
+        """Run the model like its base. `output_codes` and `output_reconstructions` add those of each MFN layer."""
+        request = kwargs.pop("reconstruction_request", None)  # private: further inputs of a training's feature losses
         if request is not None and request.perturb_embeddings is not None:
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
             inputs_embeds = request.perturb_embeddings(inputs_embeds)
         edits = edits_in_force(self, input_ids if inputs_embeds is None else inputs_embeds, past_key_values)
-        mfn_pass = MFNPass(edits, {} if output_codes else None, {} if output_reconstructions else None, request)
+        reconstructs = output_reconstructions or request is not None
+        mfn_pass = MFNPass(edits, {} if output_codes else None, {} if reconstructs else None, request)
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -189,7 +191,7 @@ class MFNModel(MFNPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        mfn_pass.collecting = False
+        mfn_pass.is_over = True
         return MFNModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -206,7 +208,7 @@ class MFNModel(MFNPreTrainedModel):
         self.backbone.set_input_embeddings(value)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        # the decoder is shared whether or not the embeddings are tied, which is all that transformers asks
+        # transformers asks only whether embeddings are tied; decoders are shared either way
         return super().get_expanded_tied_weights_keys(all_submodels) | self._tied_weights_keys
 
 
@@ -224,7 +226,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{embedding}.weight"}
         self.post_init()
         base_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
-        for plan in ("_tp_plan", "_pp_plan", "_fsdp_plan"):  # how the head is spread over devices is the base's matter
+        for plan in ("_tp_plan", "_pp_plan", "_fsdp_plan"):  # the head is spread over devices as the base's is
             getattr(self, plan).update(getattr(base_class, plan, None) or {})
 
     @can_return_tuple
@@ -239,10 +241,10 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_codes: bool = False,
-        output_reconstructions: bool | ReconstructionRequest = False,
+        output_reconstructions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MFNCausalLMOutput:
-        """As the base model's forward. `output_codes` and `output_reconstructions` add these of each MFN layer."""
+        """Run the model like its base. `output_codes` and `output_reconstructions` add those of each MFN layer."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -271,7 +273,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `generate` of transformers; steering's positions are counted from the beginning of this prompt."""
+        """Generate as transformers does. Positions of steering are counted from the beginning of this prompt."""
         embeddings = kwargs.get("inputs_embeds")
         given = kwargs.get("input_ids") if inputs is None else inputs
         with generating(self.base_model, given if embeddings is None else embeddings):
@@ -300,7 +302,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
 
     @staticmethod
     def check_base(text_config: PreTrainedConfig) -> None:
-        """`ValueError` if models of this config cannot be converted."""
+        """Raise `ValueError` if models of this config cannot be converted."""
         family_of(text_config)
 
     @classmethod
@@ -312,15 +314,16 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         base_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> "MFNForCausalLM":
-        """Converts a base model. At alpha = 0, the default, the result gives the base model's logits to the bit, which
-        is checked here. Weights are copied: the base model stays as it is.
+        """Convert a base model. At alpha = 0, the default, the result gives the base model's logits bit for bit.
+
+        The conversion checks this on a few tokens. Weights are copied, so the base model stays as it is.
 
         Args:
             base: a causal LM of a supported family, its folder, or its id on the Hub.
-            calibration: a batch for the model (`input_ids`, and `attention_mask` where rows are padded), on which the
-                biases and the scale of the MFN layers' encoders are set, which shortens training greatly.
+            calibration: a batch for the model (`input_ids`, and `attention_mask` where rows are padded). It sets the
+                biases and the scale of the MFN layers' encoders, which shortens training greatly.
             base_kwargs: arguments of `AutoModelForCausalLM.from_pretrained` for a folder or id: `dtype`, `revision`...
-            settings: those of [`MFNConfig`]: `num_features` or `expansion_factor`, `layers`, `k`, `alpha`...
+            settings: settings of [`MFNConfig`]: `num_features` or `expansion_factor`, `layers`, `k`, `alpha`...
 
         Returns:
             The MFN model in evaluation mode, on the base model's device and in its dtype.

@@ -1,4 +1,4 @@
-"""Presets: named interventions, kept as plain JSON in the model's config, so that they travel with it."""
+"""Presets: named interventions, kept as plain JSON in the model's config, so that they travel with the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POSITIONS = ("all", "prompt", "generated")
 
 
 class Preset(NamedTuple):
-    """What `model.steer` does under a name."""
+    """Interventions that `model.steer` knows by a name."""
 
     interventions: Mapping[FeatureName, Intervention]
     """`"L6/1234"` -> intervention."""
@@ -21,19 +21,19 @@ class Preset(NamedTuple):
 
 
 def make_preset(interventions: Any, positions: Any, layers: Collection[int], num_features: int) -> Preset:
-    """A preset for a model with these MFN layers; `ValueError` if it cannot be one."""
+    """Make a preset for a model with these MFN layers; `ValueError` if the interventions cannot be one."""
     if not isinstance(positions, str) or positions not in POSITIONS:
         raise ValueError(
             f"positions of a preset are {positions!r}; they can be {', '.join(POSITIONS)}; a mask belongs to one batch"
         )
     if not isinstance(interventions, Mapping):
-        raise ValueError(f"{interventions!r} is no mapping of features to interventions, for every row alike")
+        raise ValueError(f"{interventions!r} is not a mapping of features to interventions, for every row alike")
     checked = check_interventions(interventions, layers, num_features)
     return Preset({format_feature(*feature): each for feature, each in checked.items()}, positions)
 
 
 def depending_on(preset: Preset, features: Mapping[str, Collection[int]]) -> dict[FeatureName, Intervention]:
-    """A preset's interventions on some features, layer -> indices, and those that act only where one of them fires."""
+    """Return a preset's interventions on features (layer -> indices), and those that wait for one of the features."""
     return {
         name: each
         for name, each in preset.interventions.items()
@@ -42,16 +42,20 @@ def depending_on(preset: Preset, features: Mapping[str, Collection[int]]) -> dic
 
 
 def without_pruned(preset: Preset, pruned: Mapping[str, Collection[int]]) -> tuple[Preset, list[FeatureName]]:
-    """What of a preset can still be done, and the features on which it cannot. A pruned one that was to be scaled or
-    ablated is in neither: it is 0 anyway."""
+    """Return the part of a preset that pruning left, and the features on which interventions are lost.
+
+    A pruned feature that was to be scaled or ablated is in neither: it is 0 anyway.
+    """
     gone = depending_on(preset, pruned)
     lost = [name for name, each in gone.items() if each.coefficients[1] or not is_among(name, pruned)]
     return preset._replace(interventions={n: e for n, e in preset.interventions.items() if n not in gone}), lost
 
 
 def write_preset(preset: Preset) -> dict[str, Any]:
-    """As JSON: {"positions": "all", "interventions": {"L6/1234": {"kind": "clamp", "value": 4.0}}}, and for a
-    condition "when" and "above"."""
+    """Write a preset as JSON: {"positions": "all", "interventions": {"L6/1234": {"kind": "clamp", "value": 4.0}}}.
+
+    A condition adds "when" and "above".
+    """
     return {
         "positions": preset.positions,
         "interventions": {feature: write_intervention(each) for feature, each in preset.interventions.items()},
@@ -59,7 +63,7 @@ def write_preset(preset: Preset) -> dict[str, Any]:
 
 
 def read_presets(written: Any, layers: Collection[int], num_features: int) -> dict[str, Preset]:
-    """The presets of a config; `ValueError` names the one that a model with these MFN layers cannot have."""
+    """Read the presets of a config; `ValueError` names a preset that a model with these MFN layers cannot have."""
     if not isinstance(written, Mapping):
         raise ValueError(f"steering_presets is {written!r}; it must map names to presets")
     return {name: _read_preset(name, each, layers, num_features) for name, each in written.items()}
@@ -72,7 +76,7 @@ def _read_preset(name: Any, written: Any, layers: Collection[int], num_features:
             raise ValueError(f"{written!r} does not hold just positions and interventions")
         interventions = written["interventions"]
         if not isinstance(interventions, Mapping):
-            raise ValueError(f"interventions are {interventions!r}, no mapping")
+            raise ValueError(f"interventions are {interventions!r}, not a mapping")
         read = {feature: read_intervention(each) for feature, each in interventions.items()}
         return make_preset(read, written["positions"], layers, num_features)
     except ValueError as error:
@@ -80,9 +84,9 @@ def _read_preset(name: Any, written: Any, layers: Collection[int], num_features:
 
 
 def check_name(name: Any) -> str:
-    """The name of a preset: text that can be printed on one line."""
+    """Return the name of a preset; `ValueError` unless it is text that prints on one line."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ValueError(f"{name!r} is no name for a preset; it must be text on one line")
+        raise ValueError(f"{name!r} is not a name for a preset; it must be text on one line")
     return name
 
 

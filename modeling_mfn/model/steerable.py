@@ -1,4 +1,4 @@
-"""What users call on a model to steer it: contexts, presets, and interventions written into the weights."""
+"""Steering as users call it on a model: contexts, presets, and interventions written into the weights."""
 
 from __future__ import annotations
 
@@ -11,75 +11,18 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .configuration_mfn import MFNConfig, check_feature
+from .configuration_mfn import MFNConfig
 from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, Interventions, check_interventions
 from .mfn_layer import MFNLayer
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, without_pruned, write_preset
 from .steering import Context, Positions, steering
 
-
-class _Baked(NamedTuple):
-    """New values for one layer."""
-
-    layer: MFNLayer
-    at: Tensor
-    """Rows of the decoder."""
-    rows: Tensor
-    bias: Tensor | None
-    """None where it stays."""
-
-
-@torch.no_grad()
-def bake(layers: dict[int, MFNLayer], interventions: CheckedInterventions) -> None:
-    """With z_f <- s z_f + c, h_hat = D z + b becomes the same of D_f <- s D_f and b <- b + c D_f.
-
-    Raises:
-        ValueError: if the weights cannot hold an intervention; then none has changed.
-    """
-    for (layer, index), intervention in interventions.items():
-        if intervention.when is not None:
-            raise ValueError(f"{intervention!r} on L{layer}/{index} has a condition; weights act on every token alike")
-    new = []
-    for layer in sorted({layer for layer, _ in interventions}):
-        new.append(
-            _rewritten(layers[layer], {f: each.coefficients for (at, f), each in interventions.items() if at == layer})
-        )
-    for baked in new:
-        baked.layer.decoder.weight[baked.at] = baked.rows
-        if baked.bias is not None and baked.layer.decoder.bias is not None:
-            baked.layer.decoder.bias.copy_(baked.bias)
-
-
-def _rewritten(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) -> _Baked:
-    """What the layer's decoder shall hold, `coefficients` being (s, c) by feature."""
-    weight, bias, name = layer.decoder.weight, layer.decoder.bias, f"block {layer.layer_index}"
-    if layer.config.shared_decoder:
-        raise ValueError(f"the decoder of {name} is shared with other blocks, where the change would count, too")
-    if type(weight.data) is not Tensor or weight.device.type == "meta":
-        raise ValueError(
-            f"the weights of {name} are not in memory as a whole; bake before they are spread or offloaded"
-        )
-    at = layer.rows_of(torch.tensor(list(coefficients)))[2][1]
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    scale, shift = torch.tensor(list(coefficients.values()), device=weight.device, dtype=wide).unbind(-1)
-    old = weight[at].to(wide)
-    rows = (scale.unsqueeze(-1) * old).to(weight.dtype)
-    moved = None
-    if shift.any():
-        if bias is None:
-            raise ValueError(f"{name} has no decoder bias, which a Clamp or Add needs; Scale and Ablate go without")
-        moved = (bias.to(wide) + shift @ old).to(bias.dtype)
-    if not torch.isfinite(rows).all() or not (moved is None or torch.isfinite(moved).all()):
-        raise ValueError(f"the changed weights of {name} are too large for {weight.dtype}")
-    return _Baked(layer, at, rows, moved)
-
-
 logger = logging.get_logger(__name__)
 
 
 class SteerableModel:
-    """Steering, for a model with MFN layers."""
+    """Methods of an MFN model that steer its features."""
 
     config: MFNConfig
 
@@ -88,32 +31,32 @@ class SteerableModel:
         interventions: Interventions | Sequence[Interventions] | str,
         positions: Positions | None = None,
     ) -> AbstractContextManager[None]:
-        """A context in which the model runs with interventions on its features, `generate` included:
+        """Return a context in which the model runs with interventions on its features, `generate` included:
 
             with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
                 model.generate(...)
             with model.steer({"L6/1234": {"kind": "clamp", "value": 4.0}, "L6/7": {"kind": "ablate"}}):  # the same
                 model.generate(...)
 
-        It holds for the thread that enters it. Contexts nest; an inner intervention acts on the outer one's result.
-        An intervention counts as far as the model reads its features: alpha times its effect at alpha = 1.
+        The context holds for the thread that enters it. Contexts nest: an inner intervention acts on the outer one's
+        result. An intervention has alpha times the effect that it has at alpha = 1.
 
         Args:
-            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`, or the same as JSON, which needs no import:
-                `"kind"`, `"value"` (of scale: `"factor"`), and for a condition `"when"` and `"above"`; or the name of a
-                preset; or a list of mappings, one for each row of the batch. n mappings share a batch of B rows in
-                order, B / n rows each, as `generate` repeats rows for beams and for `num_return_sequences`.
-            positions: tokens that are acted on. `"all"`, the default unless a preset has its own; `"prompt"`, what
-                `generate` was given, or every token outside of `generate`; `"generated"`, the tokens that it adds, once
-                they are read; or a boolean mask (B, T), True where a token of the prompt, counted from its beginning
-                with padding, is acted on: tokens beyond it are left alone. A mask may have one row for all, and shares
-                a batch as mappings do.
+            interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`; or the same as JSON, which needs no import:
+                `"kind"`, `"value"` (for scale `"factor"`), and for a condition `"when"` and `"above"`; or the name of a
+                preset; or a list of mappings, one per row of the batch. n mappings share a batch of B rows in order,
+                B / n rows each, as `generate` repeats rows for beams and for `num_return_sequences`.
+            positions: tokens that are acted on. `"all"` is the default unless a preset has its own. `"prompt"` means
+                the tokens that `generate` was given, or every token outside of `generate`. `"generated"` means the
+                tokens that `generate` adds, once they are read. A boolean mask (B, T) is True where a token of the
+                prompt is acted on, counted from its beginning with padding; later tokens are left alone. A mask may
+                have one row for all, and shares a batch as mappings do.
 
         Raises:
-            ValueError: if a layer has no MFN layer, a feature or preset does not exist, a feature is pruned, or what is
-                given is no intervention (a preset goes on without what has been pruned since, and a warning names it,
-                unless nothing is left); in a forward, if its rows are no multiple of the mappings or of the mask's
-                rows.
+            ValueError: if a layer has no MFN layer, a feature or preset does not exist, a feature is pruned, or an
+                argument is not an intervention; in a forward, if the batch cannot be shared by the mappings or by the
+                mask's rows. A preset goes on without features that were pruned since, with a warning, unless nothing
+                is left.
         """
         where: Any = positions
         if isinstance(interventions, str):
@@ -127,18 +70,21 @@ class SteerableModel:
 
     @property
     def presets(self) -> dict[str, Preset]:
-        """Named interventions that travel in the config, to be read; `save_preset` and `delete_preset` change them.
-        Those on features that have been pruned since, and those that wait for one, are left out: they do nothing."""
+        """Named interventions that travel in the config; `save_preset` and `delete_preset` change them.
+
+        Interventions on features that were pruned since, or that wait for one, are left out.
+        """
         pruned = self.config.pruned_features
         return {name: without_pruned(preset, pruned)[0] for name, preset in self._written_presets().items()}
 
     def save_preset(self, name: str, interventions: Interventions, positions: str = "all") -> None:
-        """Keeps interventions under a name in the config, as plain JSON, for `model.steer(name)`. They go wherever the
-        config goes: `save_pretrained`, `push_to_hub`. They are given as to `steer`.
+        """Save interventions under a name in the config, as plain JSON, for `model.steer(name)`.
+
+        They travel with the config: `save_pretrained`, `push_to_hub`. They take the forms that `steer` takes.
 
         Raises:
-            ValueError: if there is such a preset already, if a feature does not exist or is pruned, or if the
-                interventions cannot be kept: different ones for rows, or a mask, belong to one batch.
+            ValueError: if the preset exists already, if a feature does not exist or is pruned, or if the interventions
+                cannot be kept: a list for rows, or a mask, belongs to one batch.
         """
         check_name(name)
         if name in self.config.steering_presets:
@@ -152,22 +98,24 @@ class SteerableModel:
             raise ValueError(f"configs of transformers do not keep the name {name!r}; choose another for the preset")
 
     def delete_preset(self, name: str) -> None:
-        """Forgets a preset; `ValueError` if there is none of this name."""
+        """Delete a preset; `ValueError` if there is no preset of this name."""
         self._written_preset(name)
         self.config.steering_presets = {k: v for k, v in self.config.steering_presets.items() if k != name}
 
     def bake(self: Any, interventions: Interventions | str) -> None:
-        """Writes interventions, given as to `steer`, into the weights: the model without steering then gives the
-        logits that it gave steered, at every alpha, and `save_pretrained` makes an ordinary checkpoint of it.
+        """Write interventions into the weights. They take the forms that `steer` takes.
+
+        Without steering, the model then gives the logits that it gave steered, at every alpha. `save_pretrained` makes
+        an ordinary checkpoint of it.
 
         z_f <- s z_f + c becomes a decoder row s D_f and a decoder bias b + c D_f. The encoder stays: the feature
-        competes for its place in TopK as before, and `output_codes` shows what the encoder finds, not s z_f + c.
-        `config.direction_norms` records the new norms of rows, and `MFNTrainer` keeps to them where others stay at 1,
-        so that an ablated feature stays ablated; what else training changes may make up for it.
+        competes for its place in TopK as before, and `output_codes` shows the encoder's z_f, not s z_f + c.
+        `config.direction_norms` records the rows' new norms. `MFNTrainer` keeps these norms, so an ablated feature
+        stays ablated; training may make up for it elsewhere.
 
         Raises:
-            ValueError: on interventions that weights cannot hold, before anything is changed: conditions, rows,
-                positions other than `"all"`, a shared decoder, `Clamp` or `Add` without a decoder bias.
+            ValueError: on interventions that weights cannot hold, before anything is changed: conditions, lists for
+                rows, positions other than `"all"`, a shared decoder, `Clamp` or `Add` without a decoder bias.
         """
         positions: str = "all"
         if isinstance(interventions, str):
@@ -175,7 +123,7 @@ class SteerableModel:
         if positions != "all":
             raise ValueError(f"positions are {positions!r}; weights act on every token alike")
         checked = self._checked(interventions)
-        bake(self.mfn_layers, checked)
+        _bake(self.mfn_layers, checked)
         norms = dict(self.config.direction_norms)
         for (layer, index), intervention in checked.items():
             name, (scale, _) = format_feature(layer, index), intervention.coefficients
@@ -186,11 +134,11 @@ class SteerableModel:
         checked = check_interventions(interventions, self.config.layers, self.config.num_features)
         for feature, intervention in checked.items():
             for layer, index in (feature, *([] if intervention.when is None else [parse_feature(intervention.when)])):
-                check_feature(self.config, layer, index)
+                self.config.check_feature((layer, index))
         return checked
 
     def _preset(self, name: str) -> Preset:
-        """The preset without what has been pruned since, which a warning names."""
+        """Return a preset without the features that were pruned since, which a warning names."""
         preset, lost = without_pruned(self._written_preset(name), self.config.pruned_features)
         why = f"what it does to {', '.join(map(str, lost))} needs features that are pruned"
         if lost and not preset.interventions:
@@ -210,7 +158,7 @@ class SteerableModel:
 
 
 def _check_positions(positions: Any) -> Any:
-    """The same, `"all"` for None; `ValueError` if they are neither a known name nor a mask."""
+    """Return the positions, `"all"` for None; `ValueError` if they are neither a known name nor a mask."""
     if isinstance(positions, torch.Tensor):
         if positions.dtype != torch.bool or positions.ndim != 2 or not positions.numel():
             raise ValueError(
@@ -224,7 +172,59 @@ def _check_positions(positions: Any) -> Any:
     return positions
 
 
-__all__ = [
-    "SteerableModel",
-    "bake",
-]
+@torch.no_grad()
+def _bake(layers: dict[int, MFNLayer], interventions: CheckedInterventions) -> None:
+    """Write interventions into decoders: z_f <- s z_f + c becomes D_f <- s D_f and b <- b + c D_f.
+
+    Raises:
+        ValueError: if the weights cannot hold an intervention; then none has changed.
+    """
+    for (layer, index), intervention in interventions.items():
+        if intervention.when is not None:
+            raise ValueError(f"{intervention!r} on L{layer}/{index} has a condition; weights act on every token alike")
+    by_layer: dict[int, dict[int, tuple[float, float]]] = {}
+    for (layer, index), intervention in sorted(interventions.items()):
+        by_layer.setdefault(layer, {})[index] = intervention.coefficients
+    for baked in [_baked(layers[layer], coefficients) for layer, coefficients in by_layer.items()]:
+        baked.layer.decoder.weight[baked.rows] = baked.values
+        if baked.bias is not None and baked.layer.decoder.bias is not None:
+            baked.layer.decoder.bias.copy_(baked.bias)
+
+
+class _BakedDecoder(NamedTuple):
+    """New values for the decoder of one layer."""
+
+    layer: MFNLayer
+    rows: Tensor
+    """(R,) rows that change."""
+    values: Tensor
+    """(R, d) their new values."""
+    bias: Tensor | None
+    """(d,) new bias; `None` where the bias stays."""
+
+
+def _baked(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) -> _BakedDecoder:
+    """Compute the new decoder of a layer from (s, c) by feature."""
+    weight, bias, name = layer.decoder.weight, layer.decoder.bias, f"block {layer.layer_index}"
+    if layer.config.shared_decoder:
+        raise ValueError(f"the decoder of {name} is shared with other blocks, which the change would reach too")
+    if type(weight.data) is not Tensor or weight.device.type == "meta":
+        raise ValueError(
+            f"the weights of {name} are not in memory as a whole; bake before they are spread or offloaded"
+        )
+    rows = layer.rows_of(torch.tensor(list(coefficients))).decoder.rows
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    scale, shift = torch.tensor(list(coefficients.values()), device=weight.device, dtype=wide).unbind(-1)
+    old = weight[rows].to(wide)
+    values = (scale.unsqueeze(-1) * old).to(weight.dtype)
+    moved = None
+    if shift.any():
+        if bias is None:
+            raise ValueError(f"{name} has no decoder bias, which a Clamp or Add needs; Scale and Ablate go without")
+        moved = (bias.to(wide) + shift @ old).to(bias.dtype)
+    if not torch.isfinite(values).all() or not (moved is None or torch.isfinite(moved).all()):
+        raise ValueError(f"the changed weights of {name} are too large for {weight.dtype}")
+    return _BakedDecoder(layer, rows, values, moved)
+
+
+__all__ = ["SteerableModel"]

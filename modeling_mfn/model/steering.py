@@ -1,4 +1,4 @@
-"""Steering: on which rows and tokens interventions act, in which layers, and the contexts in which they do."""
+"""The steering engine: contexts of a thread, and the rows, tokens and layers of a forward on which they act."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from .sparse_code import SparseCode
 
 
 def activations(code: SparseCode, features: Tensor) -> Tensor:
-    """What a code (..., K) holds of features (I,): (..., I), 0 where one is inactive."""
+    """Return the activations (..., I) of features (I,) in a code (..., K), 0 where a feature is inactive."""
     return (code.values.unsqueeze(-1) * (code.indices.unsqueeze(-1) == features)).sum(-2)
 
 
 class CodeEdit(NamedTuple):
-    """z <- scale * z + shift for I features of one MFN layer. scale and shift are (I,), or differ from token to token
-    (..., I)."""
+    """Change z <- scale * z + shift of I features of one MFN layer.
+
+    scale and shift are (I,), or (..., I) where they differ from token to token.
+    """
 
     features: Tensor
     """(I,) int64, distinct."""
@@ -32,12 +34,15 @@ class CodeEdit(NamedTuple):
     """(..., I)."""
 
     def then(self, scale: Tensor, shift: Tensor) -> CodeEdit:
-        """This edit and a further one of the same features on its result, as one."""
+        """Combine this edit with a further edit of the same features, which acts on its result."""
         return self._replace(scale=scale * self.scale, shift=scale * self.shift + shift)
 
     def apply(self, code: SparseCode) -> SparseCode:
-        """(..., K) -> (..., K + I): features leave their old pairs (value 0) and come as extra ones. On tokens where an
-        edit changes nothing the old pair stays and the extra one has value 0."""
+        """Change a code: (..., K) -> (..., K + I).
+
+        Features leave their old pairs (value 0) and come as extra pairs. On tokens where an edit changes nothing, the
+        old pair stays and the extra pair has value 0.
+        """
         features = self.features.to(code.indices.device)
         old = activations(code, features)
         scale, shift = self.scale.to(old), self.shift.to(old)
@@ -52,11 +57,11 @@ class CodeEdit(NamedTuple):
 
 
 Positions = Literal["all", "prompt", "generated"] | Tensor
-"""Tokens that interventions act on; a tensor is a mask (B, T), True where they do."""
+"""Tokens that interventions act on. A tensor is a mask (B, T), True on these tokens."""
 
 
 class Context(NamedTuple):
-    """One `steer` context."""
+    """One context of `steer`."""
 
     rows: tuple[CheckedInterventions, ...]
     """One mapping for all rows of a batch, or n that share them: row b of B has mapping b // (B / n)."""
@@ -64,7 +69,7 @@ class Context(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one context does to a layer's I features, in R mappings."""
+    """Interventions of one context on a layer's I features, in R mappings."""
 
     context: int
     """Place of the context among those in force."""
@@ -73,26 +78,26 @@ class Step(NamedTuple):
     shift: Tensor
     """(R, I)."""
     condition: Tensor | None
-    """(R, I) int64, the column of what conditions read (see `LayerPlan.watched`) on which an intervention depends; 0
-    for none. None if nothing of the step does."""
+    """(R, I) int64, column of the activation (see `LayerPlan.watched`) that an intervention's condition reads, 0 for no
+    condition. `None` if the step has no condition."""
     above: Tensor
-    """(R, I), what that has to exceed."""
+    """(R, I), the value that this activation has to exceed."""
 
 
 class LayerPlan(NamedTuple):
-    """What all contexts in force mean for one layer."""
+    """Effect of all contexts in force on one layer."""
 
     features: Tensor
     """(I,) that some context acts on."""
     steps: tuple[Step, ...]
-    """The outermost context's first; one acts on what those before made of the activations."""
+    """Steps, the outermost context first. A step acts on the result of the steps before it."""
     watched: Tensor
-    """(C,) of its features that conditions read. Layers' columns follow one another by layer, after column 0, which is
-    infinite."""
+    """(C,) features of the layer that conditions read. Their columns follow those of earlier layers; column 0 is
+    infinite and serves interventions without a condition."""
 
 
 class InForce(NamedTuple):
-    """The contexts of one model that a thread is in."""
+    """Contexts of one model that a thread is in."""
 
     model: Any
     contexts: tuple[Context, ...]
@@ -100,19 +105,20 @@ class InForce(NamedTuple):
 
 
 class LayerEdit:
-    """The interventions on one layer in one forward."""
+    """Interventions on one layer in one forward."""
 
     def __init__(self, layer: int, plan: LayerPlan, tokens: list[Tensor | None], seen: dict[int, Tensor]) -> None:
         self.layer = layer
         self.plan = plan
         self.tokens = tokens
-        """A context's mask (1 or B, T), or None for every token."""
+        """Mask (1 or B, T) of each context, or None for every token."""
         self.seen = seen
-        """Layer -> what conditions read (B, T, C), shared by the layers of a forward. It outlives the forward: a block
-        that runs again for gradient checkpointing does so before the blocks below it."""
+        """Layer -> activations (B, T, C) that conditions read, shared by the layers of a forward.
+
+        It outlives the forward: gradient checkpointing runs a block again before the blocks below it."""
 
     def apply(self, code: SparseCode) -> SparseCode:
-        """(B, T, K) -> (B, T, K + I)."""
+        """Change the layer's code: (B, T, K) -> (B, T, K + I)."""
         if len(self.plan.watched):
             self.seen[self.layer] = activations(code, self.plan.watched.to(code.indices.device)).detach()
         edit = None
@@ -122,7 +128,7 @@ class LayerEdit:
         return code if edit is None else edit.apply(code)
 
     def _coefficients(self, step: Step, code: SparseCode) -> tuple[Tensor, Tensor]:
-        """The step's scale and shift, (1 or B, 1 or T, I)."""
+        """Return the step's scale and shift, (1 or B, 1 or T, I)."""
         rows, device = code.indices.shape[0], code.indices.device
         scale, shift = [_by_row(each.to(device), rows).unsqueeze(1) for each in (step.scale, step.shift)]
         chosen = self.tokens[step.context]
@@ -136,7 +142,7 @@ class LayerEdit:
         return torch.where(chosen, scale, 1.0), torch.where(chosen, shift, 0.0)
 
     def _fired(self, condition: Tensor, above: Tensor, code: SparseCode) -> Tensor:
-        """(B, T, I): whether what each intervention depends on is the case."""
+        """Return (B, T, I), True where an intervention's condition holds."""
         rows, tokens = code.indices.shape[:2]
         read = [self.seen[layer].to(code.values.device) for layer in sorted(self.seen) if layer <= self.layer]
         always = code.values.new_full((rows, tokens, 1), torch.inf)
@@ -145,13 +151,13 @@ class LayerEdit:
 
 
 def _by_row(given: Tensor, rows: int) -> Tensor:
-    """(n, ...) -> (rows, ...), in the order in which `generate` repeats rows for beams; one for all stays one."""
+    """Repeat (n, ...) to (rows, ...) in the order in which `generate` repeats rows for beams; one row stays one."""
     return given if given.shape[0] == 1 else given.repeat_interleave(rows // given.shape[0], 0)
 
 
 _local = threading.local()
-"""A thread's own: .contexts, an InForce for every context entered, the innermost last; .prompts, (model, length) of
-`generate` calls that run."""
+"""State of a thread: .contexts holds an InForce per context entered, the innermost last; .prompts holds (model, length)
+per running call of `generate`."""
 
 
 def _innermost(stack: str, model: Any) -> Any:
@@ -173,8 +179,10 @@ def _entered(stack: str, entry: tuple[Any, ...]) -> Iterator[None]:
 
 @contextmanager
 def steering(model: Any, context: Context) -> Iterator[None]:
-    """Puts interventions in force for `model`, in this thread, until the block is left, by an exception too. Within
-    another such context they act on what that one makes of the activations."""
+    """Put interventions in force for `model`, in this thread, until the block is left, also by an exception.
+
+    Within another such context they act on that context's result.
+    """
     outer = _innermost("contexts", model)
     contexts = (*(outer.contexts if outer else ()), context)
     dtype = torch.promote_types(model.dtype, torch.float32)
@@ -185,8 +193,7 @@ def steering(model: Any, context: Context) -> Iterator[None]:
 
 @contextmanager
 def generating(model: Any, prompt: Tensor | None) -> Iterator[None]:
-    """Notes the length of a prompt, (B, T) or (B, T, d), that `generate` goes on from; None for the one token that it
-    begins with by itself."""
+    """Note the length of the prompt (B, T) or (B, T, d) of `generate`; None means the one token it starts from."""
     # a tensor, so that compiled models serve prompts of every length
     length = torch.tensor(1) if prompt is None else torch.tensor(prompt.shape[1], device=prompt.device)
     with _entered("prompts", (model, length)):
@@ -194,12 +201,12 @@ def generating(model: Any, prompt: Tensor | None) -> Iterator[None]:
 
 
 def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, LayerEdit]:
-    """The interventions on a forward of `model`, by layer.
+    """Return the interventions on a forward of `model`, by layer.
 
     Args:
-        model: the headless model.
-        inputs: its input ids (B, T) or embeddings (B, T, d).
-        cache: its key-value cache, whose length says where the inputs stand in their text, or None.
+        model: headless model.
+        inputs: input ids (B, T) or embeddings (B, T, d).
+        cache: key-value cache, whose length is the position of the inputs in their text, or None.
     """
     entry = _innermost("contexts", model)
     if entry is None or inputs is None:
@@ -212,7 +219,7 @@ def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, L
 
 
 def _tokens(positions: Positions, model: Any, inputs: Tensor, cache: Any) -> Tensor | None:
-    """Which tokens of a forward `positions` mean: a mask (1 or B, T), or None for all."""
+    """Return the tokens of a forward that `positions` mean, as a mask (1 or B, T), or None for all."""
     if isinstance(positions, str) and positions == "all":
         return None
     rows, length = inputs.shape[:2]
@@ -232,7 +239,7 @@ def _check_rows(what: str, given: int, rows: int) -> None:
 
 
 def _plans(contexts: tuple[Context, ...], like: Tensor) -> dict[int, LayerPlan]:
-    """By layer; numbers in the precision of `like`, and all on its device."""
+    """Work contexts out by layer, in the precision and on the device of `like`."""
     given = [item for context in contexts for row in context.rows for item in row.items()]
     acted_on = sorted({feature for feature, _ in given})
     watched = sorted({parse_feature(each.when) for _, each in given if each.when is not None})
@@ -254,7 +261,7 @@ def _plans(contexts: tuple[Context, ...], like: Tensor) -> dict[int, LayerPlan]:
 
 
 def _step(context: int, rows: list[list[Intervention | None]], columns: dict[str, int], like: Tensor) -> Step:
-    """R rows of what is done to I features, None for nothing."""
+    """Turn R rows of interventions on I features (None for no intervention) into tensors."""
     coefficients = [[each.coefficients if each else (1.0, 0.0) for each in row] for row in rows]
     scale, shift = like.new_tensor(coefficients).unbind(-1)
     condition = [[columns[str(each.when)] if each and each.when else 0 for each in row] for row in rows]

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
-from ..model.mfn_layer import MFNLayer, MFNPass, ReconstructionRequest
+from ..model.mfn_layer import MFNLayer
+from ..model.mfn_pass import MFNPass, ReconstructionRequest
 from ..model.modeling_mfn import MFNForCausalLM, MFNModelOutput
 from ..model.modes import as_base
 
@@ -172,7 +173,6 @@ class CachedResiduals(nn.Module):
     def __init__(self, model: MFNForCausalLM) -> None:
         super().__init__()
         self.config: MFNConfig = model.config
-        # parameters by names that contain ".mfn.", like those of the whole model
         self.blocks = nn.ModuleDict({str(n): nn.ModuleDict({"mfn": layer}) for n, layer in model.mfn_layers.items()})
         self.set_blend, self.set_k = model.set_blend, model.set_k
 
@@ -186,13 +186,12 @@ class CachedResiduals(nn.Module):
         residuals: Tensor,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        output_reconstructions: bool | ReconstructionRequest = True,
+        reconstruction_request: ReconstructionRequest | None = None,
         **kwargs: Any,
     ) -> MFNModelOutput:
         """(B, L, T, d) residual streams -> each layer's reconstruction. Other arguments are those that the whole model
         would take, and mean nothing here; the Trainer brings a mask to its losses if it is one of them."""
-        request = output_reconstructions if isinstance(output_reconstructions, ReconstructionRequest) else None
-        mfn_pass = MFNPass({}, None, {}, request)
+        mfn_pass = MFNPass(reconstructions={}, request=reconstruction_request)
         for place, layer in enumerate(self.mfn_layers.values()):
             layer(residuals[:, place].to(layer.encoder.weight.dtype), mfn_pass)
         return MFNModelOutput(reconstructions=mfn_pass.reconstructions)

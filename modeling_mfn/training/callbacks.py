@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..model.mfn_layer import MFNLayer
+from ..model.mfn_layer import MFNLayer, mfn_parameters
 from ..utils.processes import broadcast
 from .arguments import MFNTrainingArguments
 from .statistics import FeatureStatistics
@@ -44,7 +44,8 @@ class ScheduleCallback(TrainerCallback):
         self._thaw()  # a training that was broken off
         if state.global_step < args.warmup_end(state.max_steps):
             # the optimizer has them already: without gradients it leaves them alone
-            self._frozen = [p for n, p in model.named_parameters() if p.requires_grad and ".mfn." not in n]
+            features = set(mfn_parameters(model).values())
+            self._frozen = [p for p in model.parameters() if p.requires_grad and p not in features]
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
         set_to_schedule(model, args, state.global_step, state.max_steps)

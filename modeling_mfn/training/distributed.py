@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..model.families import MFNBlock
-from ..model.mfn_layer import Reconstruction
+from ..model.mfn_pass import Reconstruction
 from ..model.sparse_code import SparseCode
 from ..utils.processes import world_size
 

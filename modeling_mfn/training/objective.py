@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.configuration_mfn import MFNConfig
-from ..model.mfn_layer import Reconstruction, ReconstructionRequest
+from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from ..model.sparse_code import SparseCode
 from .arguments import MFNTrainingArguments
 from .distributed import gather_code

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..model.configuration_mfn import MFNConfig
-from ..model.mfn_layer import MFNLayer, Reconstruction
+from ..model.mfn_layer import MFNLayer
+from ..model.mfn_pass import Reconstruction
 from ..utils.processes import all_reduce_sum
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..model.configuration_mfn import MFNConfig, check_feature
+from ..model.configuration_mfn import MFNConfig
+from ..model.mfn_layer import mfn_parameters
 from .activation_cache import CachedResiduals
 from .arguments import LAMBDAS, MFNTrainingArguments, parse_trainable_features
 
@@ -29,7 +30,7 @@ class TrainableFeatures(TrainerCallback):
         self.chosen = {int(layer): torch.tensor(indices) for layer, indices in given.items()}
         for layer, features in self.chosen.items():
             for index in features.tolist():
-                check_feature(config, layer, index)
+                config.check_feature((layer, index))
         self._frozen: list[tuple[nn.Parameter, Tensor, Tensor]] = []
 
     def freeze_the_rest(self, model: Any) -> None:
@@ -81,15 +82,16 @@ class TrainableFeatures(TrainerCallback):
 
 def freeze_backbone(model: Any) -> None:
     """Leaves gradients to the MFN layers alone."""
-    for name, parameter in model.named_parameters():
-        # PEFT keeps the layers that it copied
-        parameter.requires_grad_(".mfn." in name and ".original_module." not in name)
+    model.requires_grad_(False)
+    for parameter in mfn_parameters(model).values():
+        parameter.requires_grad_(True)
 
 
 def trains_backbone(model: Any) -> bool:
     """Whether weights of the backbone itself are trained, adapters aside."""
-    own = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return any(".mfn." not in name and "lora_" not in name for name in own)
+    features = set(mfn_parameters(model).values())
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad and each not in features}
+    return any("lora_" not in name for name in trained)
 
 
 def check_shared_decoder(model: Any, sharded: bool) -> None:
@@ -107,8 +109,8 @@ def check_shared_decoder(model: Any, sharded: bool) -> None:
 def check_peft(model: Any, args: MFNTrainingArguments) -> None:
     """`ValueError` where MFN layers of a PEFT model would not learn what alpha or the losses ask of them, or would
     learn what no adapter keeps."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and ".mfn." in name]
-    if any(".mfn.modules_to_save." not in name for name in trained):
+    trained = [name for name, parameter in mfn_parameters(model).items() if parameter.requires_grad]
+    if any(".modules_to_save." not in name for name in trained):
         problem = "the adapter would not keep the MFN layers, which are trained"
     elif not trained and (args.alpha_start != args.alpha_end or any(map(args.weight, set(LAMBDAS) - {"util"}))):
         problem = "no MFN layer is trained, though alpha moves or a loss of the features is on"

@@ -12,7 +12,8 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..model.mfn_layer import Reconstruction, ReconstructionRequest
+from ..model.mfn_layer import mfn_parameters
+from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from ..model.modes import as_base
 from ..utils.processes import all_reduce_sum, world_size
 from .activation_cache import CachedResiduals
@@ -99,7 +100,7 @@ class MFNTrainer(Trainer):
             self._chosen.freeze_the_rest(self.model)
         if hasattr(self.model, "peft_config"):
             check_peft(self.model, args)
-        if any(p.requires_grad and ".mfn." in n and p.dtype.itemsize < 4 for n, p in self.model.named_parameters()):
+        if any(p.requires_grad and p.dtype.itemsize < 4 for p in mfn_parameters(self.model).values()):
             # small steps are rounded away
             logger.warning("MFN layers below float32 stop learning at small rates; load float32, train with bf16=True")
         if args.util_target == "kl" and self.base_model is None and trains_backbone(self.model):
@@ -128,7 +129,7 @@ class MFNTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if self.args.mfn_learning_rate is None:
             return optimizer
-        ours = {p for name, p in (model or self.model).named_parameters() if ".mfn." in name}
+        ours = set(mfn_parameters(model or self.model).values())
         for group in list(optimizer.param_groups):
             mine = [parameter for parameter in group["params"] if parameter in ours]
             if mine:
@@ -173,7 +174,7 @@ class MFNTrainer(Trainer):
         """Eq. 4 for one batch, as its share of the optimizer step."""
         mask = tokens_that_count(inputs)
         request = self.feature_objective.request(mask, self._to_revive())
-        parts, outputs = self._utility(model, inputs | {"output_reconstructions": request}, num_items_in_batch)
+        parts, outputs = self._utility(model, inputs | {"reconstruction_request": request}, num_items_in_batch)
         layers = self._layer_losses(outputs.reconstructions, mask, request)
         if self.args.lambda_stab and self.args.stability_pass == "model":
             self._second_pass(model, inputs, outputs.reconstructions, mask, layers)
@@ -262,7 +263,7 @@ class MFNTrainer(Trainer):
             for name, value in inputs.items()
             if name != "labels"
         }
-        again |= {"output_reconstructions": self.feature_objective.second_request(), "logits_to_keep": 1}
+        again |= {"reconstruction_request": self.feature_objective.second_request(), "logits_to_keep": 1}
         perturbed = model(**again).reconstructions
         unshard_for_gradients(model, perturbed)
         for layer, parts in layers.items():
@@ -273,12 +274,12 @@ class MFNTrainer(Trainer):
 
     def _distil(self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any) -> tuple[Tensor, Any]:
         """KL(base || model) a predicted token, scaled like the next-token loss."""
-        plain = {n: v for n, v in inputs.items() if n not in ("labels", "output_reconstructions")}
+        plain = {n: v for n, v in inputs.items() if n not in ("labels", "reconstruction_request")}
         with torch.no_grad(), self._as_base() if self.base_model is None else nullcontext():
             target = (self.base_model or model)(**plain).logits
         labels = inputs.get("labels")
         measured = None if self.model.training else labels
-        outputs = model(**plain, labels=measured, output_reconstructions=inputs["output_reconstructions"])
+        outputs = model(**plain, labels=measured, reconstruction_request=inputs["reconstruction_request"])
         if measured is not None:
             self._eval_parts.add({"next_token_loss": outputs.loss}, len(measured), len(measured))
         counted = (tokens_that_count(inputs) if labels is None else labels != -100)[:, 1:]

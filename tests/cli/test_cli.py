@@ -126,7 +126,7 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
         ),
         (("train", "{base}", "{base}", "--text", "{base}/config.json", "--overwrite"), "is the model itself"),
         (("train", "{base}", "{base}/..", "--text", "{base}/config.json"), "exists and is not empty"),
-        (("steer", "{base}", "w5", "--set", "L0/5=push:3"), "'L0/5=push:3' is no intervention"),
+        (("steer", "{base}", "w5", "--set", "L0/5=push:3"), "'L0/5=push:3' is not an intervention"),
         (("steer", "{base}", "w5", "--set", "L0/5=clamp:nan"), "nan"),
         (("steer", "{base}", "w5", "--set", "0/5=ablate"), "'0/5' names no feature"),
     ],

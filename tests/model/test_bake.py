@@ -63,7 +63,7 @@ def test_baking_twice_and_steering_a_baked_model(family_base):
     ("settings", "given", "message"),
     [
         ({}, {(0, 1): Scale(2.0), (2, 1): Ablate(when=(0, 1))}, "L2/1 has a condition"),
-        ({}, [{(0, 1): Ablate()}, {}], "no mapping of features"),
+        ({}, [{(0, 1): Ablate()}, {}], "not a mapping of features"),
         ({}, "late", "positions are 'generated'"),
         ({}, "none", "no preset 'none'"),
         ({}, {(0, 1): Scale(2.0), (1, 1): Ablate()}, "block 1 has no MFN layer"),

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from modeling_mfn import Ablate, Clamp, MFNConfig, MFNForCausalLM, MFNTrainer
 from modeling_mfn.model.feature_editing import find_duplicates
-from modeling_mfn.model.mfn_layer import ReconstructionRequest
+from modeling_mfn.model.mfn_pass import ReconstructionRequest
 
 PRUNED = {0: [3, 5, 9, 11, 40, 41, 79], 2: [0, 1, 2, 3, 60]}
 REQUEST = ReconstructionRequest(candidates=16, revive={0: torch.tensor([4, 50, 78])}, revive_k=2)
@@ -128,7 +128,7 @@ def test_a_compacted_model_has_the_gradients_and_losses_of_the_pruned_one(model,
 
     def results():
         model.zero_grad()
-        out = model(**batch, output_reconstructions=REQUEST)
+        out = model(**batch, reconstruction_request=REQUEST)
         item = out.reconstructions[0]
         with model.steer({(0, 78): Clamp(3.0), (2, 59): Clamp(2.0)}):
             clamped = model(**batch).logits
@@ -376,8 +376,8 @@ def test_duplicates_are_those_of_the_whole_matrix():
         (lambda m: m.merge_features(0, 4, []), r"others is \[\]; give at least one"),
         (lambda m: m.merge_features(0, 4, [6, 4]), r"others is \[6, 4\]; .* the kept one, 4"),
         (lambda m: m.merge_features(0, 3, [4]), "L0/3 is pruned"),
-        (lambda m: m.merge_features(0, 6, [7]), "L0/7 is no duplicate: its direction has cosine -"),
-        (lambda m: m.steer({(0, 3): Clamp(1.0)}), "L0/3 is pruned: it counts for nothing"),
+        (lambda m: m.merge_features(0, 6, [7]), "L0/7 is not a duplicate: its direction has cosine -"),
+        (lambda m: m.steer({(0, 3): Clamp(1.0)}), "L0/3 is pruned and has no effect"),
         (lambda m: m.steer({"L2/60": Ablate()}), "L2/60 is pruned"),
         (lambda m: find_duplicates(m, 0, 0.0), r"threshold is 0\.0; it must be a cosine above 0"),
         (lambda m: find_duplicates(m, 1), "block 1 has no MFN layer"),

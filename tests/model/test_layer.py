@@ -1,5 +1,7 @@
 """The MFN layer against a plain dense float64 transcription of eqs. 1-3, and what a sparse code promises."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,12 @@ from conftest import make_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_mfn import MFNConfig, SparseCode
-from modeling_mfn.model.mfn_layer import MFNLayer, MFNPass
+from modeling_mfn import MFNConfig, Scale, SparseCode
+from modeling_mfn.model import mfn_layer
+from modeling_mfn.model.mfn_layer import MFNLayer
+from modeling_mfn.model.mfn_pass import MFNPass, ReconstructionRequest
 from modeling_mfn.model.sparse_code import decode, encode, rank_features
+from modeling_mfn.model.steering import Context, edits_in_force, steering
 
 
 def make_layer(dtype=torch.float64, **settings):
@@ -22,16 +27,17 @@ def make_layer(dtype=torch.float64, **settings):
     return layer.to(dtype)
 
 
-def dense_layer(layer, h, alpha, k, norm):
-    """Eqs. 1-3 with a dense z: the oracle. Returns the blend, h_hat and z."""
+def dense_layer(layer, h, alpha, k, norm, rectify=True, scale=1):
+    """Eqs. 1-3 with a dense z, times `scale`: the oracle. Returns the blend, h_hat and z."""
     x, mean, std = h, 0, 1
     if norm == "layer":
         mean = h.mean(-1, keepdim=True)
         std = ((h - mean).square().sum(-1, keepdim=True) / (h.shape[-1] - 1)).sqrt()
         x = (h - mean) / (std + 1e-5)
-    z = torch.relu(x @ layer.encoder.weight.T + layer.encoder.bias)
+    z = x @ layer.encoder.weight.T + layer.encoder.bias
+    z = torch.relu(z) if rectify else z
     smallest = z.sort(-1, descending=True).values[..., k - 1 : k]
-    z = torch.where(z >= smallest, z, 0)
+    z = scale * torch.where(z >= smallest, z, 0)
     h_hat = z @ layer.decoder.weight
     if layer.decoder.bias is not None:
         h_hat = h_hat + layer.decoder.bias
@@ -78,6 +84,50 @@ def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm):
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
     assert torch.autograd.grad(ours, h, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("edit", [None, Scale(2.0)])
+def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, monkeypatch):
+    """Gradients of a loss of the output, the reconstruction, the code and the candidates together, as if each had a
+    dense forward of its own. The code is decoded once, unless it is steered."""
+    layer = make_layer(input_norm=norm)
+    layer.config.alpha = 0.7
+    h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
+    weights = [torch.randn(3, 7, size, dtype=torch.float64) for size in (32, 32, 50, 50)]
+    decoded = []
+    monkeypatch.setattr(mfn_layer, "decode", lambda *given: decoded.append(given) or decode(*given))
+    edits = {}
+    if edit is not None:
+        context = Context(({(0, feature): edit for feature in range(50)},), "all")
+        model = SimpleNamespace(dtype=torch.float64, device=h.device)
+        with steering(model, context):
+            edits = edits_in_force(model, h, None)
+    taken = MFNPass(edits, {}, {}, ReconstructionRequest(stop_gradient, candidates=12))
+    blend = layer(h, taken)
+    assert len(decoded) == (1 if edit is None else 2)
+    found = taken.reconstructions[0]
+    results = [blend, found.reconstructed, found.code.to_dense(), found.candidates.to_dense()]
+
+    seen = h.detach() if stop_gradient else h
+    dense_blend, _, _ = dense_layer(layer, h, 0.7, 6, norm, scale=1 if edit is None else 2)
+    _, h_hat, z = dense_layer(layer, seen, 0.7, 6, norm)
+    pre_activations = dense_layer(layer, seen, 0.7, 12, norm, rectify=False)[2]
+    expected = [dense_blend, h_hat, z, pre_activations]
+    for ours, dense in zip(results, expected, strict=True):
+        torch.testing.assert_close(ours, dense, atol=1e-10, rtol=0)
+
+    def gradients(outputs):
+        loss = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
+        return torch.autograd.grad(loss, [h, *layer.parameters()])
+
+    for ours, dense in zip(gradients(results), gradients(expected), strict=True):
+        torch.testing.assert_close(ours, dense, atol=1e-10, rtol=0)
+    taken = MFNPass(edits, {}, {}, ReconstructionRequest(stop_gradient))
+    layer(h, taken)
+    (through,) = torch.autograd.grad(taken.codes[0].to_dense().square().sum(), h)
+    assert through.any()  # a code that a user takes leads back to the input
 
 
 def test_numerical_gradients_of_encode_and_decode():

@@ -116,12 +116,12 @@ def test_steering_in_a_pipeline(model, tmp_path):
         (("a\nb", {}), r"'a\\nb' is no name"),
         (("dtype", CALM), "do not keep the name 'dtype'"),
         (("_auto_class", CALM), "do not keep the name '_auto_class'"),
-        (("rows", [{(0, 5): Ablate()}, {}]), "no mapping of features to interventions, for every row alike"),
+        (("rows", [{(0, 5): Ablate()}, {}]), "not a mapping of features to interventions, for every row alike"),
         (("mask", CALM, torch.ones(2, 6, dtype=torch.bool)), "a mask belongs to one batch"),
         (("where", CALM, "promt"), "'promt'; they can be all, prompt, generated"),
         (("far", {(1, 5): Ablate()}), "block 1 has no MFN layer"),
         (("far", {(0, 5): Ablate(when=(0, 80))}), "L0/80 does not exist"),
-        (("number", {(0, 5): 4.0}), r"4\.0 is no intervention"),
+        (("number", {(0, 5): 4.0}), r"4\.0 is not an intervention"),
     ],
 )
 def test_what_cannot_be_kept_changes_nothing(model, arguments, message):
@@ -149,7 +149,7 @@ def intervention(**settings):
         ({"x": intervention(kind="clamp", value=float("nan"))}, "preset 'x': .*value is nan, not finite"),
         ({"x": intervention(kind="ablate", when="L2/1")}, "preset 'x': .*L0/5 waits for a later layer"),
         ({"x": {"positions": "all", "interventions": {"L0/80": {"kind": "ablate"}}}}, "preset 'x': L0/80 does not"),
-        ({"a\nb": intervention(kind="ablate")}, "is no name for a preset"),
+        ({"a\nb": intervention(kind="ablate")}, "is not a name for a preset"),
     ],
 )
 def test_a_config_with_a_preset_that_the_model_cannot_have(model, tmp_path, written, message):

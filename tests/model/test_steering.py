@@ -218,5 +218,5 @@ def test_a_number_that_is_not_finite(kind, number):
 
 
 def test_something_that_is_no_intervention(model):
-    with pytest.raises(ValueError, match=r"4\.0 is no intervention"):
+    with pytest.raises(ValueError, match=r"4\.0 is not an intervention"):
         model.steer({(0, 1): 4.0})

@@ -69,13 +69,16 @@ NotOurs.__name__ = "Clamp"
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (4.0, r"4\.0 is no intervention; use Clamp, Scale, Add or Ablate, or .* one of ablate, add, clamp, scale"),
-        ("clamp", "'clamp' is no intervention"),
-        (Clamp, "class .*Clamp.* is no intervention"),
-        (NotOurs(), r"NotOurs\(\) is no intervention"),
-        ({"value": 4.0}, r"\{'value': 4\.0\} is no intervention; .* one of ablate, add, clamp, scale"),
-        ({"kind": "push", "value": 4.0}, "'push', .* is no intervention; .* one of ablate, add, clamp, scale"),
-        ({"kind": "clamp", "factor": 4.0}, r"'factor': 4\.0\} is no intervention; it needs \['value'\], and may have"),
+        (4.0, r"4\.0 is not an intervention; use Clamp, Scale, Add or Ablate, or .* one of ablate, add, clamp, scale"),
+        ("clamp", "'clamp' is not an intervention"),
+        (Clamp, "class .*Clamp.* is not an intervention"),
+        (NotOurs(), r"NotOurs\(\) is not an intervention"),
+        ({"value": 4.0}, r"\{'value': 4\.0\} is not an intervention; .* one of ablate, add, clamp, scale"),
+        ({"kind": "push", "value": 4.0}, "'push', .* is not an intervention; .* one of ablate, add, clamp, scale"),
+        (
+            {"kind": "clamp", "factor": 4.0},
+            r"'factor': 4\.0\} is not an intervention; it needs \['value'\], and may have",
+        ),
         ({"kind": "ablate", "value": 4.0}, r"it needs \[\], and may have when and above"),
         ({"kind": "clamp", "value": "4"}, "value is '4', not finite"),
         ({"kind": "clamp", "value": float("inf")}, "value is inf, not finite"),
@@ -128,7 +131,7 @@ class Negate(Clamp):
 try:
     model.steer({(0, 5): Negate(1.0)})
 except ValueError as error:
-    assert "Negate(1.0) is no intervention; use Clamp, Scale, Add or Ablate" in str(error), error
+    assert "Negate(1.0) is not an intervention; use Clamp, Scale, Add or Ablate" in str(error), error
 else:
     raise SystemExit("took an intervention that its code does not know")
 """

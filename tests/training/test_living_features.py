@@ -10,7 +10,7 @@ from trainings import arguments, history, rows, train
 from transformers import TrainerCallback
 
 from modeling_mfn import MFNTrainer
-from modeling_mfn.model.mfn_layer import ReconstructionRequest
+from modeling_mfn.model.mfn_pass import ReconstructionRequest
 from modeling_mfn.training.activation_cache import CachedResiduals
 from modeling_mfn.training.objective import FeatureObjective
 from modeling_mfn.training.statistics import FeatureStatistics
@@ -86,7 +86,7 @@ def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():
     layer = model.mfn_layers[1]
     revive = torch.tensor([3, 9, 40, 41, 77])
     item = model(
-        **tokens(2, 9), output_reconstructions=ReconstructionRequest(revive={1: revive}, revive_k=2)
+        **tokens(2, 9), reconstruction_request=ReconstructionRequest(revive={1: revive}, revive_k=2)
     ).reconstructions[1]
     args = arguments("unused")
     loss = FeatureObjective(args, model.config).losses(item, torch.ones(2, 9), ReconstructionRequest())["aux"]

@@ -8,7 +8,7 @@ from conftest import make_base, make_mfn, tokens
 from trainings import arguments, rows
 
 from modeling_mfn import MFNTrainer
-from modeling_mfn.model.mfn_layer import ReconstructionRequest
+from modeling_mfn.model.mfn_pass import ReconstructionRequest
 from modeling_mfn.training.losses import stability_loss
 from modeling_mfn.training.objective import Perturbation, tokens_of
 
@@ -103,7 +103,7 @@ def test_tokens_that_are_drawn_for_stability_are_real_ones(tmp_path):
     chosen = [objective.request(mask, {}).chosen for _ in range(50)]
     assert all(len(set(each.tolist())) == 2 for each in chosen)
     assert set(torch.cat(chosen).tolist()) == {0, 1, 2, 4}
-    out = model(**tokens(2, 4), output_reconstructions=objective.request(mask, {})).reconstructions
+    out = model(**tokens(2, 4), reconstruction_request=objective.request(mask, {})).reconstructions
     assert all(item.perturbed.values.shape == (2, 8) for item in out.values())
 
 
@@ -125,7 +125,7 @@ def test_indices_are_brought_to_the_layer_s_device():
         request = ReconstructionRequest(
             perturb=lambda h: h * 2 + 1, chosen=place(chosen), revive={1: place(features)}, revive_k=2
         )
-        item = model(**tokens(2, 4), output_reconstructions=request).reconstructions[1]
+        item = model(**tokens(2, 4), reconstruction_request=request).reconstructions[1]
         found.append((item.perturbed.values, item.revived, tokens_of(item.code, place(chosen)).values))
         layer = copy.deepcopy(model.mfn_layers[1])
         layer.reset_features(place(features), torch.eye(3, 32))

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...data.windows import input_batches
-from ...model.mfn_layer import ReconstructionRequest
+from ...model.mfn_pass import ReconstructionRequest
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.sparse_code import SparseCode
@@ -165,7 +165,7 @@ def _perturbed(
             yield f"noise {strength:g} on h", layer, code, model.mfn_layers[layer].encode(h), counted
     for strength in strengths:
         request = ReconstructionRequest(perturb_embeddings=Perturbation("noise", strength))
-        found = model.model(**inputs, output_codes=True, output_reconstructions=request, use_cache=False).codes
+        found = model.model(**inputs, output_codes=True, reconstruction_request=request, use_cache=False).codes
         for layer, code in codes.items():
             yield f"noise {strength:g} on embeddings", layer, code, found[layer], counted
     yield from _changed_contexts(model, inputs, partners, codes, counted)

@@ -26,8 +26,6 @@ from ...model.sparse_code import SparseCode
 STEP = 1e-6
 """Of the central difference, in activations of the feature. In float64 its error is some 1e-9 of the derivative, and
 hardly ever does another feature cross TopK's edge on so short a way."""
-OUTPUT_PROJECTIONS = ("o_proj", "c_proj")
-"""What families call the projection of all heads' outputs back to the residual stream."""
 
 Output = str | tuple[str, int]
 """`"logits"`, `("attention", block)` or `("MLP", block)`."""
@@ -101,11 +99,12 @@ def exact_copy(model: MFNForCausalLM) -> MFNForCausalLM:
     twin: MFNForCausalLM = copy.deepcopy(model).double().eval().requires_grad_(False)
     twin.set_blend(1.0)
     twin.set_attn_implementation("sdpa")  # the eager one rounds its softmax to float32
+    norm = family_of(model.config.text_config).norm
     for parent in list(twin.modules()):
-        for name, norm in list(parent.named_children()):
-            if hasattr(norm, "variance_epsilon"):  # transformers' RMSNorms round what they read to float32
-                exact = nn.RMSNorm(len(norm.weight), eps=norm.variance_epsilon, dtype=norm.weight.dtype)
-                exact.weight = norm.weight
+        for name, child in list(parent.named_children()):
+            if not norm.centred and hasattr(child, norm.epsilon):  # transformers' RMSNorm rounds its input to float32
+                exact = nn.RMSNorm(len(child.weight), eps=getattr(child, norm.epsilon), dtype=child.weight.dtype)
+                exact.weight = child.weight
                 setattr(parent, name, exact)
     return twin
 
@@ -205,8 +204,7 @@ def recorded(model: MFNForCausalLM) -> Iterator[dict[Output, Tensor]]:
             outputs["attention", number] = arguments[0].unflatten(-1, (config.num_attention_heads, -1))
 
         handles.append(block.mlp.register_forward_hook(keep_mlp))
-        attention = getattr(block, family.block_class.parts[1])
-        projection = next(module for name, module in attention.named_children() if name in OUTPUT_PROJECTIONS)
+        projection = family.attention_of(block).get_submodule(family.attention_output)
         handles.append(projection.register_forward_pre_hook(keep_heads))
     try:
         yield outputs
@@ -221,7 +219,7 @@ def moved(layer: MFNLayer, vectors: Tensor) -> Iterator[None]:
     which features add: standardised ones where the layer standardises, and as far as alpha reaches."""
 
     def move(module: MFNLayer, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        std = module.standardise(arguments[0][:, 0])[2]
+        std = module.standardise(arguments[0][:, 0]).std
         output = output.clone()
         output[:, 0] += module.config.alpha * vectors * (1 if std is None else std)
         return output
@@ -234,8 +232,7 @@ def moved(layer: MFNLayer, vectors: Tensor) -> Iterator[None]:
 
 
 def _norm(layer: MFNLayer, feature: int) -> float:
-    weight, row = layer.rows_of(torch.tensor([feature]))[2]
-    return weight[row].norm().item()
+    return layer.rows_of(torch.tensor([feature])).decoder.values.norm().item()
 
 
 __all__ = ["Bench", "Push", "Response", "Site", "exact_copy", "readers", "sample_sites"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...model.interventions import Ablate
-from ...model.mfn_layer import MFNLayer, MFNPass
+from ...model.mfn_layer import MFNLayer
+from ...model.mfn_pass import MFNPass
 from ...model.sparse_code import SparseCode
 
 
@@ -101,8 +102,7 @@ class TracedText:
             h, mfn_pass = arguments
             assert mfn_pass.codes is not None
             code = mfn_pass.codes[layer]
-            _, mean, std = module.standardise(h)
-            h_hat = module.reconstruct(code._replace(values=change(code.values)), mean, std)
+            h_hat = module.reconstruct(code._replace(values=change(code.values)), module.standardise(h))
             return torch.lerp(h, h_hat.to(h.dtype), module.config.alpha)
 
         handle = self.model.mfn_layers[layer].register_forward_hook(decode_again)
@@ -143,7 +143,7 @@ class TracedText:
         layers = self.model.mfn_layers
 
         def keep(module: MFNLayer, arguments: tuple[Tensor, MFNPass]) -> None:
-            inputs[module.layer_index] = module.standardise(arguments[0])[0][0]
+            inputs[module.layer_index] = module.standardise(arguments[0]).x[0]
 
         handles = [layers[layer].register_forward_pre_hook(keep) for layer in {layer for layer, _, _ in firings}]
         try:
@@ -153,9 +153,9 @@ class TracedText:
                 handle.remove()
         found = []
         for layer, index, position in firings:
-            (weight, (row,)), (bias, _), _ = layers[layer].rows_of(torch.tensor([index]))
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            found.append(inputs[layer][position].to(wide) @ weight[row].to(wide) + bias[row].to(wide))
+            encoder, bias, _ = layers[layer].rows_of(torch.tensor([index]))
+            wide = torch.promote_types(encoder.parameter.dtype, torch.float32)
+            found.append((encoder.values.to(wide) @ inputs[layer][position].to(wide) + bias.values.to(wide)).squeeze(0))
         return found
 
 

@@ -40,18 +40,17 @@ def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
     """
     stds: dict[int, Tensor] = {}
     scales: dict[int, Tensor] = {}
-    norm = final_norm(model)
+    norm, form = final_norm(model), family_of(model.config.text_config).norm
 
     def at_layer(module: MFNLayer, arguments: tuple[Tensor, ...]) -> None:
         h = arguments[0]
-        std = module.standardise(h)[2]
+        std = module.standardise(h).std
         stds[module.layer_index] = torch.ones_like(h[..., 0]) if std is None else std.squeeze(-1)
 
     def at_norm(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         h = arguments[0].float()
-        h = h - h.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else h
-        epsilon = getattr(module, "eps", getattr(module, "variance_epsilon", 0.0))
-        denominator = (h.square().mean(-1) + epsilon).sqrt()
+        h = h - h.mean(-1, keepdim=True) if form.centred else h
+        denominator = (h.square().mean(-1) + getattr(module, form.epsilon)).sqrt()
         scales.update({layer: std / denominator for layer, std in stds.items()})
 
     hooks = [layer.register_forward_pre_hook(at_layer) for layer in model.mfn_layers.values()]
@@ -75,7 +74,7 @@ def through_final_norm(model: MFNForCausalLM, directions: Tensor) -> Tensor:
     The result is g * D_f, with the norm's weight g; LayerNorm takes the mean out of D_f first.
     """
     norm, directions = final_norm(model), directions.float()
-    if isinstance(norm, nn.LayerNorm):
+    if family_of(model.config.text_config).norm.centred:
         directions = directions - directions.mean(-1, keepdim=True)
     return directions * norm.get_parameter("weight").float()
 
