@@ -153,7 +153,9 @@ def _parse(text: str) -> tuple[str, Intervention]:
     except ValueError:
         match = None
     if match is None:
-        raise ValueError(f"'{visible(text)}' is not an intervention; write L6/1234=clamp:4, =add:2, =scale:0.5 or =ablate")
+        raise ValueError(
+            f"'{visible(text)}' is not an intervention; write L6/1234=clamp:4, =add:2, =scale:0.5 or =ablate"
+        )
     kind: Any = {"clamp": Clamp, "add": Add, "scale": Scale, None: Ablate}[match["kind"]]
     return match["target"], kind(*strength, when=match["when"])
 
