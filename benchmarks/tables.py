@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import short_tables
 from modeling_mfn.evaluation.report import deciding
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, PredictionResult, estimates_of
 from modeling_mfn.utils.display import for_table_cell
@@ -236,6 +237,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "labels": label_table,
     "steering": steering_table,
     "steering-short": short_steering_table,
+    **short_tables.TABLES,
     **{
         f"{family}-{group}": partial(group_table, family, group)
         for family in TITLES

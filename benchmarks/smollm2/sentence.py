@@ -1,0 +1,163 @@
+"""A picture of a sentence as its model reads it: the strongest named features of each token, as SVG.
+
+    mfn demo
+    python -m benchmarks.smollm2.sentence runs/demo/model "Good my lord, ..." --out docs/images/sentence.svg
+
+A model without an atlas gets one first, of the demo's plays, with automatic labels by the concepts of `labels.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+from xml.sax.saxutils import escape
+
+import typer
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from benchmarks.smollm2.labels import inventory
+from modeling_mfn import FeatureAtlas, MFNForCausalLM
+from modeling_mfn.data.text import load_text, pack
+from modeling_mfn.demo.assets import shakespeare
+from modeling_mfn.features.atlas.schema import FOLDER
+from modeling_mfn.features.labelling.automatic import label_features
+from modeling_mfn.features.reading import ActiveFeature, ReadToken, TextReading
+from modeling_mfn.utils.display import visible, visible_token
+
+COLUMN, GAP, MARGIN, CHIP, TOP = 118, 8, 16, 46, 64
+"""Sizes in pixels: of a column, between columns, around all, of a feature's box, above the first box."""
+CHARACTERS = 17
+"""Characters of a label in one line of its box."""
+HUES = ("#2f7ed8", "#c2571a", "#2e9e6b", "#9457c9", "#b8860b", "#c23b72", "#1f8a9c", "#6b7a1e")
+STYLE = """
+  .card { fill: #ffffff; stroke: #d0d7de; }
+  .token { fill: #1f2328; font: 600 15px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+  .label { fill: #1f2328; font: 500 12px ui-sans-serif, system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
+  .small { fill: #656d76; font: 10px ui-sans-serif, system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
+  @media (prefers-color-scheme: dark) {
+    .card { fill: #161b22; stroke: #30363d; }
+    .token, .label { fill: #e6edf3; }
+    .small { fill: #8d96a0; }
+  }
+"""
+
+
+class Chip(NamedTuple):
+    """A feature as it is drawn."""
+
+    active: ActiveFeature
+    hue: str
+
+
+def named(token: ReadToken, count: int) -> list[ActiveFeature]:
+    """The strongest features of a token that have a label, one of each label."""
+    best: dict[str, ActiveFeature] = {}
+    for active in token.features:
+        if active.label is not None:
+            best.setdefault(active.label, active)
+    return list(best.values())[:count]
+
+
+def short(label: str) -> str:
+    """A label for a box. A set of tokens goes without its heading."""
+    return label.removeprefix("fires on: ")
+
+
+def lines(text: str, count: int = 2) -> list[str]:
+    """The text in lines of `CHARACTERS`, the last one cut where there is more."""
+    words, found = visible(text).split(" "), [""]
+    for word in words:
+        longer = f"{found[-1]} {word}".strip()
+        if len(longer) <= CHARACTERS or not found[-1]:
+            found[-1] = longer
+        else:
+            found.append(word)
+    if len(found) > count:
+        found = [*found[: count - 1], " ".join(found[count - 1 :])]
+    return [line if len(line) <= CHARACTERS else f"{line[: CHARACTERS - 1]}…" for line in found]
+
+
+def text_at(x: float, y: float, style: str, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:g}" y="{y:g}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def chip_at(x: float, y: float, chip: Chip) -> Iterator[str]:
+    """A box whose fill and bar say how strong the activation is, in shares of the largest one of the atlas."""
+    active, hue = chip
+    share = min(1.0, active.relative or 0.0)
+    yield (
+        f'<rect x="{x:g}" y="{y:g}" width="{COLUMN}" height="{CHIP}" rx="6" fill="{hue}" '
+        f'fill-opacity="{0.08 + 0.3 * share:.2f}" stroke="{hue}" stroke-opacity="0.55"/>'
+    )
+    yield f'<rect x="{x:g}" y="{y + CHIP - 4:g}" width="{COLUMN * share:.1f}" height="4" rx="2" fill="{hue}"/>'
+    told = lines(short(active.label or ""))
+    for number, line in enumerate(told):
+        yield text_at(x + COLUMN / 2, y + (15 if len(told) > 1 else 20) + 13 * number, "label", line)
+    yield text_at(x + COLUMN / 2, y + CHIP - 7, "small", f"{active.feature} · {share:.0%}")
+
+
+def drawing(reading: TextReading, per_token: int = 3, per_row: int = 10) -> str:
+    """The SVG of a reading. Text of others is escaped, and what a terminal would act on is shown as an escape."""
+    chosen = [named(token, per_token) for token in reading]
+    labels = dict.fromkeys(active.label for features in chosen for active in features)
+    hues = {label: HUES[place % len(HUES)] for place, label in enumerate(labels)}
+    rows = [range(start, min(start + per_row, len(reading))) for start in range(0, len(reading), per_row)]
+    row_height = TOP + per_token * (CHIP + GAP)
+    width = 2 * MARGIN + min(per_row, len(reading)) * (COLUMN + GAP) - GAP
+    height = MARGIN + len(rows) * row_height
+    body: list[str] = []
+    for number, row in enumerate(rows):
+        for place, at in enumerate(row):
+            x, y = MARGIN + place * (COLUMN + GAP), MARGIN + number * row_height
+            token = reading[at]
+            body.append(text_at(x + COLUMN / 2, y + 22, "token", visible_token(token.token.strip() or token.token)))
+            body.append(text_at(x + COLUMN / 2, y + 40, "small", counted(token)))
+            for level, active in enumerate(chosen[at]):
+                chip = Chip(active, hues[active.label])
+                body += chip_at(x, y + TOP - 12 + level * (CHIP + GAP), chip)
+    title = escape("".join(visible_token(token.token) for token in reading))
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img"><title>{title}</title><style>{STYLE}</style>'
+        f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="10"/>'
+    )
+    return "\n".join([head, *body, "</svg>\n"])
+
+
+def counted(token: ReadToken) -> str:
+    having = sum(active.label is not None for active in token.features)
+    return f"{having} of {len(token.features)} have a name"
+
+
+def prepare(folder: Path, tokens: int, seed: int) -> None:
+    """Gives a model an atlas of the demo's training plays, with automatic labels."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = MFNForCausalLM.from_pretrained(folder).eval()
+    windows: Dataset = pack(load_text(shakespeare()[0]), tokenizer, 128).shuffle(seed=seed)
+    windows = windows.select(range(min(len(windows), tokens // 128)))
+    atlas = FeatureAtlas.build(model, tokenizer, windows)
+    print(label_features(atlas, model, tokenizer, windows, inventory(tokenizer), min_words=4.0, seed=seed))
+    atlas.save_pretrained(folder)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Folder of an MFN model.")],
+    text: Annotated[str, typer.Argument(help="Sentence to read.")],
+    out: Annotated[Path, typer.Option(help="SVG file to write.")] = Path("sentence.svg"),
+    per_token: Annotated[int, typer.Option(help="Named features shown of each token.")] = 3,
+    skip: Annotated[int, typer.Option(help="Tokens at the start that are read and not drawn.")] = 1,
+    tokens: Annotated[int, typer.Option(help="Tokens of the atlas, where the model has none.")] = 300_000,
+    seed: Annotated[int, typer.Option(help="Seed of the atlas' text and of the split of words.")] = 0,
+) -> None:
+    if not (model / FOLDER).exists():
+        prepare(model, tokens, seed)
+    mfn, tokenizer = MFNForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    every = len(mfn.config.layers) * mfn.config.k
+    reading = FeatureAtlas.from_pretrained(model).top(text, mfn, tokenizer, k=every)
+    out.write_text(drawing(TextReading(reading[skip:]), per_token), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
