@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-transformers test-checkpoint lint format benchmark fidelity real-checkpoint predictions
+.PHONY: demo test test-transformers test-checkpoint lint format docs benchmark fidelity real-checkpoint predictions
 
 demo: $(VENV)/installed
 	$(BIN)/mfn demo --overwrite
@@ -29,6 +29,11 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the documents as a site, in site/: a broken link or a missing docstring fails
+docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 benchmark: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"

@@ -14,12 +14,16 @@ log = logging.getLogger("mkdocs.hooks.check_docstrings")
 
 
 def lacking(found: griffe.Object | griffe.Alias) -> Iterator[str]:
-    """Paths of a function or class, and of its own public members, that have no docstring."""
+    """Paths of a function or class, and of its public members, inherited ones too, that have no docstring.
+
+    A method that overrides a documented one may go without.
+    """
     if not found.has_docstring:
         yield found.path
     if found.is_class:
-        for member in found.members.values():
-            if member.is_public and not member.is_alias and (member.is_function or "property" in member.labels):
+        for name, member in found.all_members.items():
+            documented = any(name in base.members and base[name].has_docstring for base in found.mro())
+            if not name.startswith("_") and (member.is_function or "property" in member.labels) and not documented:
                 yield from lacking(member)
 
 

@@ -109,6 +109,7 @@ def rewritten(page: str) -> str:
 
 
 def main() -> None:
+    """Rewrites every page of the reference."""
     for file in PAGES:
         file.write_text(rewritten(file.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -8,7 +8,7 @@ A model without an atlas gets one first, of the demo's plays, with automatic lab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 from xml.sax.saxutils import escape
