@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.cli.atlas import feature_table, in_context, interesting_features
+from modeling_mfn.cli.atlas_table import atlas_table, in_context, interesting_features
 from modeling_mfn.data.text import TextWindows
 from modeling_mfn.demo.assets import shakespeare, smollm2
 from modeling_mfn.utils.display import for_terminal
@@ -28,7 +28,7 @@ atlas.save_pretrained("runs/inspect_features")
 atlas = FeatureAtlas.from_pretrained("runs/inspect_features")
 console = Console()
 names = interesting_features(atlas, count=6)
-console.print(feature_table(atlas, names))
+console.print(atlas_table(atlas, names))
 
 record = atlas[names[0]]
 atlas.label(record.name, "my favourite")

@@ -1,4 +1,4 @@
-"""`python -m modeling_mfn.cli` runs the command line."""
+"""Entry point of `python -m modeling_mfn.cli`."""
 
 from .main import main
 

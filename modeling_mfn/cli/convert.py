@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..utils.files import new_folder
 from .options import Overwrite, console
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CALIBRATION_ROWS, CALIBRATION_WINDOW = 16, 128
+"""Rows of the text that new MFN layers are fitted to, and tokens per row."""
 
 Layers = Annotated[str, typer.Option(help='Blocks that get an MFN layer: "all", or indices such as "6,7".')]
 
@@ -18,16 +24,24 @@ def convert(
     base: Annotated[str, typer.Argument(help="Causal LM to convert: a folder, or an id on the Hub.")],
     output: Annotated[Path, typer.Argument(help="Folder for the MFN model.")],
     layers: Layers = "all",
-    num_features: Annotated[int | None, typer.Option(help="Features of each MFN layer.")] = None,
-    expansion_factor: Annotated[int | None, typer.Option(help="The same as a multiple of the hidden size.")] = None,
-    k: Annotated[int, typer.Option(help="Most features active on a token.")] = 32,
-    alpha: Annotated[float, typer.Option(help="Blend: 0 is the base model, 1 lets features alone through.")] = 0.0,
-    blend_into: Annotated[Literal["residual", "mlp"], typer.Option(help="What the blend replaces.")] = "residual",
-    input_norm: Annotated[Literal["layer", "none"], typer.Option(help="Standardise each token first?")] = "layer",
-    decoder_bias: Annotated[bool, typer.Option(help="A learnt constant in the reconstruction.")] = True,
-    shared_decoder: Annotated[bool, typer.Option(help="One decoder for all MFN layers.")] = False,
+    num_features: Annotated[int | None, typer.Option(help="Features per MFN layer.")] = None,
+    expansion_factor: Annotated[
+        int | None, typer.Option(help="Features per MFN layer, as a multiple of the hidden size.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Active features per token, at most.")] = 32,
+    alpha: Annotated[float, typer.Option(help="Blend: 0 is the base model; at 1 only features pass.")] = 0.0,
+    blend_into: Annotated[
+        Literal["residual", "mlp"], typer.Option(help="Tensor that the blend replaces.")
+    ] = "residual",
+    input_norm: Annotated[
+        Literal["layer", "none"], typer.Option(help="Standardise each token first (layer) or not (none).")
+    ] = "layer",
+    decoder_bias: Annotated[bool, typer.Option(help="Learn a constant in the reconstruction.")] = True,
+    shared_decoder: Annotated[
+        bool, typer.Option("--shared-decoder", help="Share one decoder between all MFN layers.")
+    ] = False,
     calibrate_on: Annotated[
-        str | None, typer.Option(help="Text to fit the fresh MFN layers to, as --text of train.")
+        str | None, typer.Option(help="Text to fit the new MFN layers to, as --text of mfn train.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
     overwrite: Overwrite = False,
@@ -36,18 +50,12 @@ def convert(
 
     Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
     """
-    import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from ..data.text import load_text, pack
     from ..model.modeling_mfn import MFNForCausalLM
 
     with new_folder(output, overwrite, source=base) as folder:
-        calibration = None
-        if calibrate_on is not None:
-            positions = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", 128)
-            rows = pack(load_text([calibrate_on]), AutoTokenizer.from_pretrained(base), min(128, positions))
-            calibration = {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, 16)])}
+        calibration = None if calibrate_on is None else _calibration_inputs(base, calibrate_on)
         with console.status(f"converting {base}"):
             model = MFNForCausalLM.from_base(
                 base,
@@ -68,8 +76,21 @@ def convert(
     config = model.config
     console.print(
         f"{output}: {len(config.layers)} MFN layers of {config.num_features} features, k {config.k}, "
-        f"alpha {config.alpha:g}; logits at alpha 0 are the base model's to the bit"
+        f"alpha {config.alpha:g}; at alpha 0 logits equal the base model's bit for bit"
     )
+
+
+def _calibration_inputs(base: str, text: str) -> dict[str, Tensor]:
+    """Returns the first windows of a text as inputs of the base model."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    from ..data.text import load_text, pack
+
+    positions = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", CALIBRATION_WINDOW)
+    window = min(CALIBRATION_WINDOW, positions)
+    rows = pack(load_text([text]), AutoTokenizer.from_pretrained(base), window)
+    return {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, CALIBRATION_ROWS)])}
 
 
 def _parse_layers(layers: str) -> str | list[int]:

@@ -12,8 +12,8 @@ from .options import Overwrite, console
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the demo's model and figures.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of initialisation and data order.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the model and figures.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert SmolLM2-135M, train its MFN layers for a few minutes, and use them.

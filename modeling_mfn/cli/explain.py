@@ -14,14 +14,17 @@ from .options import Overwrite, console
 def explain(
     model: Annotated[str, typer.Argument(help="MFN model with alpha above 0: a folder, or an id on the Hub.")],
     text: Annotated[str, typer.Argument(help="Text that the model reads.")],
-    position: Annotated[int, typer.Option(help="Token whose output is the prediction; -1 is the text's last.")] = -1,
-    token: Annotated[str | None, typer.Option(help="Token to explain; by default the likeliest.")] = None,
-    top: Annotated[int, typer.Option(help="Strongest features listed of each layer.")] = 10,
-    output: Annotated[Path | None, typer.Option(help="Folder for JSON and figure.")] = None,
+    position: Annotated[
+        int, typer.Option(help="Position of the token after which the prediction is made; -1 is the last.")
+    ] = -1,
+    token: Annotated[str | None, typer.Option(help="Predicted token to explain. Default: the likeliest.")] = None,
+    top: Annotated[int, typer.Option(help="Features to list per layer, the strongest first.")] = 10,
+    output: Annotated[Path | None, typer.Option(help="Folder for the explanation as JSON and figures.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Trace a predicted token to the features that moved its logit, to the tokens that raised those, and, where the
-    model's folder or repository has an atlas, to where they fire in the text that it was made from.
+    """Trace a predicted token to the features that moved its logit, and those features to the tokens that raised them.
+
+    If the model has an atlas, each feature is shown with examples of text on which it fires.
 
     Example: mfn explain gpt2-mfn-trained "The king and the" --token " queen" --output why-queen
     """

@@ -1,4 +1,4 @@
-"""The command `mfn`, one verb a job."""
+"""The command `mfn`, one verb per job."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
-    """Options of every verb; `main` reads --debug."""
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Options before the verb. `main` reads --debug from the arguments."""
 
 
 for verb in (convert, train, atlas, steer, explain, evaluate, push, demo):
@@ -50,5 +50,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    # it can quote what others wrote: names in a config, labels, files of a data set
+    # a message may quote text of others: names in a config, labels, files of a data set
     return visible_lines(" ".join(str(error).split()))

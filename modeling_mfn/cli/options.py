@@ -1,4 +1,4 @@
-"""Options and the console that several verbs share."""
+"""Console and options shared by several verbs."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from rich.console import Console
 
 console = Console()
 
-Overwrite = Annotated[bool, typer.Option(help="Replace an output folder that is not empty.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")]

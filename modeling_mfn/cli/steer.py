@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from ..model.feature_names import parse_feature
 from ..utils.display import for_terminal, visible, visible_lines
+from .options import console
 
 if TYPE_CHECKING:
     from ..features.atlas import FeatureAtlas
@@ -22,71 +22,74 @@ if TYPE_CHECKING:
 SETTING = re.compile(
     r"(?P<target>.+)=(?:(?P<kind>clamp|add|scale):(?P<number>[^@]+)|ablate)(?:@(?P<when>.*))?", re.DOTALL
 )
-"""What `--set` takes. A label can have a `=` or an `@` of its own."""
-SHOWN = 5
-"""Features of a label, or labels of an atlas, that are listed."""
+"""Value of `--set`. A label may contain `=` and `@`."""
+MAX_LISTED = 5
+"""Features of a label, or labels of an atlas, that a message lists."""
 
 
 def steer(
     model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
-    prompt: Annotated[str, typer.Argument(help="Text to go on from.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     interventions: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="FEATURE=clamp:VALUE, =add:VALUE, =scale:FACTOR or =ablate; with @FEATURE at its end, where that "
-            "feature fires; may be repeated. A label of the model's atlas stands for all its features, and VALUE is "
-            "then a multiple of each one's typical activation.",
+            help="FEATURE=clamp:VALUE, =add:VALUE, =scale:FACTOR or =ablate. Ending it with @FEATURE acts only where "
+            "that feature fires. May be repeated. A label of the model's atlas stands for all its features; VALUE is "
+            "then a multiple of each feature's typical activation.",
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Interventions that the model has under a name; those of --set act after them.")
+        str | None, typer.Option(help="Named interventions saved in the model. Those of --set are applied after them.")
     ] = None,
     positions: Annotated[
         Literal["all", "prompt", "generated"] | None,
-        typer.Option(help="Tokens that are acted on; by default all, or the preset's own."),
+        typer.Option(help="Tokens to act on. Default: the preset's positions, else all."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 40,
-    sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
 ) -> None:
-    """Generate with and without interventions on features.
+    """Generate text with and without interventions on features.
 
     Example: mfn steer gpt2-mfn-trained "The weather is" --set L6/1234=clamp:4 --set L6/7=ablate@L5/3
     """
-    import torch
     from transformers import AutoTokenizer
 
     from ..model.modeling_mfn import MFNForCausalLM
 
     if not interventions and preset is None:
         raise ValueError("there is nothing to steer with; give --set, --preset or both")
-    console = Console()
-    chosen = _by_feature(interventions or [], model, console)
+    chosen = _read_settings(interventions or [], model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     inputs = tokenizer(prompt, return_tensors="pt")
-    length = inputs["input_ids"].shape[1]
-    if not length:
-        raise ValueError("the prompt has no tokens, and the tokenizer adds none of its own; give a text to go on from")
     mfn = MFNForCausalLM.from_pretrained(model)
-    _check_length(length, max_new_tokens, mfn.config)
-
-    def generate() -> str:
-        torch.manual_seed(seed)
-        tokens = mfn.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=sample, pad_token_id=0)
-        return tokenizer.decode(tokens[0, length:], skip_special_tokens=True)
-
+    _check_length(inputs["input_ids"].shape[1], max_new_tokens, mfn.config)
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": sample}
     with mfn.steer(preset or {}, positions), mfn.steer(chosen, positions):
         if mfn.config.alpha == 0:
-            console.print("[yellow]alpha is 0: the model reads no feature, so that steering has no effect")
-        steered = generate()
-    for title, text in (("without", generate()), ("steered", steered)):
-        console.rule(title, align="left")
-        console.print(Text(visible_lines(text)), soft_wrap=True)
+            console.print("[yellow]alpha is 0: the model reads no feature, so steering has no effect")
+        steered = _generate(mfn, tokenizer, inputs, seed, settings)
+    _print_text("without", _generate(mfn, tokenizer, inputs, seed, settings))
+    _print_text("steered", steered)
 
 
-def _by_feature(settings: Iterable[str], model: str, console: Console) -> dict[tuple[int, int], Intervention]:
-    """What `--set` asks for. A feature that is named by itself gets its own, whatever its label."""
+def _generate(model: Any, tokenizer: Any, inputs: Any, seed: int, settings: dict[str, Any]) -> str:
+    """Returns the text after the prompt."""
+    import torch
+
+    torch.manual_seed(seed)
+    tokens = model.generate(**inputs, **settings, pad_token_id=0)
+    return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _print_text(title: str, text: str) -> None:
+    console.rule(title, align="left")
+    console.print(Text(visible_lines(text)), soft_wrap=True)
+
+
+def _read_settings(settings: Iterable[str], model: str) -> dict[tuple[int, int], Intervention]:
+    """Reads the values of `--set`. A feature named on its own keeps its own intervention, whatever its label."""
     named: dict[Any, Intervention] = {}
     labelled: dict[Any, Intervention] = {}
     for target, intervention in map(_parse, settings):
@@ -95,25 +98,25 @@ def _by_feature(settings: Iterable[str], model: str, console: Console) -> dict[t
         if key in where:
             raise ValueError(f"'{visible(target)}' is set twice; give it one --set")
         where[key] = intervention
-    return {**_by_label(labelled, model, console), **named} if labelled else named
+    return {**_by_label(labelled, model), **named} if labelled else named
 
 
-def _by_label(labelled: dict[Any, Intervention], model: str, console: Console) -> dict[tuple[int, int], Intervention]:
-    """The same on the features of each label, whose names are shown. It needs the atlas and the config, no weights."""
+def _by_label(labelled: dict[Any, Intervention], model: str) -> dict[tuple[int, int], Intervention]:
+    """Finds the features of each label and prints their names. Reads the atlas and the config, but no weights."""
     from ..features.atlas.atlas import find_atlas
     from ..model.configuration_mfn import MFNConfig
 
     atlas = find_atlas(model)
     if atlas is None:
         raise ValueError(
-            f"'{visible(next(iter(labelled)))}' names no feature, such as L6/1234 does, and {model} has no atlas in "
-            "which it could be a label; the command `mfn atlas` makes one"
+            f"'{visible(next(iter(labelled)))}' is not a feature such as L6/1234, and {model} has no atlas in which it "
+            "could be a label; the command `mfn atlas` makes one"
         )
     config = MFNConfig.from_pretrained(model)
     for label in labelled:
         features = _features_of(atlas, label, config)
-        more = f" and {len(features) - SHOWN} more" if len(features) > SHOWN else ""
-        console.print(for_terminal(label), f"is {', '.join(features[:SHOWN])}{more}", highlight=False)
+        more = f" and {len(features) - MAX_LISTED} more" if len(features) > MAX_LISTED else ""
+        console.print(for_terminal(label), f"is {', '.join(features[:MAX_LISTED])}{more}", highlight=False)
     return atlas.steering(labelled, model=config)
 
 
@@ -122,18 +125,20 @@ def _features_of(atlas: FeatureAtlas, label: str, config: MFNConfig) -> list[str
         return atlas.group(label, config)
     except ValueError as error:
         counts = Counter(atlas.labels.shown().values())
-        known = ", ".join(f"'{visible(text, 40)}'" for text, _ in counts.most_common(SHOWN))
+        known = ", ".join(f"'{visible(text, 40)}'" for text, _ in counts.most_common(MAX_LISTED))
         raise ValueError(
             f"{error}; {f'the most common labels are {known}' if known else 'the atlas has no labels'}"
         ) from None
 
 
 def _check_length(prompt: int, new: int, config: Any) -> None:
+    if not prompt:
+        raise ValueError("the prompt has no tokens, and the tokenizer adds none of its own; give a text to continue")
     limit = getattr(config.text_config, "max_position_embeddings", None)
-    if limit is not None and prompt + new - 1 > limit:  # the last token is generated, and never read
+    if limit is not None and prompt + new - 1 > limit:  # the last token is generated and never read
         raise ValueError(
-            f"the prompt has {prompt} tokens and {new} are to follow; the model reads {limit} at most: shorten the "
-            "prompt, or give a smaller --max-new-tokens"
+            f"the prompt has {prompt} tokens and --max-new-tokens is {new}; the model reads at most {limit} in all: "
+            "shorten the prompt or generate fewer"
         )
 
 
@@ -145,6 +150,7 @@ def _feature(target: str) -> tuple[int, int] | None:
 
 
 def _parse(text: str) -> tuple[str, Intervention]:
+    """Returns the target of one `--set`, a feature or a label, and its intervention."""
     from ..model.interventions import Ablate, Add, Clamp, Scale
 
     match = SETTING.fullmatch(text)

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 from atlas_data import HOSTILE
 from conftest import LLAMA, make_mfn
 from rich.console import Console
@@ -15,7 +16,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.cli.atlas import feature_table
+from modeling_mfn.cli.atlas_table import atlas_table
 from modeling_mfn.data.text import TextWindows
 from modeling_mfn.features.atlas import schema
 from modeling_mfn.features.labelling.automatic import label_features
@@ -34,6 +35,7 @@ def model(tmp_path_factory):
     tokenizer.decoder = ByteLevel()
     tokenizer.add_tokens(HOSTILE[:3])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    torch.manual_seed(7)
     base = LlamaForCausalLM(LlamaConfig(**(LLAMA | {"vocab_size": 259}), initializer_range=0.2))
     make_mfn(base, layers=[1], num_features=40).save_pretrained(folder)
     return folder
@@ -54,7 +56,7 @@ def test_hostile_text_does_no_harm(model, tmp_path, capsys):
     assert tokens >= {*HOSTILE[:2], "\x1b", "\x00", "|"}  # raw, as they were
     console = Console(width=300)
     with console.capture() as captured:
-        console.print(feature_table(atlas, list(atlas)))
+        console.print(atlas_table(atlas, list(atlas)))
     assert all(line.isprintable() for line in captured.get().splitlines())
     assert all(visible(text, 24) in captured.get() for text in HOSTILE[:2])
     assert sorted(file.name for file in out.iterdir()) == ["features"]
@@ -74,7 +76,7 @@ def test_what_is_there_stays(model, tmp_path, capsys):
         assert message in capsys.readouterr().err.replace("\n", "")
         assert not out.exists()
     assert run("atlas", "owner/model", *text) == 2
-    assert "is no folder to write an atlas into" in capsys.readouterr().err
+    assert "is not a folder to write an atlas into" in capsys.readouterr().err
     assert run("atlas", model, out, *text, *small) == 0
     atlas = FeatureAtlas.from_pretrained(out)
     atlas.label("L1/3", "mine")

@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import modeling_mfn
 from modeling_mfn import Clamp
 from modeling_mfn.cli.main import main
 
@@ -119,7 +120,7 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
         (("convert", "{base}", "{base}", "--num-features", "40", "--overwrite"), "is the model itself"),
         (("convert", "{base}", "{base}/..", "--num-features", "40"), "exists and is not empty"),
         (("convert", "{base}", "{base}/config.json", "--num-features", "40"), "is a file"),
-        (("train", "{base}", "{out}", "--text", "{base}/none.txt", "--window", "16"), "none.txt is no file"),
+        (("train", "{base}", "{out}", "--text", "{base}/none.txt", "--window", "16"), "none.txt is not a file"),
         (
             ("train", "{base}", "{out}", "--text", "{base}/config.json", "--window", "65"),
             "window is 65; the model reads at most 64 tokens (max_position_embeddings)",
@@ -128,7 +129,7 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
         (("train", "{base}", "{base}/..", "--text", "{base}/config.json"), "exists and is not empty"),
         (("steer", "{base}", "w5", "--set", "L0/5=push:3"), "'L0/5=push:3' is not an intervention"),
         (("steer", "{base}", "w5", "--set", "L0/5=clamp:nan"), "nan"),
-        (("steer", "{base}", "w5", "--set", "0/5=ablate"), "'0/5' names no feature"),
+        (("steer", "{base}", "w5", "--set", "0/5=ablate"), "'0/5' is not a feature such as L6/1234"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing(folder, capsys, arguments, message):
@@ -176,7 +177,7 @@ def test_too_little_text(folder, capsys):
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["convert", "train", "steer", "explain", "push", "demo"])
+@pytest.mark.parametrize("verb", ["convert", "train", "atlas", "steer", "explain", "evaluate", "push", "demo"])
 def test_every_verb_has_help_with_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: mfn {verb}" in capsys.readouterr().out
@@ -190,3 +191,28 @@ def test_a_traceback_is_shown_only_with_debug(folder):
         assert "num_features is None" in result.stderr
         assert result.returncode == (1 if options else 2)
     assert run("convert", "only-a-base") == 2
+
+
+HEAVY = ("torch", "transformers", "datasets", "pyarrow", "pandas", "numpy", "sklearn", "scipy", "matplotlib", "peft")
+HELP = f"""
+import sys
+import types
+
+package = types.ModuleType("modeling_mfn")  # the command line on its own, whatever the package imports
+package.__path__ = sys.argv[1:]
+sys.modules["modeling_mfn"] = package
+from modeling_mfn.cli.main import main
+
+try:
+    main(["--help"])
+finally:
+    loaded = [name for name in {HEAVY} if name in sys.modules]
+    assert not loaded, loaded
+"""
+
+
+def test_help_imports_no_heavy_package():
+    command = [sys.executable, "-c", HELP, *modeling_mfn.__path__]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "convert" in result.stdout
+    assert result.returncode == 0, result.stderr

@@ -151,7 +151,7 @@ def test_a_label_needs_an_atlas_with_labels(planted_model, tmp_path, capsys):
     planted_model.save_pretrained(tmp_path)
     planted.tokenizer().save_pretrained(tmp_path)
     assert run("steer", tmp_path, PROMPT, "--set", "animals=ablate") == 2
-    assert f"'animals' names no feature, such as L6/1234 does, and {tmp_path} has no atlas" in capsys.readouterr().err
+    assert f"'animals' is not a feature such as L6/1234, and {tmp_path} has no atlas" in capsys.readouterr().err
     FeatureAtlas.build(planted_model, planted.tokenizer(), planted.text(), progress=False).save_pretrained(tmp_path)
     assert run("steer", tmp_path, PROMPT, "--set", "animals=ablate") == 2
     assert "the atlas has no labels" in capsys.readouterr().err
@@ -162,7 +162,7 @@ def test_prompts_that_no_model_can_go_on_from(folder, tmp_path, capsys):
     assert "the prompt has no tokens, and the tokenizer adds none" in capsys.readouterr().err
     long = " ".join(["king"] * 60)
     assert run("steer", folder, long, "--set", "L0/0=clamp:60", "--max-new-tokens", 6) == 2
-    assert "the prompt has 60 tokens and 6 are to follow; the model reads 64 at most" in capsys.readouterr().err
+    assert "the prompt has 60 tokens and --max-new-tokens is 6; the model reads at most 64" in capsys.readouterr().err
     assert run("steer", folder, long, "--set", "L0/0=clamp:60", "--max-new-tokens", 5) == 0
 
     planted.model().save_pretrained(tmp_path)
