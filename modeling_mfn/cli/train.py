@@ -150,23 +150,22 @@ def _training_options() -> list[Parameter]:
     """One option per field of the dataclass, with the field's type, default and help."""
     from ..training.arguments import MFNTrainingArguments
 
-    hints = get_type_hints(MFNTrainingArguments)
+    hints: dict[str, Any] = get_type_hints(MFNTrainingArguments)
     hints["trainable_features"] = str | None  # of its ways to name features, those that fit on a command line
     options = []
     for field in fields(MFNTrainingArguments):
         own = field.name in MFNTrainingArguments.__annotations__
         if own or field.name in TRAINER_OPTIONS:
-            option = typer.Option(help=field.metadata["help"], rich_help_panel="MFN training" if own else "Trainer")
-            annotation = Annotated[hints[field.name], option]
-            default = DEFAULTS.get(field.name, field.default)
-            options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+            default, panel = DEFAULTS.get(field.name, field.default), "MFN training" if own else "Trainer"
+            option = typer.Option(default, help=field.metadata["help"], rich_help_panel=panel)
+            options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=option, annotation=hints[field.name]))
     return options
 
 
 def _set_options(verb: Any, training: list[Parameter]) -> None:
     """Gives a function the options of `train`, and more, in place of `**training`, which Typer does not know."""
-    own = inspect.signature(train, eval_str=True).parameters.values()
-    own = [parameter for parameter in own if parameter.kind is not Parameter.VAR_KEYWORD]
+    parameters = inspect.signature(train, eval_str=True).parameters.values()
+    own = [parameter for parameter in parameters if parameter.kind is not Parameter.VAR_KEYWORD]
     verb.__signature__ = Signature([*own, *training])
 
 
