@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from modeling_mfn import MFNForCausalLM
+from modeling_mfn import MFNForCausalLM, push
 from modeling_mfn.data.text import load_text, pack
 from modeling_mfn.demo.assets import shakespeare, smollm2
 from modeling_mfn.evaluation.measures.perplexity import perplexity_rows
 from modeling_mfn.hub.card import model_card
 from modeling_mfn.hub.evaluation_file import add_perplexities
-from modeling_mfn.hub.push import check_model, push_folder
+from modeling_mfn.hub.push import check_model
 
 
 def save_small_model(folder: Path) -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
     if arguments.repo:
         # one commit; run it again if the connection breaks, and what arrived is not sent twice
-        print(push_folder(folder, arguments.repo, private=arguments.private or None).commit_url)
+        print(push(folder, arguments.repo, private=arguments.private or None).commit_url)
         return
     print(f"{folder} is a whole model. This would be public:")
     for name in check_model(folder):  # ValueError if weights, code or config are missing or do not fit

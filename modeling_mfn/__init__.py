@@ -1,56 +1,67 @@
 """Monosemantic Feature Neurons: transformers that read through named, sparse features.
 
-Importing this package registers `MFNConfig`, `MFNModel` and `MFNForCausalLM` with the Auto classes of transformers.
-Without torch and transformers there is the atlas alone: what is known about features is read without the model.
+Importing the package is light: torch and transformers are imported with the first name that needs them.
+`AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know MFN models as soon as the package is imported.
+A [`FeatureAtlas`] can be read where torch and transformers are not installed.
 """
 
-from importlib.util import find_spec
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .features.atlas import FeatureAtlas
+from . import auto_classes
+from .model.version import __version__
 
-if find_spec("torch") and find_spec("transformers"):
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
+if TYPE_CHECKING:
+    from .data.text import TextWindows, load_text, pack
+    from .evaluation.measures.perplexity import perplexity
+    from .features.atlas import FeatureAtlas
     from .features.attribution import Explanation, explain
-    from .hub.push import push_model
-    from .model.configuration_mfn import MFNConfig, __version__
+    from .features.comparison import compare_features
+    from .features.labelling.automatic import label_features
+    from .hub.push import push
+    from .model.configuration_mfn import MFNConfig
+    from .model.feature_editing import find_duplicates
     from .model.interventions import Ablate, Add, Clamp, Scale
     from .model.modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
     from .model.sparse_code import SparseCode
+    from .training.activation_cache import ActivationCache, CachedResiduals
     from .training.trainer import MFNTrainer, MFNTrainingArguments
 
-    AutoConfig.register("mfn", MFNConfig, exist_ok=True)
-    AutoModel.register(MFNConfig, MFNModel, exist_ok=True)
-    AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)
+_PUBLIC = {
+    ".data.text": ("TextWindows", "load_text", "pack"),
+    ".evaluation.measures.perplexity": ("perplexity",),
+    ".features.atlas": ("FeatureAtlas",),
+    ".features.attribution": ("Explanation", "explain"),
+    ".features.comparison": ("compare_features",),
+    ".features.labelling.automatic": ("label_features",),
+    ".hub.push": ("push",),
+    ".model.configuration_mfn": ("MFNConfig",),
+    ".model.feature_editing": ("find_duplicates",),
+    ".model.interventions": ("Ablate", "Add", "Clamp", "Scale"),
+    ".model.modeling_mfn": ("MFNCausalLMOutput", "MFNForCausalLM", "MFNModel"),
+    ".model.sparse_code": ("SparseCode",),
+    ".training.activation_cache": ("ActivationCache", "CachedResiduals"),
+    ".training.trainer": ("MFNTrainer", "MFNTrainingArguments"),
+}
+"""Module -> its public names. The imports above say the same to editors and type checkers."""
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-    # save_pretrained then writes the code that trust_remote_code=True loads where this package is not installed
-    MFNConfig.register_for_auto_class()
-    MFNModel.register_for_auto_class("AutoModel")
-    MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+__all__ = sorted([*_MODULE_OF, "__version__"])
 
-    # what push_to_hub of a model calls
-    MFNForCausalLM.publisher = push_model
-
-__all__ = [
-    "Ablate",
-    "Add",
-    "Clamp",
-    "Explanation",
-    "FeatureAtlas",
-    "MFNCausalLMOutput",
-    "MFNConfig",
-    "MFNForCausalLM",
-    "MFNModel",
-    "MFNTrainer",
-    "MFNTrainingArguments",
-    "Scale",
-    "SparseCode",
-    "__version__",
-    "explain",
-]
+auto_classes.register_when_imported()
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:  # and was not imported above
-        raise ImportError(f"{name} needs torch and transformers, which are not installed")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_MODULE_OF[name], __name__), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"modeling_mfn.{name} needs {error.name}, which is not installed") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

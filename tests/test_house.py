@@ -11,7 +11,8 @@ FLOORS = [
     {"model", "data", "utils"},
     {"training", "features"},
     {"evaluation", "interop", "hub", "explorer"},
-    {"__init__", "auto_classes", "demo"},
+    {"auto_classes", "demo"},
+    {"__init__"},
     {"cli", "benchmarks"},
 ]
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}

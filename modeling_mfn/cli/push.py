@@ -24,7 +24,7 @@ def push(
 
     Example: mfn push gpt2-mfn-trained me/gpt2-mfn --private
     """
-    from ..hub.push import push_folder
+    from ..hub.push import push as push_folder
 
     had_card = (folder / "README.md").exists()
     commit = push_folder(

@@ -51,7 +51,7 @@ def check_model(folder: str | os.PathLike[str]) -> list[str]:
     return sorted({*_code(folder), *_matching(folder)})
 
 
-def push_folder(
+def push(
     folder: str | os.PathLike[str],
     repo_id: str,
     *,
@@ -114,7 +114,7 @@ def push_model(
 ) -> CommitInfo:
     """Uploads a model with its code and a model card in one commit. `MFNForCausalLM.push_to_hub` calls it.
 
-    A card that the repository already has is kept. To share a saved folder with its training record, use `push_folder`.
+    A card that the repository already has is kept. `modeling_mfn.push` shares a saved folder with its training record.
 
     Args:
         model: model in memory.

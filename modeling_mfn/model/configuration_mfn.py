@@ -13,8 +13,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .feature_names import FeatureName, existing_feature, format_feature, is_among, is_whole
 from .presets import read_presets
+from .version import __version__
 
-__version__ = "0.1.0"
 EDITS = ("pruned_features", "removed_decoder_rows", "removed_encoder_rows")
 """Fields that record edited features. Each holds a part of the one before."""
 

@@ -12,7 +12,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..model.configuration_mfn import MFNConfig, __version__
+from ..model.configuration_mfn import MFNConfig
+from ..model.version import __version__
 from .arguments import MFNTrainingArguments
 
 RECORD_FILE = "training_record.json"

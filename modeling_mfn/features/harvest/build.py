@@ -12,8 +12,8 @@ import pyarrow as pa
 from accelerate import PartialState
 
 from ...data.tokens import token_text
-from ...model.configuration_mfn import __version__
 from ...model.modeling_mfn import MFNForCausalLM
+from ...model.version import __version__
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
 from .harvest import HarvestOptions, harvest

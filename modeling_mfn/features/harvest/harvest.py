@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from ...data.text import TextWindows
 from ...data.windows import Columns, column_batches, first_length, padded_inputs, sources_of
-from ...model.configuration_mfn import __version__
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
+from ...model.version import __version__
 from ..atlas.records import ExampleLimits
 from .directions import recording_scales
 from .firings import TOKEN_LIMIT, TokenBatch

@@ -77,7 +77,7 @@ assert list(atlas.to_pandas()["label"]) == ["animals", "nothing"]
 try:
     from modeling_mfn import MFNConfig
 except ImportError as error:
-    assert "needs torch" in str(error), error
+    assert "needs transformers" in str(error), error
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
