@@ -20,14 +20,14 @@ EDITS = ("pruned_features", "removed_decoder_rows", "removed_encoder_rows")
 
 
 def check_alpha(alpha: float) -> float:
-    """Return the blend as a float; `ValueError` unless it is finite and in [0, 1]."""
+    """Returns the blend as a float; `ValueError` unless it is finite and in [0, 1]."""
     if not math.isfinite(alpha) or not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}; it must be a finite number from 0 (base model) to 1 (features only)")
     return float(alpha)
 
 
 def check_k(k: int, num_features: int, removed: int = 0) -> int:
-    """Return the number of active features; `ValueError` unless 1 <= k <= num_features - removed."""
+    """Returns the number of active features; `ValueError` unless 1 <= k <= num_features - removed."""
     if not is_whole(k) or not 1 <= k <= num_features - removed:
         less = f", less {removed} that compact() removed" if removed else ""
         raise ValueError(f"k is {k}; it must be a whole number from 1 to num_features ({num_features}){less}")
@@ -35,7 +35,7 @@ def check_k(k: int, num_features: int, removed: int = 0) -> int:
 
 
 def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
-    """Return block indices in ascending order; "all" stands for every block.
+    """Returns block indices in ascending order; "all" stands for every block.
 
     Raises:
         ValueError: on an index that is out of range, given twice, or not a whole number.
@@ -55,7 +55,7 @@ def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
 
 
 def check_features(name: str, features: Any, layers: list[int], num_features: int) -> dict[str, list[int]]:
-    """Return feature indices by layer: each list ascending, without repetition, keys as strings, as JSON has them.
+    """Returns feature indices by layer: each list ascending, without repetition, keys as strings, as JSON has them.
 
     Raises:
         ValueError: on a layer or a feature that does not exist.
@@ -192,7 +192,7 @@ class MFNConfig(PreTrainedConfig):
 
     @classmethod
     def paper(cls, text_config: dict | PreTrainedConfig, **settings: Any) -> MFNConfig:
-        """Make a config with every setting of the paper, before the keyword arguments, which are the class's own.
+        """Makes a config with every setting of the paper, before the keyword arguments, which are the class's own.
 
         Eq. 1 reads the residual itself, eq. 2 has no bias, and eq. 3 replaces `h_MLP`, the MLP's input alone.
         """
@@ -200,7 +200,7 @@ class MFNConfig(PreTrainedConfig):
         return cls(text_config=text_config, **(literal | settings))
 
     def check_feature(self, feature: FeatureName, pruned: bool = False) -> tuple[int, int]:
-        """Return (layer, index) of a feature that a model of this config has.
+        """Returns (layer, index) of a feature that a model of this config has.
 
         Args:
             feature: (layer, index) or `"L6/1234"`.
@@ -216,7 +216,7 @@ class MFNConfig(PreTrainedConfig):
 
 
 def _check_removed(config: MFNConfig) -> None:
-    """Check that only pruned features have no direction, and only features without a direction have no encoder."""
+    """Checks that only pruned features have no direction, and only features without a direction have no encoder."""
     for inner, outer in itertools.pairwise(EDITS[::-1]):
         for layer, features in getattr(config, inner).items():
             if more := set(features) - set(getattr(config, outer).get(layer, [])):

@@ -32,7 +32,7 @@ def convert(
     base_kwargs: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> ModelT:
-    """Convert a base model; `MFNForCausalLM.from_base` documents the arguments."""
+    """Converts a base model; `MFNForCausalLM.from_base` documents the arguments."""
     if unknown := sorted(set(settings) - CONVERSION_SETTINGS):
         raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(CONVERSION_SETTINGS))}")
     if isinstance(base, PreTrainedModel):
@@ -56,7 +56,7 @@ def convert(
 
 @contextmanager
 def readable_weights(source: Any) -> Iterator[None]:
-    """Name the folder or id in the error if its weights turn out to be damaged."""
+    """Names the folder or id in the error if its weights turn out to be damaged."""
     try:
         yield
     except SafetensorError as error:
@@ -81,7 +81,7 @@ def _make_config(text_config: Any, model_class: type[ModelT], settings: Mapping[
 def _with_weights_of(
     base: PreTrainedModel, model_class: type[ModelT], settings: Mapping[str, Any], clone: bool
 ) -> ModelT:
-    """Build the model on the meta device, give it the base's weights, and allocate only its MFN layers."""
+    """Builds the model on the meta device, gives it the base's weights, and allocates only its MFN layers."""
     config = _make_config(base.config, model_class, settings)
     _check_weights(base)
     with torch.device("meta"):
@@ -130,7 +130,7 @@ def _check_weights(base: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _check_parity(model: Any, base: PreTrainedModel) -> None:
-    """Compare both models' logits on a few tokens, bit for bit."""
+    """Compares both models' logits on a few tokens, bit for bit."""
     tokens = torch.arange(min(8, model.config.vocab_size), device=base.device)[None]
     was_training = base.training
     base.eval()

@@ -26,7 +26,7 @@ class MFNBlock:
     mlp: nn.Module
 
     def forward(self, hidden_states: Tensor, *args: Any, mfn_pass: MFNPass | None = None, **kwargs: Any) -> Tensor:
-        """Run the block: (B, T, d) -> (B, T, d). Further arguments go to the attention."""
+        """Runs the block: (B, T, d) -> (B, T, d). Further arguments go to the attention."""
         attention_norm, attention, mlp_norm = (getattr(self, part) for part in self.parts)
         h = hidden_states + attention(attention_norm(hidden_states), *args, **kwargs)[0]
         features = self.mfn(h, mfn_pass)
@@ -70,7 +70,7 @@ class Family(NamedTuple):
     """Name of the projection of all heads' outputs back to the residual stream, in the attention."""
 
     def attention_of(self, block: nn.Module) -> nn.Module:
-        """Return a block's attention."""
+        """Returns a block's attention."""
         return block.get_submodule(self.block_class.parts[1])
 
 
@@ -82,7 +82,7 @@ FAMILIES = {
 
 
 def family_of(text_config: PreTrainedConfig) -> Family:
-    """Return the family of a base model.
+    """Returns the family of a base model.
 
     Raises:
         ValueError: if no entry of `FAMILIES` describes its blocks, or it has cross-attention.

@@ -33,7 +33,7 @@ class FeatureEditing:
 
     @torch.no_grad()
     def prune_features(self, layer: int, indices: Iterable[int]) -> None:
-        """Take away the effect of features of one layer: logits are then those with each of them ablated.
+        """Takes away the effect of features of one layer, as if each of them were ablated on every token.
 
         Pruned features still compete, as ablated ones do: a pruned feature among the K largest pre-activations keeps
         its place among the K, with value 0. Their directions become 0. The config keeps their indices
@@ -58,7 +58,7 @@ class FeatureEditing:
 
     @torch.no_grad()
     def compact(self, keep_competition: bool = True) -> None:
-        """Remove the weights of pruned features, from memory and from saved models.
+        """Removes the weights of pruned features, from memory and from saved models.
 
         Names stay: the code still has m features, and `L6/1234` is the same feature as before.
 
@@ -94,7 +94,7 @@ class FeatureEditing:
 
     @torch.no_grad()
     def reset_features(self, layer: int, indices: Iterable[int], generator: torch.Generator | None = None) -> None:
-        """Start features of one layer again, from random unit directions.
+        """Starts features of one layer again, from random unit directions.
 
         Their encoder rows point along the directions and are a fifth as long as the layer's average, as for dead
         features in training. Pruned features are pruned no longer. `MFNTrainingArguments(trainable_features=...)` can
@@ -121,7 +121,7 @@ class FeatureEditing:
 
     @torch.no_grad()
     def merge_features(self, layer: int, keep: int, others: Iterable[int]) -> None:
-        r"""Merge duplicates into one feature: `keep` takes over what all of them write, and the others are pruned.
+        r"""Merges duplicates into one feature: `keep` takes over what all of them write, and the others are pruned.
 
         Let e_i be a feature's encoder row, b_i its bias, d_i its direction and z_i its activation. The kept feature
         gets the direction d = sum |e_i| d_i, brought to unit norm. It gets the encoder row sum (d_i . d) e_i and the
@@ -166,7 +166,7 @@ class FeatureEditing:
         return set(self.config.pruned_features.get(str(layer), []))
 
     def _chosen(self, layer: int, indices: Iterable[int], pruned: bool = False) -> list[int]:
-        """Return each feature once, in the order given; `ValueError` if one is missing, or pruned and must not be."""
+        """Returns each feature once, in the order given; `ValueError` if one is missing, or pruned and must not be."""
         values: Any = indices.tolist() if hasattr(indices, "tolist") else indices
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ValueError(f"features are {values!r}; give a list of indices")
@@ -191,7 +191,7 @@ class FeatureEditing:
         return self._layer(layer).rows_of(torch.tensor(features, dtype=torch.long))
 
     def _record(self, name: str, layer: int, features: set[int]) -> None:
-        """Write a layer's features into the config, and give the layer the tables that follow from it."""
+        """Writes a layer's features into the config, and gives the layer the tables that follow from it."""
         mfn = self._layer(layer)
         recorded = {**getattr(self.config, name), str(layer): sorted(features)}
         setattr(self.config, name, {at: recorded[at] for at in sorted(recorded, key=int) if recorded[at]})
@@ -199,13 +199,13 @@ class FeatureEditing:
         mfn.rows = rows if rows is None else rows.to(mfn.encoder.weight.device)
 
     def _forget_norms(self, layer: int, features: list[int]) -> None:
-        """Forget the norms that `bake` gave to directions that are gone."""
+        """Forgets the norms that `bake` gave to directions that are gone."""
         gone = {format_feature(layer, index) for index in features}
         norms = self.config.direction_norms
         self.config.direction_norms = {name: norm for name, norm in norms.items() if name not in gone}
 
     def _warn_of_presets(self, layer: int, features: list[int]) -> None:
-        """Warn of presets that were meant for the features before."""
+        """Warns of presets that were meant for the features before."""
         presets = read_presets(self.config.steering_presets, self.config.layers, self.config.num_features)
         for name, preset in presets.items():
             if changed := ", ".join(map(str, depending_on(preset, {str(layer): features}))):
@@ -237,7 +237,7 @@ class DuplicatePair(NamedTuple):
 def find_duplicates(
     model: FeatureEditing, layer: int, threshold: float = 0.95, block: int = 1024
 ) -> list[DuplicatePair]:
-    """Find pairs of features of one layer whose directions have at least this cosine, the most similar first.
+    """Finds pairs of features of one layer whose directions have at least this cosine, the most similar first.
 
     Pruned features are left out. A pair with a high cosine of encoders, too, is a candidate for `merge_features`. A
     pair with a low one writes the same for different reasons.

@@ -11,7 +11,7 @@ FeatureName = tuple[int, int] | str
 
 
 def parse_feature(name: FeatureName) -> tuple[int, int]:
-    """Return `(6, 1234)` for itself or for `"L6/1234"`; `ValueError` for anything else."""
+    """Returns `(6, 1234)` for itself or for `"L6/1234"`; `ValueError` for anything else."""
     if isinstance(name, str):
         match = re.fullmatch(r"L(\d+)/(\d+)", name)
         if match is not None:
@@ -22,7 +22,7 @@ def parse_feature(name: FeatureName) -> tuple[int, int]:
 
 
 def format_feature(layer: int, index: int) -> str:
-    """Write a feature as `"L6/1234"`."""
+    """Writes a feature as `"L6/1234"`."""
     return f"L{layer}/{index}"
 
 
@@ -32,10 +32,10 @@ def is_whole(number: Any) -> bool:
 
 
 def existing_feature(name: FeatureName, layers: Collection[int], num_features: int) -> tuple[int, int]:
-    """Return (layer, index); `ValueError` if a model with these MFN layers has no such feature."""
+    """Returns (layer, index); `ValueError` if a model with these MFN layers has no such feature."""
     layer, index = parse_feature(name)
     if layer not in layers:
-        raise ValueError(f"block {layer} has no MFN layer; those of this model are {layers}")
+        raise ValueError(f"block {layer} has no MFN layer; blocks with one are {layers}")
     if not 0 <= index < num_features:
         raise ValueError(f"L{layer}/{index} does not exist; features are 0 to {num_features - 1}")
     return layer, index

@@ -31,7 +31,7 @@ class FeatureRows(nn.Module):
 
     @classmethod
     def of(cls, config: MFNConfig, layer: int) -> FeatureRows | None:
-        """Make the tables of a layer, or return `None` if it has no pruned features."""
+        """Makes the tables of a layer, or returns `None` if it has no pruned features."""
         return cls(config, layer) if str(layer) in config.pruned_features else None
 
     def _tables(self) -> dict[str, Tensor | None]:
@@ -51,27 +51,27 @@ class FeatureRows(nn.Module):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Write the tables again, after loading put empty memory in their place."""
+        """Writes the tables again, after loading put empty memory in their place."""
         for name, table in self._tables().items():
             if table is not None:
                 getattr(self, name).copy_(table)
 
     def name(self, pairs: SparseCode) -> SparseCode:
-        """Turn pairs (..., K) by row of the encoder into pairs by feature. Pruned ones get value 0 and no gradient."""
+        """Turns pairs (..., K) by row of the encoder into pairs by feature. Pruned ones get value 0 and no gradient."""
         names = pairs.indices if self.encoder_names is None else self.encoder_names[pairs.indices]
         return SparseCode(names, pairs.values.masked_fill(self.pruned[names], 0), self.config.num_features)
 
     def locate(self, code: SparseCode) -> SparseCode:
-        """Turn pairs (..., K) by feature into pairs by row of the decoder."""
+        """Turns pairs (..., K) by feature into pairs by row of the decoder."""
         return code if self.decoder_rows is None else code._replace(indices=self.decoder_rows[code.indices])
 
     def find(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows (R,) in the encoder and (R,) in the decoder of features (R,) that have both."""
+        """Returns the rows (R,) in the encoder and (R,) in the decoder of features (R,) that have both."""
         encoder = features if self.encoder_names is None else torch.searchsorted(self.encoder_names, features)
         return encoder, features if self.decoder_rows is None else self.decoder_rows[features]
 
     def tie(self, directions: Tensor) -> Tensor:
-        """Return starting rows of the encoder: the decoder's, in the encoder's order."""
+        """Returns starting rows of the encoder: the decoder's, in the encoder's order."""
         by_name = directions if self.decoder_rows is None else directions[self.decoder_rows]
         return by_name if self.encoder_names is None else by_name[self.encoder_names]
 

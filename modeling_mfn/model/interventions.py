@@ -105,7 +105,7 @@ CheckedInterventions = dict[tuple[int, int], Intervention]
 
 
 def as_intervention(given: Any) -> Intervention:
-    """Return an intervention given as an object or as JSON; `ValueError` if it is neither.
+    """Returns an intervention given as an object or as JSON; `ValueError` if it is neither.
 
     An object may be of another copy of these classes: a model loaded with custom code has one.
     """
@@ -118,7 +118,7 @@ def as_intervention(given: Any) -> Intervention:
 
 
 def read_intervention(written: Any) -> Intervention:
-    """Read an intervention from JSON: {"kind": "clamp", "value": 4.0}, and for a condition "when" and "above".
+    """Reads an intervention from JSON: {"kind": "clamp", "value": 4.0}, and for a condition "when" and "above".
 
     Raises:
         ValueError: if the JSON is not an intervention.
@@ -128,7 +128,7 @@ def read_intervention(written: Any) -> Intervention:
 
 
 def write_intervention(intervention: Intervention) -> dict[str, Any]:
-    """Write an intervention as the JSON that `read_intervention` reads."""
+    """Writes an intervention as the JSON that `read_intervention` reads."""
     written: dict[str, Any] = {"kind": type(intervention).__name__.lower()}
     for each in fields(intervention):
         if not each.kw_only or intervention.when is not None:
@@ -152,7 +152,7 @@ def _made(kind: Any, settings: dict[str, Any], given: Any) -> Intervention:
 def check_interventions(
     interventions: Interventions, layers: Collection[int], num_features: int
 ) -> CheckedInterventions:
-    """Return interventions by (layer, index); `ValueError` if a model with these MFN layers cannot have one."""
+    """Returns interventions by (layer, index); `ValueError` if a model with these MFN layers cannot have one."""
     if not isinstance(interventions, Mapping):
         raise ValueError(f"{interventions!r} is not a mapping of features to interventions")
     checked: CheckedInterventions = {}

@@ -33,11 +33,11 @@ class Standardised(NamedTuple):
     """(..., 1), likewise."""
 
     def undo(self, x_hat: Tensor) -> Tensor:
-        """Bring a mixture of directions (..., d) back to the scale of the residual stream."""
+        """Brings a mixture of directions (..., d) back to the scale of the residual stream."""
         return x_hat if self.mean is None or self.std is None else x_hat * self.std + self.mean
 
     def detach(self) -> Standardised:
-        """Return the same values without a gradient."""
+        """Returns the same values without a gradient."""
         return Standardised(*(None if part is None else part.detach() for part in self))  # type: ignore[arg-type]
 
 
@@ -84,7 +84,7 @@ class FeatureDecoder(nn.Module):
 
     @torch.no_grad()
     def normalise_rows(self, norms: Mapping[int, float] | None = None) -> None:
-        """Bring every direction back to unit norm, or to the norm that `norms` has for its row."""
+        """Brings every direction back to unit norm, or to the norm that `norms` has for its row."""
         rows = nn.functional.normalize(self.weight.float(), dim=-1)
         if norms:
             from torch.distributed.tensor import DTensor, distribute_tensor
@@ -98,7 +98,7 @@ class FeatureDecoder(nn.Module):
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take the part out of the gradient that would only change a direction's length."""
+        """Takes the part out of the gradient that would only change a direction's length."""
         if self.weight.grad is not None:
             along = (self.weight.grad * self.weight).sum(-1, keepdim=True)
             self.weight.grad -= along * self.weight
@@ -126,7 +126,7 @@ class MFNLayer(AdapterCopy):
         self.decoder = FeatureDecoder(config.hidden_size, directions, config.decoder_bias)
 
     def forward(self, h: Tensor, mfn_pass: MFNPass | None = None) -> Tensor:
-        """Blend the residual stream with its reconstruction, eqs. 1 to 3: (B, T, d) -> (B, T, d)."""
+        """Blends the residual stream with its reconstruction, eqs. 1 to 3: (B, T, d) -> (B, T, d)."""
         mfn_pass = mfn_pass or MFNPass()
         alpha = self.config.alpha
         if alpha == 0 and not mfn_pass.collects and not torch.is_grad_enabled():
@@ -141,7 +141,7 @@ class MFNLayer(AdapterCopy):
         return torch.lerp(h, h_hat.to(h.dtype), alpha)  # eq. 3, exact at both ends
 
     def standardise(self, h: Tensor) -> Standardised:
-        """Return the encoder's input for a residual stream (..., d), with the mean and std taken out of it, if any."""
+        """Returns the encoder's input for a residual stream (..., d), with the mean and std taken out of it, if any."""
         if self.config.input_norm == "none":
             return Standardised(h.to(self.encoder.weight.dtype), None, None)
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
@@ -153,11 +153,11 @@ class MFNLayer(AdapterCopy):
         return Standardised(x.to(self.encoder.weight.dtype), mean, std)
 
     def encode(self, h: Tensor) -> SparseCode:
-        """Return the code (..., K) of a residual stream (..., d), eq. 1."""
+        """Returns the code (..., K) of a residual stream (..., d), eq. 1."""
         return self._encode(self.standardise(h).x)
 
     def reconstruct(self, code: SparseCode, read: Standardised | None = None) -> Tensor:
-        """Return h_hat (..., d) of a code (..., K), eq. 2, on the scale of the residual that was read.
+        """Returns h_hat (..., d) of a code (..., K), eq. 2, on the scale of the residual that was read.
 
         Without `read`, return D z + b, on the scale of the encoder's input.
         """
@@ -175,7 +175,7 @@ class MFNLayer(AdapterCopy):
     def _reconstruct_for_losses(
         self, h: Tensor, read: Standardised, mfn_pass: MFNPass
     ) -> tuple[SparseCode, Tensor, Reconstruction]:
-        """Encode and decode once for two readers: the feature losses and the model.
+        """Encodes and decodes once for two readers: the feature losses and the model.
 
         Gradients of the losses end at the layer's input. Gradients of the model go on through it, so the output gets
         its path to the input back, without decoding again.
@@ -213,7 +213,7 @@ class MFNLayer(AdapterCopy):
         return Reconstruction(h, seen.undo(x_hat), z, candidates, perturbed, revived)
 
     def _revive(self, seen: Standardised, features: Tensor, k: int) -> Tensor:
-        """Reconstruct the error by rare features (R,) alone, without the decoder's bias: -> (B, T, d).
+        """Reconstructs the error by rare features (R,) alone, without the decoder's bias: -> (B, T, d).
 
         Gradients pass their ReLU as if it were the identity: behind a true one, a feature whose pre-activations are all
         negative would never learn. Without any, pre-activations far below 0, which rare features have on most tokens,
@@ -227,13 +227,13 @@ class MFNLayer(AdapterCopy):
 
     @torch.no_grad()
     def input_and_error(self, item: Reconstruction) -> tuple[Tensor, Tensor]:
-        """Return the encoder's input x (..., d) and what the reconstruction lacks of it, x - x_hat."""
+        """Returns the encoder's input x (..., d) and what the reconstruction lacks of it, x - x_hat."""
         x, _, std = self.standardise(item.residual)
         error = item.residual - item.reconstructed
         return x, error if std is None else error / (std + self.epsilon)
 
     def rows_of(self, features: Tensor) -> FeatureWeights:
-        """Find the weights of features (R,), none of which `compact` removed."""
+        """Finds the weights of features (R,), none of which `compact` removed."""
         features = features.to(self.encoder.weight.device)
         encoder, decoder = (features, features) if self.rows is None else self.rows.find(features)
         return FeatureWeights(
@@ -243,13 +243,13 @@ class MFNLayer(AdapterCopy):
         )
 
     def directions(self) -> Tensor:
-        """Return the decoder's rows by feature, (m, d); 0 for features that `compact` removed."""
+        """Returns the decoder's rows by feature, (m, d); 0 for features that `compact` removed."""
         if self.rows is None or self.rows.decoder_rows is None:
             return self.decoder.weight
         return self.decoder.weight[self.rows.decoder_rows].masked_fill(self.rows.pruned.unsqueeze(-1), 0)
 
     def normalise_directions(self) -> None:
-        """Bring the decoder's directions back to unit norm, or to the norm in `config.direction_norms`."""
+        """Brings the decoder's directions back to unit norm, or to the norm in `config.direction_norms`."""
         named = {parse_feature(name): norm for name, norm in self.config.direction_norms.items()}
         norms = {index: norm for (layer, index), norm in named.items() if layer == self.layer_index}
         rows = self.rows_of(torch.tensor(list(norms), dtype=torch.long)).decoder.rows.tolist() if norms else []
@@ -265,7 +265,7 @@ class MFNLayer(AdapterCopy):
 
     @torch.no_grad()
     def initialise(self, directions: Tensor | None = None) -> None:
-        """Set random unit directions, or the given ones (m, d), encoders tied to them, and biases of 0.
+        """Sets random unit directions, or the given ones (m, d), encoders tied to them, and biases of 0.
 
         Parameters that came from a checkpoint keep their values.
         """
@@ -282,7 +282,7 @@ class MFNLayer(AdapterCopy):
 
     @torch.no_grad()
     def reset_features(self, features: Tensor, directions: Tensor) -> None:
-        """Give features (R,) new directions (R, d) of unit norm, and short encoder rows along them.
+        """Gives features (R,) new directions (R, d) of unit norm, and short encoder rows along them.
 
         The encoder's bias takes the data's mean out, as `calibrate` does.
         """
@@ -297,7 +297,7 @@ class MFNLayer(AdapterCopy):
 
     @torch.no_grad()
     def calibrate(self, h: Tensor) -> None:
-        """Fit fresh directions to tokens h (N, d).
+        """Fits fresh directions to tokens h (N, d).
 
         The decoder's bias becomes the mean of the encoder's input, and the encoder's bias takes this mean out. The
         encoder is then scaled for the least squared error, as overlapping features would add up to too much or too
@@ -317,7 +317,7 @@ class MFNLayer(AdapterCopy):
 
 
 def mfn_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of all MFN layers by name, shared ones under each of their names.
+    """Returns the parameters of all MFN layers by name, shared ones under each of their names.
 
     PEFT keeps the original of a layer that it copied; originals are left out.
     """

@@ -27,7 +27,7 @@ class Reconstruction(NamedTuple):
     code: SparseCode
     """z, (B, T, K), without interventions."""
     candidates: SparseCode | None = None
-    """The largest pre-activations, those of z first, (B, T, C)."""
+    """Largest pre-activations, the features of z first, (B, T, C)."""
     perturbed: SparseCode | None = None
     """z_tilde of the chosen tokens, (n, K)."""
     revived: Tensor | None = None
@@ -54,7 +54,7 @@ class ReconstructionRequest:
     revive_k: int = 0
     """Most rare features that are active on a token."""
     perturb_embeddings: Callable[[Tensor], Tensor] | None = None
-    """Makes the embeddings that the model runs on from those of the tokens, (B, T, d) -> (B, T, d)."""
+    """Makes the model's input of the tokens' embeddings, (B, T, d) -> (B, T, d)."""
     reaches_all: bool = False
     """True if a loss of h_hat gives every weight of the layer a gradient, as the reconstruction loss does. At alpha = 0
     the output can then go around the layer."""
@@ -90,11 +90,11 @@ class MFNPass:
         return self.codes is not None or self.reconstructions is not None
 
     def edit(self, layer: int, code: SparseCode) -> SparseCode:
-        """Apply the interventions on a layer to its code: (B, T, K) -> (B, T, K + I)."""
+        """Applies the interventions on a layer to its code: (B, T, K) -> (B, T, K + I)."""
         return self.edits[layer].apply(code) if layer in self.edits else code
 
     def leave(self, layer: int, code: SparseCode, reconstruction: Reconstruction | None) -> None:
-        """Keep what was asked for of a layer.
+        """Keeps what was asked for of a layer.
 
         Raises:
             ValueError: under reentrant gradient checkpointing, whose first run has no gradients.

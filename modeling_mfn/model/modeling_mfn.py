@@ -58,7 +58,7 @@ class MFNCausalLMOutput(ModelOutput):
 
 @contextmanager
 def _plain_class(model: nn.Module) -> Iterator[None]:
-    """Give a model its own class back while it is saved: FSDP makes a subclass, whose name and code would be saved."""
+    """Gives a model its own class back while it is saved: FSDP makes a subclass, whose name and code would be saved."""
     from torch.distributed.fsdp import FSDPModule
 
     sharded = type(model)
@@ -92,7 +92,7 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
         super().initialize_weights()
 
     def initialise_mfn_layers(self) -> None:
-        """Set starting weights of MFN layers that have none yet: random unit directions, encoders tied to them."""
+        """Sets starting weights of MFN layers that have none yet: random unit directions, encoders tied to them."""
         directions = None
         for layer in (module for module in self.modules() if isinstance(module, MFNLayer)):
             if layer.rows is not None:
@@ -131,12 +131,12 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
         return {layer: blocks[layer].mfn for layer in self.config.layers}
 
     def set_blend(self, alpha: float) -> None:
-        """Set alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
+        """Sets alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
         check_alpha(alpha)
         self.config.alpha = float(alpha)
 
     def set_k(self, k: int) -> None:
-        """Set K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
+        """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
         check_k(k, self.config.num_features, self.config.most_removed)
         self.config.k = k
 
@@ -171,7 +171,7 @@ class MFNModel(MFNPreTrainedModel):
         output_reconstructions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MFNModelOutput:
-        """Run the model like its base. `output_codes` and `output_reconstructions` add those of each MFN layer."""
+        """Runs the model like its base. `output_codes` and `output_reconstructions` add each MFN layer's."""
         request = kwargs.pop("reconstruction_request", None)  # private: further inputs of a training's feature losses
         if request is not None and request.perturb_embeddings is not None:
             if inputs_embeds is None:
@@ -244,7 +244,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         output_reconstructions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MFNCausalLMOutput:
-        """Run the model like its base. `output_codes` and `output_reconstructions` add those of each MFN layer."""
+        """Runs the model like its base. `output_codes` and `output_reconstructions` add each MFN layer's."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -273,7 +273,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does. Positions of steering are counted from the beginning of this prompt."""
+        """Generates as transformers does. Positions of steering are counted from the beginning of this prompt."""
         embeddings = kwargs.get("inputs_embeds")
         given = kwargs.get("input_ids") if inputs is None else inputs
         with generating(self.base_model, given if embeddings is None else embeddings):
@@ -302,7 +302,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
 
     @staticmethod
     def check_base(text_config: PreTrainedConfig) -> None:
-        """Raise `ValueError` if models of this config cannot be converted."""
+        """Raises `ValueError` if models of this config cannot be converted."""
         family_of(text_config)
 
     @classmethod
@@ -314,7 +314,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         base_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> "MFNForCausalLM":
-        """Convert a base model. At alpha = 0, the default, the result gives the base model's logits bit for bit.
+        """Converts a base model. At alpha = 0, the default, the result gives the base model's logits bit for bit.
 
         The conversion checks this on a few tokens. Weights are copied, so the base model stays as it is.
 

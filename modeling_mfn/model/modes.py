@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """The model in evaluation mode while it is entered."""
+    """Puts a model into evaluation mode, and back into its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -21,9 +21,26 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def at_alpha(model: Any, alpha: float) -> Iterator[None]:
+    """Sets a model's alpha, in [0, 1], and sets it back afterwards."""
+    before = model.config.alpha
+    model.set_blend(alpha)
+    try:
+        yield
+    finally:
+        model.set_blend(before)
+
+
+@contextmanager
+def as_base(model: Any) -> Iterator[None]:
+    """Makes a model its base for a moment: alpha 0, without dropout."""
+    with evaluating(model), at_alpha(model, 0.0):
+        yield
+
+
+@contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """The model in evaluation mode, its parameters without gradients: those of codes and inputs are all that is
-    wanted, and those of weights cost more than all the rest."""
+    """Puts a model into evaluation mode with gradients for codes and inputs alone, not for its parameters."""
     training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -36,30 +53,6 @@ def frozen(model: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
-
-
-@contextmanager
-def as_base(model: Any) -> Iterator[None]:
-    """The model as its base: alpha 0 and without dropout, and as it was afterwards."""
-    alpha, training = model.config.alpha, model.training
-    model.set_blend(0.0)
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-        model.set_blend(alpha)
-
-
-@contextmanager
-def at_alpha(model: Any, alpha: float) -> Iterator[None]:
-    """The model at an alpha, 1 for reading features alone, and as it was afterwards."""
-    before = model.config.alpha
-    model.set_blend(alpha)
-    try:
-        yield
-    finally:
-        model.set_blend(before)
 
 
 __all__ = ["as_base", "at_alpha", "evaluating", "frozen"]

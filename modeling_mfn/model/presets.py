@@ -21,7 +21,7 @@ class Preset(NamedTuple):
 
 
 def make_preset(interventions: Any, positions: Any, layers: Collection[int], num_features: int) -> Preset:
-    """Make a preset for a model with these MFN layers; `ValueError` if the interventions cannot be one."""
+    """Makes a preset for a model with these MFN layers; `ValueError` if the interventions cannot be one."""
     if not isinstance(positions, str) or positions not in POSITIONS:
         raise ValueError(
             f"positions of a preset are {positions!r}; they can be {', '.join(POSITIONS)}; a mask belongs to one batch"
@@ -33,7 +33,7 @@ def make_preset(interventions: Any, positions: Any, layers: Collection[int], num
 
 
 def depending_on(preset: Preset, features: Mapping[str, Collection[int]]) -> dict[FeatureName, Intervention]:
-    """Return a preset's interventions on features (layer -> indices), and those that wait for one of the features."""
+    """Returns a preset's interventions that act on features (layer -> indices) or wait for one of them."""
     return {
         name: each
         for name, each in preset.interventions.items()
@@ -42,7 +42,7 @@ def depending_on(preset: Preset, features: Mapping[str, Collection[int]]) -> dic
 
 
 def without_pruned(preset: Preset, pruned: Mapping[str, Collection[int]]) -> tuple[Preset, list[FeatureName]]:
-    """Return the part of a preset that pruning left, and the features on which interventions are lost.
+    """Returns the part of a preset that pruning left, and the features on which interventions are lost.
 
     A pruned feature that was to be scaled or ablated is in neither: it is 0 anyway.
     """
@@ -52,7 +52,7 @@ def without_pruned(preset: Preset, pruned: Mapping[str, Collection[int]]) -> tup
 
 
 def write_preset(preset: Preset) -> dict[str, Any]:
-    """Write a preset as JSON: {"positions": "all", "interventions": {"L6/1234": {"kind": "clamp", "value": 4.0}}}.
+    """Writes a preset as JSON: {"positions": "all", "interventions": {"L6/1234": {"kind": "clamp", "value": 4.0}}}.
 
     A condition adds "when" and "above".
     """
@@ -63,7 +63,7 @@ def write_preset(preset: Preset) -> dict[str, Any]:
 
 
 def read_presets(written: Any, layers: Collection[int], num_features: int) -> dict[str, Preset]:
-    """Read the presets of a config; `ValueError` names a preset that a model with these MFN layers cannot have."""
+    """Reads the presets of a config; `ValueError` names a preset that a model with these MFN layers cannot have."""
     if not isinstance(written, Mapping):
         raise ValueError(f"steering_presets is {written!r}; it must map names to presets")
     return {name: _read_preset(name, each, layers, num_features) for name, each in written.items()}
@@ -84,7 +84,7 @@ def _read_preset(name: Any, written: Any, layers: Collection[int], num_features:
 
 
 def check_name(name: Any) -> str:
-    """Return the name of a preset; `ValueError` unless it is text that prints on one line."""
+    """Returns the name of a preset; `ValueError` unless it is text that prints on one line."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise ValueError(f"{name!r} is not a name for a preset; it must be text on one line")
     return name

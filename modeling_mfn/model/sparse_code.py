@@ -32,11 +32,11 @@ class SparseCode(NamedTuple):
     """m, the length of the dense code."""
 
     def first(self, count: int) -> SparseCode:
-        """Keep the first pairs of each token: (..., K) -> (..., count)."""
+        """Keeps the first pairs of each token: (..., K) -> (..., count)."""
         return self._replace(indices=self.indices[..., :count], values=self.values[..., :count])
 
     def tokens(self, mask: Tensor | None = None) -> SparseCode:
-        """Flatten to tokens, only those that a mask (...) counts if there is one: (..., K) -> (N, K)."""
+        """Flattens to tokens, only those that a mask (...) counts if there is one: (..., K) -> (N, K)."""
         indices, values = self.indices.flatten(0, -2), self.values.flatten(0, -2)
         if mask is not None:
             counted = mask.flatten().bool().to(values.device)
@@ -44,13 +44,13 @@ class SparseCode(NamedTuple):
         return self._replace(indices=indices, values=values)
 
     def to_dense(self) -> Tensor:
-        """Return the dense z of eq. 1, (..., m). Values of a repeated index add up."""
+        """Returns the dense z of eq. 1, (..., m). Values of a repeated index add up."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.num_features)
         return dense.scatter_add(-1, self.indices, self.values)
 
 
 def encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> SparseCode:
-    """Encode, eq. 1: z = TopK(ReLU(W_e x + b_e), K).
+    """Encodes, eq. 1: z = TopK(ReLU(W_e x + b_e), K).
 
     Args:
         x: (..., d) encoder input.
@@ -66,7 +66,7 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> SparseCode:
 
 @torch.no_grad()
 def rank_features(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> SparseCode:
-    """Find the `count` largest pre-activations W_e x + b_e of each token, negative ones too, without a gradient.
+    """Finds the `count` largest pre-activations W_e x + b_e of each token, negative ones too, without a gradient.
 
     Pairs (..., count) come largest first. Under autocast, product and choice have its lower precision.
     """
@@ -75,17 +75,17 @@ def rank_features(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> Sparse
 
 
 def attach_encoder(ranked: SparseCode, x: Tensor, weight: Tensor, bias: Tensor) -> SparseCode:
-    """Give ranked pre-activations their gradients for `x`, `weight` and `bias`, without encoding again."""
+    """Gives ranked pre-activations their gradients for `x`, `weight` and `bias`, without encoding again."""
     return ranked._replace(values=_ChosenPreActivations.apply(x, weight, bias, ranked.values.detach(), ranked.indices))
 
 
 def rectify(ranked: SparseCode) -> SparseCode:
-    """Make a code of pre-activations (..., K): their ReLU."""
+    """Makes a code of pre-activations (..., K): their ReLU."""
     return ranked._replace(values=ranked.values.relu())
 
 
 def decode(code: SparseCode, weight: Tensor) -> Tensor:
-    """Decode, eq. 2: D z, as a sum of K weighted rows.
+    """Decodes, eq. 2: D z, as a sum of K weighted rows.
 
     Args:
         code: (..., K).
@@ -103,7 +103,7 @@ def decode(code: SparseCode, weight: Tensor) -> Tensor:
 def pass_to_input(
     mixture: Tensor, x: Tensor, encoded: SparseCode, encoder: Tensor, decoded: SparseCode, directions: Tensor
 ) -> Tensor:
-    """Give a mixture D z the gradient for x that it has by eqs. 1 and 2, without encoding or decoding again.
+    """Gives a mixture D z the gradient for x that it has by eqs. 1 and 2, without encoding or decoding again.
 
     Args:
         mixture: (..., d), decoded from a code whose gradient stops at x.
@@ -120,7 +120,7 @@ def pass_to_input(
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return `values.topk(count)` over the last dimension, on CPUs in as little as half of its time.
+    """Returns `values.topk(count)` over the last dimension, on CPUs in as little as half of its time.
 
     The groups with the `count` largest maxima hold all that is wanted: no value of another group exceeds these maxima.
     """
@@ -135,7 +135,7 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _sum_by_feature(coefficients: Tensor, indices: Tensor, rows: Tensor, num_features: int) -> Tensor:
-    """Add coefficients[n, j] * rows[n] up at feature indices[n, j]: (N, K), (N, K), (N, d) -> (m, d).
+    """Adds coefficients[n, j] * rows[n] up at feature indices[n, j]: (N, K), (N, K), (N, d) -> (m, d).
 
     Pairs are sorted by feature, so that each feature is one bag of tokens.
     """

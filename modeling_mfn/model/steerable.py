@@ -31,7 +31,7 @@ class SteerableModel:
         interventions: Interventions | Sequence[Interventions] | str,
         positions: Positions | None = None,
     ) -> AbstractContextManager[None]:
-        """Return a context in which the model runs with interventions on its features, `generate` included:
+        """Returns a context in which the model runs with interventions on its features, `generate` included:
 
             with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
                 model.generate(...)
@@ -78,7 +78,7 @@ class SteerableModel:
         return {name: without_pruned(preset, pruned)[0] for name, preset in self._written_presets().items()}
 
     def save_preset(self, name: str, interventions: Interventions, positions: str = "all") -> None:
-        """Save interventions under a name in the config, as plain JSON, for `model.steer(name)`.
+        """Saves interventions under a name in the config, as plain JSON, for `model.steer(name)`.
 
         They travel with the config: `save_pretrained`, `push_to_hub`. They take the forms that `steer` takes.
 
@@ -98,12 +98,12 @@ class SteerableModel:
             raise ValueError(f"configs of transformers do not keep the name {name!r}; choose another for the preset")
 
     def delete_preset(self, name: str) -> None:
-        """Delete a preset; `ValueError` if there is no preset of this name."""
+        """Deletes a preset; `ValueError` if there is no preset of this name."""
         self._written_preset(name)
         self.config.steering_presets = {k: v for k, v in self.config.steering_presets.items() if k != name}
 
     def bake(self: Any, interventions: Interventions | str) -> None:
-        """Write interventions into the weights. They take the forms that `steer` takes.
+        """Writes interventions into the weights. They take the forms that `steer` takes.
 
         Without steering, the model then gives the logits that it gave steered, at every alpha. `save_pretrained` makes
         an ordinary checkpoint of it.
@@ -138,7 +138,7 @@ class SteerableModel:
         return checked
 
     def _preset(self, name: str) -> Preset:
-        """Return a preset without the features that were pruned since, which a warning names."""
+        """Returns a preset without the features that were pruned since, which a warning names."""
         preset, lost = without_pruned(self._written_preset(name), self.config.pruned_features)
         why = f"what it does to {', '.join(map(str, lost))} needs features that are pruned"
         if lost and not preset.interventions:
@@ -158,7 +158,7 @@ class SteerableModel:
 
 
 def _check_positions(positions: Any) -> Any:
-    """Return the positions, `"all"` for None; `ValueError` if they are neither a known name nor a mask."""
+    """Returns the positions, `"all"` for None; `ValueError` if they are neither a known name nor a mask."""
     if isinstance(positions, torch.Tensor):
         if positions.dtype != torch.bool or positions.ndim != 2 or not positions.numel():
             raise ValueError(
@@ -174,7 +174,7 @@ def _check_positions(positions: Any) -> Any:
 
 @torch.no_grad()
 def _bake(layers: dict[int, MFNLayer], interventions: CheckedInterventions) -> None:
-    """Write interventions into decoders: z_f <- s z_f + c becomes D_f <- s D_f and b <- b + c D_f.
+    """Writes interventions into decoders: z_f <- s z_f + c becomes D_f <- s D_f and b <- b + c D_f.
 
     Raises:
         ValueError: if the weights cannot hold an intervention; then none has changed.
@@ -204,7 +204,7 @@ class _BakedDecoder(NamedTuple):
 
 
 def _baked(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) -> _BakedDecoder:
-    """Compute the new decoder of a layer from (s, c) by feature."""
+    """Computes the new decoder of a layer from (s, c) by feature."""
     weight, bias, name = layer.decoder.weight, layer.decoder.bias, f"block {layer.layer_index}"
     if layer.config.shared_decoder:
         raise ValueError(f"the decoder of {name} is shared with other blocks, which the change would reach too")

@@ -16,7 +16,7 @@ from .sparse_code import SparseCode
 
 
 def activations(code: SparseCode, features: Tensor) -> Tensor:
-    """Return the activations (..., I) of features (I,) in a code (..., K), 0 where a feature is inactive."""
+    """Returns the activations (..., I) of features (I,) in a code (..., K), 0 where a feature is inactive."""
     return (code.values.unsqueeze(-1) * (code.indices.unsqueeze(-1) == features)).sum(-2)
 
 
@@ -34,11 +34,11 @@ class CodeEdit(NamedTuple):
     """(..., I)."""
 
     def then(self, scale: Tensor, shift: Tensor) -> CodeEdit:
-        """Combine this edit with a further edit of the same features, which acts on its result."""
+        """Combines this edit with a further edit of the same features, which acts on its result."""
         return self._replace(scale=scale * self.scale, shift=scale * self.shift + shift)
 
     def apply(self, code: SparseCode) -> SparseCode:
-        """Change a code: (..., K) -> (..., K + I).
+        """Changes a code: (..., K) -> (..., K + I).
 
         Features leave their old pairs (value 0) and come as extra pairs. On tokens where an edit changes nothing, the
         old pair stays and the extra pair has value 0.
@@ -118,7 +118,7 @@ class LayerEdit:
         It outlives the forward: gradient checkpointing runs a block again before the blocks below it."""
 
     def apply(self, code: SparseCode) -> SparseCode:
-        """Change the layer's code: (B, T, K) -> (B, T, K + I)."""
+        """Changes the layer's code: (B, T, K) -> (B, T, K + I)."""
         if len(self.plan.watched):
             self.seen[self.layer] = activations(code, self.plan.watched.to(code.indices.device)).detach()
         edit = None
@@ -128,7 +128,7 @@ class LayerEdit:
         return code if edit is None else edit.apply(code)
 
     def _coefficients(self, step: Step, code: SparseCode) -> tuple[Tensor, Tensor]:
-        """Return the step's scale and shift, (1 or B, 1 or T, I)."""
+        """Returns the step's scale and shift, (1 or B, 1 or T, I)."""
         rows, device = code.indices.shape[0], code.indices.device
         scale, shift = [_by_row(each.to(device), rows).unsqueeze(1) for each in (step.scale, step.shift)]
         chosen = self.tokens[step.context]
@@ -142,7 +142,7 @@ class LayerEdit:
         return torch.where(chosen, scale, 1.0), torch.where(chosen, shift, 0.0)
 
     def _fired(self, condition: Tensor, above: Tensor, code: SparseCode) -> Tensor:
-        """Return (B, T, I), True where an intervention's condition holds."""
+        """Returns (B, T, I), True where an intervention's condition holds."""
         rows, tokens = code.indices.shape[:2]
         read = [self.seen[layer].to(code.values.device) for layer in sorted(self.seen) if layer <= self.layer]
         always = code.values.new_full((rows, tokens, 1), torch.inf)
@@ -151,7 +151,7 @@ class LayerEdit:
 
 
 def _by_row(given: Tensor, rows: int) -> Tensor:
-    """Repeat (n, ...) to (rows, ...) in the order in which `generate` repeats rows for beams; one row stays one."""
+    """Repeats (n, ...) to (rows, ...) in the order in which `generate` repeats rows for beams; one row stays one."""
     return given if given.shape[0] == 1 else given.repeat_interleave(rows // given.shape[0], 0)
 
 
@@ -179,7 +179,7 @@ def _entered(stack: str, entry: tuple[Any, ...]) -> Iterator[None]:
 
 @contextmanager
 def steering(model: Any, context: Context) -> Iterator[None]:
-    """Put interventions in force for `model`, in this thread, until the block is left, also by an exception.
+    """Puts interventions in force for `model`, in this thread, until the block is left, also by an exception.
 
     Within another such context they act on that context's result.
     """
@@ -193,7 +193,7 @@ def steering(model: Any, context: Context) -> Iterator[None]:
 
 @contextmanager
 def generating(model: Any, prompt: Tensor | None) -> Iterator[None]:
-    """Note the length of the prompt (B, T) or (B, T, d) of `generate`; None means the one token it starts from."""
+    """Notes the length of the prompt (B, T) or (B, T, d) of `generate`; None means the one token it starts from."""
     # a tensor, so that compiled models serve prompts of every length
     length = torch.tensor(1) if prompt is None else torch.tensor(prompt.shape[1], device=prompt.device)
     with _entered("prompts", (model, length)):
@@ -201,7 +201,7 @@ def generating(model: Any, prompt: Tensor | None) -> Iterator[None]:
 
 
 def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, LayerEdit]:
-    """Return the interventions on a forward of `model`, by layer.
+    """Returns the interventions on a forward of `model`, by layer.
 
     Args:
         model: headless model.
@@ -219,7 +219,7 @@ def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, L
 
 
 def _tokens(positions: Positions, model: Any, inputs: Tensor, cache: Any) -> Tensor | None:
-    """Return the tokens of a forward that `positions` mean, as a mask (1 or B, T), or None for all."""
+    """Returns the tokens of a forward that `positions` mean, as a mask (1 or B, T), or None for all."""
     if isinstance(positions, str) and positions == "all":
         return None
     rows, length = inputs.shape[:2]
@@ -239,7 +239,7 @@ def _check_rows(what: str, given: int, rows: int) -> None:
 
 
 def _plans(contexts: tuple[Context, ...], like: Tensor) -> dict[int, LayerPlan]:
-    """Work contexts out by layer, in the precision and on the device of `like`."""
+    """Works contexts out by layer, in the precision and on the device of `like`."""
     given = [item for context in contexts for row in context.rows for item in row.items()]
     acted_on = sorted({feature for feature, _ in given})
     watched = sorted({parse_feature(each.when) for _, each in given if each.when is not None})
@@ -261,7 +261,7 @@ def _plans(contexts: tuple[Context, ...], like: Tensor) -> dict[int, LayerPlan]:
 
 
 def _step(context: int, rows: list[list[Intervention | None]], columns: dict[str, int], like: Tensor) -> Step:
-    """Turn R rows of interventions on I features (None for no intervention) into tensors."""
+    """Turns R rows of interventions on I features (None for no intervention) into tensors."""
     coefficients = [[each.coefficients if each else (1.0, 0.0) for each in row] for row in rows]
     scale, shift = like.new_tensor(coefficients).unbind(-1)
     condition = [[columns[str(each.when)] if each and each.when else 0 for each in row] for row in rows]
