@@ -116,7 +116,7 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
         (("convert", "{base}", "{out}", "--num-features", "40", "--layers", "0,7"), "layers contains 7"),
         (("convert", "{base}", "{out}", "--num-features", "40", "--layers", "x"), "layers is 'x'"),
         (("convert", "{base}", "{out}", "--num-features", "40", "--alpha", "nan"), "alpha is nan"),
-        (("convert", "{base}-none", "{out}", "--num-features", "40"), "is no folder"),
+        (("convert", "{base}-none", "{out}", "--num-features", "40"), "is neither a folder nor"),
         (("convert", "{base}", "{base}", "--num-features", "40", "--overwrite"), "is the model itself"),
         (("convert", "{base}", "{base}/..", "--num-features", "40"), "exists and is not empty"),
         (("convert", "{base}", "{base}/config.json", "--num-features", "40"), "is a file"),

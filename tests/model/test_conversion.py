@@ -130,7 +130,7 @@ def test_bad_bases(tmp_path):
         MFNForCausalLM.from_base(make_mfn(llama), **SIZE)
     with pytest.raises(ValueError, match="LlamaModel has no language-modelling head"):
         MFNForCausalLM.from_base(AutoModel.from_config(llama.config), **SIZE)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is neither a folder nor"):
         MFNForCausalLM.from_base(tmp_path / "nowhere", **SIZE)
     with pytest.raises(ValueError, match="cross-attention"):
         MFNForCausalLM.from_base(GPT2LMHeadModel(GPT2Config(**GPT2, add_cross_attention=True)), **SIZE)
