@@ -1,1 +1,1 @@
-"""What you can ask of a trained model: its features, their atlas, labels and attributions."""
+"""Questions to a trained model: its features, their atlas, labels and attributions."""

@@ -1,4 +1,4 @@
-"""Activations and residuals of a text's tokens, batch by batch: what every measurement of features is made from."""
+"""Activations and residuals of a text's tokens, batch by batch, from which measures of features are computed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array, vstack
 
 from ..data.windows import Windows, input_batches
 from ..model.modeling_mfn import MFNForCausalLM
 from ..model.modes import evaluating
 from ..model.sparse_code import SparseCode
+from ..utils.extras import needs
+
+with needs("evaluate"):
+    from scipy.sparse import csr_array, vstack
 
 
 class TokenActivations(NamedTuple):
-    """A batch of B windows of T tokens, N of which count."""
+    """Activations on a batch of B windows of T tokens, N of which count."""
 
     input_ids: np.ndarray
     """(B, T) int64."""
     counted: np.ndarray
-    """(B, T) bool, the tokens that count: all but padding. They are the rows below, window by window."""
+    """(B, T) bool: true for tokens that count, which are all but padding. They are the rows below, in this order."""
     codes: dict[int, csr_array]
-    """Layer -> (N, m) float64; what is stored are the firings, in the order of features."""
+    """Layer -> activations (N, m) float64; firings are stored, in the order of features."""
     residuals: dict[int, np.ndarray]
-    """Layer -> (N, d) float32, h, which the MFN layer reads. Empty unless it was asked for."""
+    """Layer -> residual h (N, d) float32 that the MFN layer reads. Empty unless asked for."""
 
 
 def token_activations(
@@ -36,27 +39,31 @@ def token_activations(
     residuals: bool = False,
     batch_size: int = 8,
 ) -> Iterator[TokenActivations]:
-    """Runs a model, as it is, at its alpha and k, over windows; it is in evaluation mode meanwhile.
+    """Runs a model over windows and yields the activations of each batch.
+
+    The model runs as it is, at its alpha and k, but in evaluation mode.
 
     Args:
-        layers: blocks; by default all that have an MFN layer.
-        residuals: whether to yield h, too.
-        batch_size: windows a batch.
+        model: MFN model.
+        windows: Rows of tokens; those of one batch have equal length.
+        layers: Blocks with an MFN layer; by default all of them.
+        residuals: True to yield the residual h, too.
+        batch_size: Windows per batch.
 
     Raises:
-        ValueError: if the model has no such layer, or windows of one batch differ in length.
+        ValueError: If a layer does not exist, or windows of one batch differ in length.
     """
     for batch in input_batches(windows, batch_size):
         yield activations_of(model, batch, layers=layers, residuals=residuals)
 
 
 class ActivationsAt(NamedTuple):
-    """What a model makes of P chosen tokens."""
+    """Activations at P chosen tokens."""
 
     codes: dict[int, csr_array]
-    """Layer -> (P, m)."""
+    """Layer -> activations (P, m)."""
     residuals: dict[int, np.ndarray]
-    """Layer -> (P, d) float32; empty unless asked for."""
+    """Layer -> residual h (P, d) float32. Empty unless asked for."""
 
 
 def activations_at(
@@ -67,15 +74,17 @@ def activations_at(
     residuals: bool = False,
     batch_size: int = 8,
 ) -> ActivationsAt:
-    """The activations at some places of a text; windows without any are passed over.
+    """Activations at some places of a text; windows without a place are not run.
 
     Args:
-        windows: all of one length T.
-        places: (P,) int64, ascending and distinct: T * window + position, of tokens that are no padding.
-        residuals, batch_size: see `token_activations`.
+        model: MFN model.
+        windows: Rows of tokens, all of one length T.
+        places: (P,) int64, ascending and distinct: T * window + position, of tokens that are not padding.
+        residuals: True to return the residual h, too.
+        batch_size: Windows per batch.
 
     Raises:
-        ValueError: if a place is in padding.
+        ValueError: If a place is in padding.
     """
     rows = list(windows)
     length = len(rows[0]["input_ids"])
@@ -105,7 +114,7 @@ def activations_of(
     layers: Sequence[int] | None = None,
     residuals: bool = False,
 ) -> TokenActivations:
-    """One batch of `token_activations`."""
+    """Activations on one batch of model inputs; see `token_activations` for the other arguments."""
     chosen = model.config.layers if layers is None else layers
     for layer in chosen:
         model.config.check_feature((layer, 0), pruned=True)
@@ -125,12 +134,12 @@ def activations_of(
 
 
 def as_csr(code: SparseCode) -> csr_array:
-    """A code (N, K) as a matrix (N, m) in float64. Only firings are stored."""
+    """Converts a code (N, K) to a sparse matrix (N, m) in float64 that stores firings only."""
     tokens, k = code.values.shape
     values, indices = code.values.double().cpu().numpy().ravel(), code.indices.int().cpu().numpy().ravel()
-    starts = np.arange(0, tokens * k + 1, k, dtype=np.int32)  # scikit-learn wants indices of 32 bits
+    starts = np.arange(0, tokens * k + 1, k, dtype=np.int32)  # scikit-learn takes 32-bit indices only
     matrix = csr_array((values, indices, starts), shape=(tokens, code.num_features))
-    matrix.sum_duplicates()  # where features are steered, one may stand there twice
+    matrix.sum_duplicates()  # a steered feature may stand in a code twice
     matrix.eliminate_zeros()
     return matrix
 

@@ -1,4 +1,4 @@
-"""Two models' features, matched one to one: by what they write, and by when they are active."""
+"""Comparison of two models: features matched one to one, by their directions and by their activations."""
 
 from __future__ import annotations
 
@@ -8,59 +8,69 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
 from ..data.windows import Windows, input_batches
 from ..model.modeling_mfn import MFNForCausalLM
+from ..utils.extras import needs
 from .activations import activations_of
 
+with needs("evaluate"):
+    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import csr_array
+
 LEVELS = (0.7, 0.8, 0.9)
+"""Similarities from which on a pair of features counts as a match."""
+ROUNDING = 1e-12
+"""Share of the mean square below which a variance is what rounding leaves of 0."""
 
 
 @dataclass(frozen=True)
 class Matching:
-    """The one-to-one matching of two models' features with the largest sum of similarities."""
+    """One-to-one matching of two models' features with the largest sum of similarities."""
 
     pairs: np.ndarray
-    """(P, 2) int64, feature of a and feature of b, the most similar first."""
+    """(P, 2) int64: feature of a and feature of b, the most similar pair first."""
     similarities: np.ndarray
-    """(P,) float64, from -1 to 1."""
+    """(P,) float64: similarity of each pair, from -1 to 1."""
     unmatched: tuple[np.ndarray, np.ndarray]
-    """Features of a and of b without a partner: the other model has fewer."""
+    """Features of a and of b without a partner, because the other model has fewer."""
     left_out: tuple[np.ndarray, np.ndarray]
-    """Features of a and of b that have no similarity: pruned ones, and among activations those that never vary."""
+    """Features of a and of b without a similarity: pruned ones, and among activations those that never vary."""
     chance: tuple[np.ndarray, ...]
-    """For each permutation the similarities (P,) that the best matching has at chance."""
+    """Similarities (P,) of the best matching at chance, for each permutation."""
 
     def share_above(self, level: float) -> float:
-        """Share of the pairs with at least this similarity; 0 where there are none."""
+        """Share of pairs with at least this similarity; 0 if there are no pairs."""
         return _share(self.similarities, level)
 
     def chance_above(self, level: float) -> float:
-        """The same at chance, averaged over permutations; `ValueError` if there were none."""
+        """Share of pairs with at least this similarity at chance, averaged over permutations.
+
+        Raises:
+            ValueError: If there were no permutations.
+        """
         if not self.chance:
             raise ValueError("chance was not measured; give compare_features permutations of at least 1")
         return sum(_share(similarities, level) for similarities in self.chance) / len(self.chance)
 
     @property
     def shares(self) -> dict[float, float]:
-        """Share of the pairs with a similarity of at least 0.7, 0.8 and 0.9."""
+        """Share of pairs with a similarity of at least 0.7, 0.8 and 0.9: level -> share."""
         return {level: self.share_above(level) for level in LEVELS}
 
 
 @dataclass(frozen=True)
 class FeatureComparison:
-    """What [`compare_features`] found."""
+    """Result of `compare_features`."""
 
     layer: int
     directions: Matching
-    """By cosine of the decoders' directions."""
+    """Matching by the cosine of the decoders' directions."""
     activations: Matching | None
-    """By Pearson's correlation of activations over the same tokens; `None` without text."""
+    """Matching by Pearson's correlation of activations over the same tokens; `None` without text."""
     tokens: int
-    """Tokens that the correlations are from."""
+    """Number of tokens behind the correlations."""
 
 
 def compare_features(
@@ -73,26 +83,28 @@ def compare_features(
     permutations: int = 0,
     seed: int = 0,
 ) -> FeatureComparison:
-    """Matches the features of one layer of two models one to one, with the largest sum of similarities there is.
+    """Matches the features of one layer of two models one to one, with the largest sum of similarities.
 
     Correlations are exact, from sums over sparse codes, and the text is read once. Each model runs at its own alpha and
-    k. A matrix of m_a x m_b similarities is held in float64, and the assignment takes a time of m^3 at worst.
+    k. A matrix of m_a x m_b similarities is held in float64. The assignment takes a time of m^3 at worst.
 
-    The best of so many matchings is above 0 by chance alone. A permutation measures that: of the d entries of b's
-    directions, the same for all of them, and of the tokens of a batch for b's activations. What each model's features
-    are like among themselves then stays, and what the two have in common is gone.
+    The best of so many matchings is above 0 by chance alone, which permutations measure. They permute the d entries of
+    b's directions, all directions alike, and the tokens of a batch for b's activations. Similarities within each model
+    stay, and everything that the two models have in common is gone.
 
     Args:
-        model_a, model_b: MFN models of the same hidden size and vocabulary; their m may differ.
-        windows: rows with `input_ids` (T,), and `attention_mask` (T,) where they are padded: a `datasets.Dataset`, or
-            any iterable of such mappings. Rows of one batch have equal length.
-        layer: block index.
-        batch_size: rows a batch; b's activations are permuted within it.
-        permutations: how many times chance is measured.
-        seed: of the permutations.
+        model_a: MFN model.
+        model_b: MFN model of the same hidden size and vocabulary; its number of features may differ.
+        windows: Rows with `input_ids` (T,), and `attention_mask` (T,) where they are padded: a `datasets.Dataset`, or
+            any iterable of such mappings. Rows of one batch have equal length. Without text, directions alone are
+            compared.
+        layer: Block with an MFN layer in both models.
+        batch_size: Windows per batch; b's activations are permuted within a batch.
+        permutations: Number of times that chance is measured.
+        seed: Seed of the permutations.
 
     Raises:
-        ValueError: if a model has no such layer, the two differ in hidden size or vocabulary, or the text has no token.
+        ValueError: If a model has no such layer, hidden sizes or vocabularies differ, or the text has no token.
     """
     models = (model_a, model_b)
     _check(models, layer)
@@ -129,7 +141,7 @@ def _check(models: tuple[MFNForCausalLM, MFNForCausalLM], layer: int) -> None:
 
 
 def _kept(model: MFNForCausalLM, layer: int) -> np.ndarray:
-    """Features (P,) that are not pruned."""
+    """Features (P,) of a layer that are not pruned."""
     return np.setdiff1d(np.arange(model.config.num_features), model.config.pruned_features.get(str(layer), []))
 
 
@@ -143,7 +155,13 @@ def match(
     compared: tuple[np.ndarray, np.ndarray],
     sizes: tuple[int, int],
 ) -> Matching:
-    """The matching by the first matrix of similarities between compared features, and chance by the others."""
+    """Matches features by the first matrix of similarities, and measures chance by the others.
+
+    Args:
+        similarities: Matrices (A, B) of similarities between the compared features.
+        compared: Features (A,) of a and (B,) of b that the rows and columns stand for.
+        sizes: Number of features of a and of b.
+    """
     found = []
     for matrix in similarities:
         rows, columns = linear_sum_assignment(matrix, maximize=True)
@@ -151,23 +169,23 @@ def match(
         order = np.argsort(-values, kind="stable")
         found.append((values[order], np.stack([compared[0][rows[order]], compared[1][columns[order]]], 1)))
     (values, pairs), *chance = found
-    left_out = tuple(np.setdiff1d(np.arange(size), of) for size, of in zip(sizes, compared, strict=True))
-    unmatched = tuple(np.setdiff1d(of, pairs[:, side]) for side, of in enumerate(compared))
+    left_out = tuple(np.setdiff1d(np.arange(size), own) for size, own in zip(sizes, compared, strict=True))
+    unmatched = tuple(np.setdiff1d(own, pairs[:, side]) for side, own in enumerate(compared))
     return Matching(pairs, values, unmatched, left_out, tuple(each for each, _ in chance))  # type: ignore[arg-type]
 
 
 class Moments:
-    """Sums over tokens of two models' activations."""
+    """Sums over tokens of two models' activations, from which correlations follow."""
 
     def __init__(self, sizes: tuple[int, int], permutations: int = 0) -> None:
         self.tokens = 0
         self.sums = [np.zeros(size) for size in sizes]
         self.squares = [np.zeros(size) for size in sizes]
         self.products = [csr_array(sizes) for _ in range(1 + permutations)]
-        """(m_a, m_b), as the tokens are, then with those of b permuted."""
+        """Matrices (m_a, m_b): one for the tokens in their order, then one per permutation of b's tokens."""
 
     def add(self, a: csr_array, b: csr_array, random: np.random.Generator) -> None:
-        """Takes in the activations (N, m_a) and (N, m_b) of one batch."""
+        """Adds the activations (N, m_a) and (N, m_b) of one batch."""
         self.tokens += a.shape[0]
         for side, activations in enumerate((a, b)):
             self.sums[side] += activations.sum(axis=0)
@@ -177,11 +195,11 @@ class Moments:
             self.products[place] = products + a.T @ partner
 
     def without(self, part: Moments) -> Moments:
-        """Those of all tokens but the ones of `part`, which were among them; without permutations."""
+        """Sums without the tokens of `part`, which were among them; permutations are left out."""
         rest = Moments((len(self.sums[0]), len(self.sums[1])))
         rest.tokens = self.tokens - part.tokens
-        rest.sums = [of - own for of, own in zip(self.sums, part.sums, strict=True)]
-        rest.squares = [of - own for of, own in zip(self.squares, part.squares, strict=True)]
+        rest.sums = [whole - own for whole, own in zip(self.sums, part.sums, strict=True)]
+        rest.squares = [whole - own for whole, own in zip(self.squares, part.squares, strict=True)]
         rest.products = [self.products[0] - part.products[0]]
         return rest
 
@@ -189,12 +207,11 @@ class Moments:
         return self.squares[side] / self.tokens - (self.sums[side] / self.tokens) ** 2
 
     def varied(self, side: int, features: np.ndarray) -> np.ndarray:
-        """Those of some features whose activation is not always the same."""
-        # what rounding leaves of a variance of 0 is far below this share of the mean square
-        return features[(self._variance(side) > 1e-12 * self.squares[side] / self.tokens)[features]]
+        """Selects those of some features of one model whose activation is not always the same."""
+        return features[(self._variance(side) > ROUNDING * self.squares[side] / self.tokens)[features]]
 
     def correlations(self, features_a: np.ndarray, features_b: np.ndarray) -> Iterator[np.ndarray]:
-        """Pearson's, (A, B) for A and B features: as the tokens are, then for each permutation."""
+        """Yields Pearson's correlations (A, B) of A and B features: one matrix, then one per permutation."""
         chosen = (features_a, features_b)
         means = [self.sums[side][features] / self.tokens for side, features in enumerate(chosen)]
         deviations = [np.sqrt(self._variance(side)[features]) for side, features in enumerate(chosen)]
@@ -203,8 +220,10 @@ class Moments:
             yield covariances / np.outer(*deviations)
 
     def pair_correlations(self, pairs: np.ndarray) -> list[np.ndarray]:
-        """Pearson's of given pairs (P, 2) of features: (P,) as the tokens are, then for each permutation. 0 where one
-        of the two varies and the other never does, NaN where neither does."""
+        """Pearson's correlations (P,) of pairs (P, 2) of features: one array, then one per permutation.
+
+        A correlation is 0 if one feature of the pair varies and the other never does, NaN if neither varies.
+        """
         varied = np.stack([np.isin(pairs[:, side], self.varied(side, np.unique(pairs[:, side]))) for side in (0, 1)])
         means = [self.sums[side][pairs[:, side]] / self.tokens for side in (0, 1)]
         spread = np.sqrt(np.prod([self._variance(side)[pairs[:, side]].clip(0) for side in (0, 1)], axis=0))
@@ -216,7 +235,7 @@ class Moments:
         return found
 
     def covariance_norms(self) -> list[float]:
-        """Squared Frobenius norms of the (m_a, m_b) covariances: as the tokens are, then for each permutation."""
+        """Squared Frobenius norm of the covariances (m_a, m_b): one number, then one per permutation."""
         mean_a, mean_b = (sums / self.tokens for sums in self.sums)
         outer = float((mean_a @ mean_a) * (mean_b @ mean_b))
         return [

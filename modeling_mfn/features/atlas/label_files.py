@@ -1,4 +1,4 @@
-"""Labels from files that others wrote: tables, JSON, and Neuronpedia's exports."""
+"""Labels read from files of other tools: tables, JSON, and exports of Neuronpedia."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from ...utils.display import visible
 from .labels import Label
 
 FORMATS = (".csv", ".json", ".jsonl")
-TEXTS, NAMES = ("label", "description"), ("feature", "name")
-"""What the label, and what the feature, may be called."""
+LABEL_COLUMNS, FEATURE_COLUMNS = ("label", "description"), ("feature", "name")
+"""Columns in which a label, and the name of its feature, may stand."""
+MAX_NAME = 60
+"""Characters kept of a feature's name in a file; a valid name is shorter."""
 
 
 def read_label_file(file: str | os.PathLike[str]) -> list[Label]:
-    """The labels of a file, of source `imported`.
+    """Reads the labels of a file, as source `imported`.
 
-    A row has `feature` ("L6/1234"), or `layer` and `index`; a `label`, or `description`; and, if there is one, a
-    `score`. A layer may be written as Neuronpedia does, "6-res-jb". All else in a row that is a text or a number is
-    kept in the label's details, a `source` as `source_of_label`. Of several rows on a feature the label is that of the
-    largest score, or the first; the others are its detail `others`.
+    A row names its feature by `feature` ("L6/1234"), or by `layer` and `index`. A layer may be written in the way of
+    Neuronpedia, "6-res-jb". A row has a `label` or `description`, and it may have a `score`. Any other text or number
+    of a row is kept in the label's details; a `source` is kept as `source_of_label`. If a feature has several rows, the
+    one with the largest score becomes the label, or else the first. The texts of the others are its detail `others`.
 
     Args:
-        file: .csv with a header, .json (a list of objects), or .jsonl (an object a line); also with .gz.
+        file: .csv with a header, .json (a list of objects), or .jsonl (one object per line); also with .gz.
 
     Raises:
-        ValueError: on the first row that cannot be read, with its place in the file.
+        ValueError: If a row cannot be read; the message names its place in the file.
     """
     path = Path(file)
     suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if suffix not in FORMATS:
-        raise ValueError(f"{file} is no file of labels; it must end in {', '.join(FORMATS)}, or these and .gz")
+        raise ValueError(f"{file} is not a file of labels; it must end in {', '.join(FORMATS)}, or these and .gz")
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix.lower() == ".gz" else data).decode("utf-8-sig")
@@ -70,7 +72,7 @@ def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
             return
         place = f"line {reader.line_num}"
         if None in row or None in row.values():
-            raise ValueError(f"{place}: it has not as many columns as the header, {len(reader.fieldnames or ())}")
+            raise ValueError(f"{place}: it does not have as many columns as the header, {len(reader.fieldnames or ())}")
         yield place, {name: value for name, value in row.items() if value != ""}
 
 
@@ -86,7 +88,7 @@ def _json_rows(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
-    # not splitlines, which takes more characters for line ends than JSON does
+    # not splitlines(), which breaks lines at characters that JSON allows inside a text
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -104,11 +106,11 @@ def _label_at(place: str, row: Any) -> Label:
 
 def _label_of(row: Any) -> Label:
     if not isinstance(row, dict):
-        raise ValueError(f"{str(row)[:60]!r} is no object with names and values")
-    text = next((row[name] for name in TEXTS if row.get(name) is not None), None)
+        raise ValueError(f"{str(row)[:60]!r} is not an object with names and values")
+    text = next((row[name] for name in LABEL_COLUMNS if row.get(name) is not None), None)
     if text is None:
-        raise ValueError(f"it has no label, nor a description; it has {', '.join(map(repr, row))[:200]}")
-    taken = {*TEXTS, *NAMES, "layer", "index", "score", "source"}
+        raise ValueError(f"it has neither a label nor a description, only {', '.join(map(repr, row))[:200]}")
+    taken = {*LABEL_COLUMNS, *FEATURE_COLUMNS, "layer", "index", "score", "source"}
     details = {name: value for name, value in row.items() if name not in taken and isinstance(value, str | int | float)}
     if row.get("source"):
         details["source_of_label"] = row["source"]
@@ -116,9 +118,9 @@ def _label_of(row: Any) -> Label:
 
 
 def _feature_of(row: dict[str, Any]) -> str:
-    name = next((row[key] for key in NAMES if isinstance(row.get(key), str)), None)
+    name = next((row[key] for key in FEATURE_COLUMNS if isinstance(row.get(key), str)), None)
     if name is not None:
-        return visible(name, 60)  # no longer is a feature's name
+        return visible(name, MAX_NAME)
     if row.get("layer") is None or row.get("index") is None:
         raise ValueError('it names no feature; give feature ("L6/1234"), or layer and index')
     layer, index = (re.fullmatch(pattern, str(row[key])) for key, pattern in
@@ -139,7 +141,7 @@ def _score_of(row: dict[str, Any]) -> float | None:
 
 
 def _best_of(labels: list[Label]) -> Label:
-    """One label of a feature, as an atlas has of each source."""
+    """Joins the labels of one feature to the single one that an atlas holds per source."""
     best = max(labels, key=lambda label: -math.inf if label.score is None else label.score)
     others = [label.label for label in labels if label is not best]
     return replace(best, details={**best.details, "others": others}) if others else best

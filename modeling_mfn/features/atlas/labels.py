@@ -1,4 +1,4 @@
-"""Labels of features: what people, automatic measures and language models call them."""
+"""Labels of features, given by people, automatic measures and language models."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 from ...model.feature_names import FeatureName, format_feature, parse_feature
 
 SOURCES = ("human", "imported", "automatic", "llm")
-"""Where labels come from, the one that is shown first first."""
+"""Sources of labels; a label of an earlier source is shown first."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What one source calls one feature. `ValueError` if a part of it cannot be."""
+    """Name that one source gives to one feature; raises `ValueError` if a part of it is not valid."""
 
     feature: str
-    """Its name, `L6/1234`."""
+    """Name of the feature, `L6/1234`."""
     label: str
     """Raw text: escape it wherever it is rendered."""
     source: str = "human"
     """`human`, `imported`, `automatic`, or `llm:` and the name of a model."""
     score: float | None = None
-    """How well the label describes the feature, on the scale of its source; larger is better."""
+    """Quality of the label on the scale of its source; larger is better."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What else the source says: precision, recall, examples..., as JSON has it."""
+    """Anything else the source says, such as precision and recall, as JSON can hold it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature", format_feature(*parse_feature(self.feature)))
         if not isinstance(self.label, str) or not self.label.strip():
-            raise ValueError(f"label of {self.feature} is {self.label!r}; it must be a text that is not empty")
+            raise ValueError(f"label of {self.feature} is {self.label!r}; it must be text that is not empty")
         if not re.fullmatch(r"(?s)human|imported|automatic|llm:.+", self.source):
             raise ValueError(
                 f"source of the label of {self.feature} is {self.source!r}; "
@@ -45,25 +45,28 @@ class Label:
             raise ValueError(f"details of the label of {self.feature} cannot be called {', '.join(sorted(taken))}")
 
     def to_record(self) -> dict[str, Any]:
-        """The label as one flat object of `labels.json`."""
+        """Label as one flat object of `labels.json`."""
         record = {"feature": self.feature, "label": self.label, "source": self.source, "score": self.score}
         return record | dict(self.details)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Label:
-        """The label of such an object; `feature` and `label` are needed."""
+        """Reads an object of `labels.json`; `feature` and `label` are required."""
         if not isinstance(record, Mapping) or not isinstance(record.get("feature"), str) or "label" not in record:
-            raise ValueError(f"{str(record)[:100]} is no label; it needs a feature and a label")
+            raise ValueError(f"{str(record)[:100]} is not a label; it needs a feature and a label")
         own = {name: record[name] for name in ("feature", "label", "source", "score") if name in record}
         return cls(**own, details={name: value for name, value in record.items() if name not in own})
 
 
 class Labels:
-    """The labels of an atlas. A feature has at most one of each source; a new one takes the place of the old.
+    """Labels of an atlas. A feature has at most one label per source; a new label replaces the old one.
 
-    labels["L6/1234"]      # all of a feature, the one to show first
-    labels.best("L6/1234") # that one, or None
-    for label in labels    # all, by feature
+    ```python
+    labels["L6/1234"]       # all labels of a feature, the one to show first
+    labels.best("L6/1234")  # the label to show, or None
+    for label in labels:    # all labels, by feature
+        ...
+    ```
     """
 
     def __init__(self, labels: Iterable[Label] = ()) -> None:
@@ -72,27 +75,28 @@ class Labels:
             self.add(label)
 
     def add(self, label: Label) -> None:
-        """Takes a label in, in place of the same source's earlier one."""
+        """Adds a label; it replaces the feature's earlier label of the same source."""
         self._by_feature.setdefault(parse_feature(label.feature), {})[label.source] = label
 
     def remove(self, feature: FeatureName, source: str) -> None:
-        """Takes a source's label of a feature out; `ValueError` if there is none."""
+        """Removes a source's label of a feature; raises `ValueError` if there is none."""
         found = self._by_feature.get(parse_feature(feature), {})
         if source not in found:
             raise ValueError(f"{format_feature(*parse_feature(feature))} has no label of source {source!r}")
         del found[source]
 
     def __getitem__(self, feature: FeatureName) -> list[Label]:
-        """A feature's labels, the one to show first: human before imported, automatic and llm; then by score."""
+        """Labels of a feature, the one to show first: human before imported, automatic and llm, then by score."""
         return sorted(self._by_feature.get(parse_feature(feature), {}).values(), key=display_order)
 
     def best(self, feature: FeatureName) -> Label | None:
-        """The label to show, or `None`."""
+        """Label of a feature to show, or `None`."""
         return next(iter(self[feature]), None)
 
     def shown(self) -> dict[str, str]:
-        """Feature -> the text of its label to show."""
-        return {each.feature: each.label for each in reversed(list(self))}  # of each feature that one comes first
+        """Text of the label to show, for each feature that has a label: feature -> text."""
+        # reversed, so that the label to show, which comes first, is written last
+        return {each.feature: each.label for each in reversed(list(self))}
 
     def __iter__(self) -> Iterator[Label]:
         for feature in sorted(self._by_feature):
@@ -103,7 +107,7 @@ class Labels:
 
 
 def display_order(label: Label) -> tuple[int, float, str]:
-    """Sorts labels, the one to show first first."""
+    """Sort key of labels; the label to show has the smallest."""
     score = -math.inf if label.score is None else label.score
     return SOURCES.index(label.source.partition(":")[0]), -score, label.source
 

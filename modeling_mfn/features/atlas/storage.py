@@ -1,4 +1,4 @@
-"""The folder `features/` of an atlas: written whole or not at all, read from a folder or from the Hub."""
+"""Folder `features/` of an atlas: written whole or not at all, read from a folder or from the Hub."""
 
 from __future__ import annotations
 
@@ -25,17 +25,23 @@ from .schema import (
     check_schema,
 )
 
-ROWS_A_GROUP = 2**15
+ROWS_PER_GROUP = 2**15
 """Rows of a Parquet file that are read together."""
 
 
 class AtlasNotFoundError(ValueError):
-    """Neither damaged nor unreachable: the folder or repository is there, and has no atlas."""
+    """Error for a folder or repository that exists but has no atlas."""
 
 
 def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = None, token: Any = None) -> Path:
-    """The folder with an atlas' files: the given one, `features/` in it, or that of a repository on the Hub, of which
-    nothing else is downloaded. `AtlasNotFoundError` if it has none, `ValueError` if the repository cannot be read."""
+    """Finds the folder with an atlas' files: the given one, `features/` in it, or that of a repository on the Hub.
+
+    Nothing but `features/` is downloaded from a repository.
+
+    Raises:
+        AtlasNotFoundError: If the folder or repository has no atlas.
+        ValueError: If the repository cannot be read.
+    """
     given = Path(folder_or_repo)
     if given.is_dir():
         for folder in (given / FOLDER, given):
@@ -50,7 +56,7 @@ def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = N
             str(folder_or_repo), revision=revision, token=token, allow_patterns=f"{FOLDER}/*"
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{folder_or_repo} is no folder, and no repository that can be read: {error}") from error
+        raise ValueError(f"{folder_or_repo} is not a folder, nor a repository that can be read: {error}") from error
     if not (Path(downloaded) / FOLDER / METADATA_FILE).is_file():
         raise AtlasNotFoundError(
             f"repository {folder_or_repo} has no {FOLDER}/{METADATA_FILE}: there is no atlas in it"
@@ -59,15 +65,15 @@ def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = N
 
 
 def write_atlas(folder: Path, metadata: dict[str, Any], features: pa.Table, examples: pa.Table, labels: Labels) -> None:
-    """Writes `folder/features/`, in place of an earlier one, which stays until the new one is complete."""
+    """Writes `folder/features/`; an earlier atlas there stays until the new one is complete."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; an atlas is saved into a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{FOLDER}-") as scratch:
         made = Path(scratch) / FOLDER
         made.mkdir()
-        pq.write_table(features, made / FEATURES_FILE, compression="zstd", row_group_size=ROWS_A_GROUP)
-        pq.write_table(examples, made / EXAMPLES_FILE, compression="zstd", row_group_size=ROWS_A_GROUP)
+        pq.write_table(features, made / FEATURES_FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        pq.write_table(examples, made / EXAMPLES_FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
         write_labels(made / LABELS_FILE, labels)
         (made / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         if (folder / FOLDER).exists():
@@ -76,27 +82,27 @@ def write_atlas(folder: Path, metadata: dict[str, Any], features: pa.Table, exam
 
 
 def write_labels(file: Path, labels: Labels) -> None:
-    """Writes labels as a JSON list of flat objects, one a line; a file that is there stays until then."""
+    """Writes labels as a JSON list of flat objects, one per line; the file is replaced as a whole."""
     lines = ",\n".join(json.dumps(label.to_record()) for label in labels)
     write_whole(file, f"[\n{lines}\n]\n" if lines else "[]\n")
 
 
 def read_labels(file: Path) -> Labels:
-    """Reads what `write_labels` wrote; none if there is no such file."""
+    """Reads a file that `write_labels` wrote; no labels if there is no such file."""
     if not file.exists():
         return Labels()
     records = _read_json(file)
     if not isinstance(records, list):
-        raise ValueError(f"{file} is no list of labels")
+        raise ValueError(f"{file} is not a list of labels")
     return Labels(map(Label.from_record, records))
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """`atlas.json`; `ValueError` if it is damaged or of a newer schema than this package knows."""
+    """Reads `atlas.json`; raises `ValueError` if it is damaged or its schema is newer than this package."""
     metadata = _read_json(folder / METADATA_FILE)
     version = metadata.get("schema_version") if isinstance(metadata, dict) else None
     if not isinstance(version, int):
-        raise ValueError(f"{folder / METADATA_FILE} has no schema_version; it is no atlas")
+        raise ValueError(f"{folder / METADATA_FILE} has no schema_version; it is not an atlas")
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{folder} has schema version {version}, newer than {SCHEMA_VERSION}, which this package reads; "
@@ -106,12 +112,12 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def read_features(folder: Path) -> pa.Table:
-    """`features.parquet`."""
+    """Reads `features.parquet`."""
     return _read_table(folder / FEATURES_FILE, FEATURES)
 
 
 def read_examples(folder: Path) -> pa.Table:
-    """`examples.parquet`."""
+    """Reads `examples.parquet`."""
     return _read_table(folder / EXAMPLES_FILE, EXAMPLES)
 
 
@@ -131,6 +137,12 @@ def _read_json(file: Path) -> Any:
 
 
 __all__ = [
-    "AtlasNotFoundError", "find_folder", "read_examples", "read_features", "read_labels", "read_metadata",
-    "write_atlas", "write_labels",
-]  # fmt: skip
+    "AtlasNotFoundError",
+    "find_folder",
+    "read_examples",
+    "read_features",
+    "read_labels",
+    "read_metadata",
+    "write_atlas",
+    "write_labels",
+]

@@ -1,1 +1,1 @@
-"""Labels for features, found in an atlas and its text."""
+"""Labels for features: automatic ones from what features fire on, and descriptions by a language model."""

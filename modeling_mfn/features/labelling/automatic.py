@@ -1,4 +1,4 @@
-"""Automatic labels: the concept, or the few tokens, that a feature's firing stands for."""
+"""Automatic labels: the concept, or the few tokens, that a feature fires on."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ from .concepts import HELD_IN, HELD_OUT, LEFT_OUT, Concepts, Lexicon, WordFinder
 from .separation import ActivationCounts, Places, Separation, effective_number
 from .token_sets import TokenSet, TokenSetCounts, example_tokens
 
-BLOCK = 16
-"""Windows that follow each other belong to one half of the text, then as many to the other."""
+WINDOWS_PER_RUN = 16
+"""Consecutive windows in a run; runs belong alternately to one half of the text and to the other."""
 
 
 @dataclass(frozen=True)
 class ConceptFigures:
-    """What the text had of a concept, and the labels that came of it."""
+    """Words of a concept in the text, and the labels given for it; pairs are held in, held out."""
 
     name: str
     words: tuple[int, int]
-    """Different words that occurred, held in and held out."""
+    """Number of different words that occurred."""
     effective_words: tuple[float, float]
-    """As many equally frequent words as these amount to."""
+    """Equivalent number of equally frequent words."""
     occurrences: tuple[int, int]
     enough: bool
-    """Whether a label could be given at all."""
+    """True if the words were enough for the concept to take part."""
     features: int
-    """Features labelled with it."""
+    """Number of features labelled with the concept."""
 
 
 @dataclass(frozen=True)
 class LabellingReport:
-    """What `label_features` did."""
+    """Result of `label_features`; rich prints it as a table."""
 
     tokens: int
-    """Counted in the text."""
+    """Number of tokens counted in the text."""
     concepts: list[ConceptFigures]
     token_sets: int
-    """Features labelled by the tokens on which they fire."""
+    """Number of features labelled by the tokens on which they fire."""
     control: int
-    """Features that the same procedure labels when the words are dealt out among the concepts by chance. Where this is
-    not far below the labels by concepts, these mean little."""
+    """Number of features that the same procedure labels if words are dealt out among concepts at random. Labels by
+    concepts mean little unless this number is far below theirs."""
     unknown_words: list[str]
     """Words that the tokenizer cannot write."""
 
     @property
     def labelled(self) -> int:
-        """Features labelled with a concept."""
+        """Number of features labelled with a concept."""
         return sum(concept.features for concept in self.concepts)
 
     def __rich__(self) -> Table:
@@ -92,43 +92,46 @@ def label_features(
     seed: int = 0,
     progress: bool = True,
 ) -> LabellingReport:
-    """Labels the features of an atlas by what they fire on, in one pass of the model over a text. Labels of source
-    `automatic` take the place of all earlier ones; those of other sources stay.
+    """Labels the features of an atlas by what they fire on, in one pass of the model over a text.
 
-    **Concepts.** The words of each concept are split into two halves, and so are all other tokens of the vocabulary.
-    On the held-in half, each feature gets the concept that it separates best, and the threshold of the best F1 score.
-    On the held-out half, whose words and tokens had no part in that, the label is judged: so one that is about single
-    tokens fails. It is given if the area under the ROC curve of the activation is at least `min_auroc` on both halves,
-    both for the concept's words against all other tokens (words of other concepts and ordinary tokens) and for them
-    against words of other concepts alone: a feature of all nouns is no feature of animals. The score of the label is
-    the smaller of these two areas on the held-out half, and its details are `method` "concept", `concept`, `auroc`,
-    `auroc_words`, `auroc_held_in`, `threshold`, `precision`, `recall`, `occurrences` and `words`.
+    New labels of source `automatic` replace all earlier ones of this source. Labels of other sources stay.
 
-    **Token sets.** A feature without such a label, at least 80 % of whose firings are on at most 8 tokens, is labelled
-    `fires on: ' king', ' queen'`. The tokens are chosen on every other run of 16 windows and judged on the rest. Its
-    details are `method` "tokens", `token_ids`, `tokens`, `precision`, `recall` and `firings`, and its score is the area
-    under the ROC curve of firing or not.
+    **Concepts.** The words of each concept are split into two halves, and so are all other tokens of the vocabulary. On
+    the held-in half, each feature gets the concept that it separates best, and the threshold with the best F1 score.
+    The held-out half had no part in that choice and judges the label, so that a label for single tokens fails.
 
-    A word counts on the token that ends it, after a space, as it is written or with a capital; `WordFinder` says more.
-    Memory does not grow with the text: about 128 bytes times 2 C + 2 a feature, for C concepts.
+    A label is given if the area under the ROC curve of the activation is at least `min_auroc` on both halves. The area
+    is counted twice: the concept's words against all other tokens, and against words of other concepts alone. The
+    smaller one decides, so that a feature of all nouns is not a feature of animals. The score of the label is the
+    smaller area on the held-out half. Its details are `method` ("concept"), `concept`, `auroc`, `auroc_words`,
+    `auroc_held_in`, `threshold`, `precision`, `recall`, `occurrences` and `words`.
+
+    **Token sets.** A feature without a concept gets the label `fires on: ' king', ' queen'` if at least 80 % of its
+    firings are on at most 8 tokens. The tokens are chosen on every other run of 16 windows and judged on the rest. The
+    details of the label are `method` ("tokens"), `token_ids`, `tokens`, `precision`, `recall` and `firings`. Its score
+    is the area under the ROC curve of firing or not.
+
+    A word counts on the token that ends it, after a space, as written or with a capital; see `WordFinder`. Memory does
+    not grow with the text: about 128 (2 C + 2) bytes per feature, for C concepts.
 
     Args:
-        atlas: that of the model. Its histograms say how activations are binned, its examples which tokens to try.
-        model: an MFN model. It runs as it is, at its alpha and under the `steer` context that is in force.
-        tokenizer: the model's tokenizer.
-        dataset: windows of tokens, as for `FeatureAtlas.build`; another text than the atlas' is fine.
-        concepts: name -> words, each a word or a list of its forms, which are held out together.
-        min_auroc: see above.
-        min_occurrences: of a concept's words in each half, for the concept to take part.
-        min_words: different words in each half, where words that are seldom beside others count less: as many equally
-            frequent ones as `effective_number` says.
-        tokens: windows are taken until they have this many tokens; all by default.
-        batch_size: windows at once.
-        seed: of the split into halves.
-        progress: show a progress bar.
+        atlas: Atlas of the model. Its histograms decide how activations are binned, its examples which tokens to try.
+        model: MFN model. It runs as it is: at its alpha, and with the interventions of the `steer` context around the
+            call.
+        tokenizer: The model's tokenizer.
+        dataset: Windows of tokens, as for `FeatureAtlas.build`; the text may be another one than the atlas'.
+        concepts: Name -> words, each a word or a list of its forms, which stay in one half.
+        min_auroc: Smallest area under the ROC curve for a label.
+        min_occurrences: Occurrences of a concept's words in each half, for the concept to take part.
+        min_words: Different words of a concept in each half, for the concept to take part. They are counted as the
+            equivalent number of equally frequent words (`effective_number`).
+        tokens: Number of tokens to read, rounded up to whole windows; by default all.
+        batch_size: Windows per batch.
+        seed: Seed for the split into halves.
+        progress: True to show a progress bar.
 
     Raises:
-        ValueError: on concepts or settings that cannot be, or an atlas of another model.
+        ValueError: If concepts or settings are not valid, or the atlas is of another model.
     """
     _check(atlas, model, min_auroc, min_occurrences, min_words, tokens, batch_size)
     lexicon = Lexicon.of(concepts, seed)
@@ -149,24 +152,24 @@ def label_features(
 
 
 class _Counts:
-    """What is counted of all layers."""
+    """Counts of all layers, and the labels that follow from them."""
 
     def __init__(self, atlas: FeatureAtlas, lexicon: Lexicon, finder: WordFinder, vocabulary: int, seed: int) -> None:
         self.lexicon, self.finder = lexicon, finder
         self.token_half = token_halves(vocabulary, seed)
-        """(V,) of tokens that end no word."""
+        """(V,): half of each token where it does not end a word."""
         self.word_half = np.append(lexicon.half, 0)
-        """(L + 1,), the last one of no word."""
+        """(L + 1,): half of each word; the last entry stands for no word."""
         self.word_counts = np.zeros(len(lexicon.words) + 1, np.int64)
-        """(L + 1,) occurrences of each word; the last one takes what is none."""
+        """(L + 1,): occurrences of each word; the last entry collects tokens that do not end a word."""
         self.kinds = np.zeros((2, 2), np.int64)
-        """(2, 2) ordinary tokens, and words, in each half."""
+        """(2, 2): ordinary tokens, then words, in each half."""
         self.occurrences = np.zeros((2, vocabulary), np.int64)
-        """(2, V) of each token in each half of the text."""
+        """(2, V): occurrences of each token in each half of the text."""
         self.columns = np.concatenate([lexicon.concepts, lexicon.shuffled + len(lexicon.names)], 1)
         self.columns[:, lexicon.concepts.shape[1] :][lexicon.shuffled < 0] = -1
         self.columns = np.concatenate([self.columns, np.full((1, self.columns.shape[1]), -1)])
-        """(L + 1, 2 J) the concepts of each word, and those of the control; the last row is of no word."""
+        """(L + 1, 2 J): concepts of each word, then those of the control; the last row stands for no word."""
         self.activations: dict[int, ActivationCounts] = {}
         self.token_sets: dict[int, TokenSetCounts] = {}
         layers = atlas.features["layer"].to_numpy()
@@ -177,7 +180,7 @@ class _Counts:
             self.token_sets[layer] = TokenSetCounts(example_tokens(atlas.examples, layer), len(histogram), vocabulary)
 
     def add(self, batch: TokenBatch, codes: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Counts a batch of B windows in."""
+        """Adds a batch of B windows."""
         ids = batch.input_ids.astype(np.int64)
         words = self.finder.find(ids).reshape(-1)
         ids, counted = ids.reshape(-1), batch.counted.reshape(-1)
@@ -187,7 +190,7 @@ class _Counts:
         np.add.at(self.kinds, (is_word[judged], half[judged]), 1)
         np.add.at(self.word_counts, word[counted], 1)
         windows = batch.first_window + np.arange(len(batch.input_ids))
-        text_half = np.repeat(windows // BLOCK % 2, batch.input_ids.shape[1])
+        text_half = np.repeat(windows // WINDOWS_PER_RUN % 2, batch.input_ids.shape[1])
         np.add.at(self.occurrences, (text_half[counted], ids[counted]), 1)
         for layer, (indices, values) in codes.items():
             firings = Firings.of(indices, values, counted)
@@ -198,7 +201,7 @@ class _Counts:
     def label(
         self, atlas: FeatureAtlas, texts: list[str], min_auroc: float, min_occurrences: int, min_words: float
     ) -> LabellingReport:
-        """Labels the atlas' features and says what came of it."""
+        """Labels the atlas' features from the counts."""
         names = self.lexicon.names
         of_text = [self._figures(column) for column in range(2 * len(names))]
         occurrences = np.array([figures[2] for figures in of_text], np.int64).reshape(-1, 2)
@@ -217,7 +220,7 @@ class _Counts:
                     sets.pop(feature, None)
                 found = counts.separation(shuffled, occurrences[shuffled], self.kinds, enough[shuffled])
                 control += int(_passes(found, min_auroc).sum())
-            labels += [_token_label(layer, feature, of, texts) for feature, of in sets.items()]
+            labels += [_token_label(layer, feature, tokens, texts) for feature, tokens in sets.items()]
         kept = [label for label in atlas.labels if label.source != "automatic"]
         atlas.labels = Labels([*kept, *labels])
         by_concept = [label.details.get("concept") for label in labels]
@@ -229,7 +232,7 @@ class _Counts:
         return LabellingReport(int(self.occurrences.sum()), figures, by_concept.count(None), control, unknown)
 
     def _figures(self, column: int) -> tuple[tuple[int, int], tuple[float, float], tuple[int, int]]:
-        """Of a concept, held in and held out: different words, effective ones, occurrences."""
+        """Different words of a concept, effective words, and occurrences, each held in and held out."""
         of_column = (self.columns[:-1] == column).any(1)
         halves = [self.word_counts[:-1][of_column & (self.lexicon.half == half)] for half in (HELD_IN, HELD_OUT)]
         first, second = halves
@@ -240,7 +243,7 @@ class _Counts:
         )
 
     def _concept_label(self, layer: int, feature: int, found: Separation, of_text: list[Any]) -> Label:
-        figures = {name: float(of[feature]) for name, of in found._asdict().items() if name != "concept"}
+        figures = {name: float(column[feature]) for name, column in found._asdict().items() if name != "concept"}
         place = int(found.concept[feature])
         words, _, occurrences = of_text[place]
         score = float(np.fmin(figures["auroc"], figures["auroc_words"]))

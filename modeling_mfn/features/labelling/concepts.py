@@ -1,4 +1,4 @@
-"""Concepts, each a named set of words, and where their words stand in a text of tokens."""
+"""Concepts, each a named set of words, and the places of these words in a text of tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Concepts = Mapping[str, Iterable[str | Sequence[str]]]
-"""Name -> words; each a word, or a list of its forms, which stay together: `{"animals": ["dog", ["mouse", "mice"]]}`"""
+"""Name -> words, such as `{"animals": ["dog", ["mouse", "mice"]]}`. Forms of one word in a list stay together."""
 
 HELD_IN, HELD_OUT = 0, 1
+"""Halves of words and tokens: the one that chooses, the one that judges."""
 ORDINARY, LEFT_OUT = -1, -2
-"""What is at a token that ends no word of a concept: an ordinary token, or one that says nothing about any concept."""
+"""Marks of tokens that do not end a word: ordinary tokens, and tokens too similar to a word to be counted."""
 
 
 def read_concepts(file: str | os.PathLike[str]) -> Concepts:
-    """Concepts from a JSON file; `ValueError` if it holds something else."""
+    """Reads concepts from a JSON file; raises `ValueError` if it contains something else."""
     try:
         concepts = json.loads(Path(file).read_text(encoding="utf-8"))
         check_concepts(concepts)
@@ -29,7 +30,7 @@ def read_concepts(file: str | os.PathLike[str]) -> Concepts:
 
 
 def check_concepts(concepts: Any) -> dict[str, list[tuple[str, ...]]]:
-    """Name -> forms of each word; `ValueError` if it is no mapping of names to words."""
+    """Checks concepts and returns name -> forms of each word; raises `ValueError` if they are not valid."""
     if not isinstance(concepts, Mapping):
         raise ValueError(f"concepts are a {type(concepts).__name__}; they must be a mapping of names to words")
     checked: dict[str, list[tuple[str, ...]]] = {}
@@ -49,25 +50,28 @@ def check_concepts(concepts: Any) -> dict[str, list[tuple[str, ...]]]:
 
 
 class Lexicon(NamedTuple):
-    """The words of some concepts, L in all, split into two halves."""
+    """Words of C concepts, L in all, split into two halves."""
 
     names: list[str]
-    """C, of concepts."""
+    """(C,): name of each concept."""
     words: list[str]
-    """(L,) the first form of each."""
+    """(L,): first form of each word."""
     forms: list[tuple[str, ...]]
-    """(L,)"""
+    """(L,): all forms of each word."""
     concepts: np.ndarray
-    """(L, J) int64, the concepts of each word as places in `names`, -1 where it has no more."""
+    """(L, J) int64: concepts of each word as places in `names`; -1 where it has no further one."""
     shuffled: np.ndarray
-    """(L, J) the same with concepts dealt out anew among the words of each half: as many of each, by chance."""
+    """(L, J) int64: concepts dealt out at random among the words of each half, each as often as before."""
     half: np.ndarray
-    """(L,) int64, `HELD_IN` or `HELD_OUT`."""
+    """(L,) int64: `HELD_IN` or `HELD_OUT`."""
 
     @classmethod
     def of(cls, concepts: Concepts, seed: int) -> Lexicon:
-        """Words that have their first form in common are one, which may belong to several concepts. Each concept's
-        words are split evenly, but for those that are split with an earlier concept."""
+        """Collects the words of concepts and splits them into halves.
+
+        Words with the same first form are one word, which may belong to several concepts. Each concept's words are
+        split evenly, apart from those that were split with an earlier concept.
+        """
         checked = check_concepts(concepts)
         members: dict[str, tuple[dict[str, None], dict[int, None]]] = {}  # dictionaries are sets that keep an order
         for place, words in enumerate(checked.values()):
@@ -76,36 +80,38 @@ class Lexicon(NamedTuple):
                 own_forms.update(dict.fromkeys(forms))
                 own_concepts[place] = None
         generator = np.random.default_rng(seed)
-        first = np.array([next(iter(of)) for _, of in members.values()], np.int64)
+        first = np.array([next(iter(places)) for _, places in members.values()], np.int64)
         half = np.zeros(len(members), np.int64)
         for place in range(len(checked)):
             own = generator.permutation(np.flatnonzero(first == place))
             half[own] = (np.arange(len(own)) + generator.integers(2)) % 2
-        table = np.full((len(members), max((len(of) for _, of in members.values()), default=1)), -1, np.int64)
-        for row, (_, of) in zip(table, members.values(), strict=True):
-            row[: len(of)] = list(of)
+        width = max((len(places) for _, places in members.values()), default=1)
+        table = np.full((len(members), width), -1, np.int64)
+        for row, (_, places) in zip(table, members.values(), strict=True):
+            row[: len(places)] = list(places)
         shuffled = table.copy()
         for side in (HELD_IN, HELD_OUT):
             own = np.flatnonzero(half == side)
             shuffled[own] = table[generator.permutation(own)]
-        return cls(list(checked), list(members), [tuple(of) for of, _ in members.values()], table, shuffled, half)
+        forms_of_each = [tuple(forms) for forms, _ in members.values()]
+        return cls(list(checked), list(members), forms_of_each, table, shuffled, half)
 
 
 def token_halves(vocabulary: int, seed: int) -> np.ndarray:
-    """(V,) the half of each token where it ends no word, by chance."""
+    """Random half (V,) of each token, for places where it does not end a word."""
     return np.random.default_rng(seed).integers(HELD_IN, HELD_OUT + 1, vocabulary)
 
 
 class WordFinder:
     """Finds words in windows of tokens.
 
-    A word is at the token that ends it: the first at which a model that reads from left to right can know it. It
-    counts where it stands after a space, as it is written or with a capital. Left out are tokens that would be the word
-    but for the space or for more capitals, and ones that the next token goes on with (" king" before "dom").
+    A word is found at the token that ends it, the first at which a model that reads from left to right can know it. It
+    counts after a space, as written or with a capital. Tokens that are the word but for the space or for more capitals
+    are left out. A word that the next token continues (" king" before "dom") is left out, too.
     """
 
     def __init__(self, lexicon: Lexicon, tokenizer: Any, texts: Sequence[str]) -> None:
-        """`texts` (V,) are all tokens as they stand in text."""
+        """Prepares the search for a lexicon's words; `texts` (V,) has the text of every token."""
         self.vocabulary = len(texts)
         sequences: dict[tuple[int, ...], int] = {}
         spaced: list[str] = []
@@ -115,11 +121,11 @@ class WordFinder:
             spaced.extend(spellings)
             words.extend([word] * len(spellings))
         self.found = np.zeros(len(lexicon.words), bool)
-        """(L,) words that the tokenizer can write."""
+        """(L,): true for words that the tokenizer can write."""
         for word, ids in zip(words, _after_a_space(tokenizer, spaced), strict=True):
             if ids and tokenizer.unk_token_id not in ids:
                 self.found[word] = True
-                # a form of two words tells nothing about either
+                # a form that two words share says nothing about either
                 sequences[ids] = word if sequences.get(ids, word) == word else LEFT_OUT
         known = {form.casefold() for form in spaced}
         for token, text in enumerate(texts):
@@ -127,11 +133,11 @@ class WordFinder:
                 sequences.setdefault((token,), LEFT_OUT)
         marks_spaces = any(texts[ids[0]].startswith(" ") for ids in sequences)
         self.goes_on = np.array([marks_spaces and text[:1].isalnum() for text in texts], bool)
-        """(V,) tokens that go on with the word before."""
+        """(V,): true for tokens that continue the word before."""
         self._build(sequences)
 
     def _build(self, sequences: Mapping[tuple[int, ...], int]) -> None:
-        """A trie: an edge is a number, node V + token, and `_edges` has them sorted with the nodes they lead to."""
+        """Builds a trie. `_edges` are sorted numbers, node V + token; `_targets` are the nodes that edges lead to."""
         edges: dict[int, int] = {}
         ends = [ORDINARY]
         for ids, word in sequences.items():
@@ -149,10 +155,13 @@ class WordFinder:
         self._longest = max(map(len, sequences), default=0)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """(B, T) token ids -> (B, T) int64: the place in the lexicon of the word that ends there, the longest if there
-        are several, or `ORDINARY`, or `LEFT_OUT`."""
+        """Finds the words in token ids (B, T).
+
+        Returns:
+            (B, T) int64: place in the lexicon of the longest word that ends at a token, or `ORDINARY`, or `LEFT_OUT`.
+        """
         found = np.full(ids.shape, ORDINARY, np.int64)
-        nodes = np.zeros(ids.shape, np.int64)  # of the trie, by the token that a walk began at
+        nodes = np.zeros(ids.shape, np.int64)  # node of the trie that each walk has reached, by the token it began at
         for step in range(min(self._longest, ids.shape[1])):
             walks = nodes[:, : ids.shape[1] - step]
             edges = walks * self.vocabulary + ids[:, step:]
@@ -166,7 +175,7 @@ class WordFinder:
 
 
 def _after_a_space(tokenizer: Any, words: list[str]) -> list[tuple[int, ...]]:
-    """The tokens of each word after a space; none where the tokens before depend on it."""
+    """Tokens of each word after a space; none if the word changes the tokens before it."""
     if not words:
         return []
     before = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])

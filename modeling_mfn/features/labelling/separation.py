@@ -1,7 +1,7 @@
-"""How well the activations of features tell the words of a concept from all else, by counts that fit in memory.
+"""Separation of a concept's words from all else by a feature's activations, from counts that fit in memory.
 
-Activations are counted in `LEVELS` levels a feature. A level is some neighbouring bins of the atlas' histogram, chosen
-so that each has about as many of the feature's firings; a feature with no more than `LEVELS` bins in use keeps them.
+Activations are counted in `LEVELS` levels per feature. A level joins neighbouring bins of the atlas' histogram, so that
+each level has about as many of the feature's firings. A feature that uses at most `LEVELS` bins has one level per bin.
 """
 
 from __future__ import annotations
@@ -20,49 +20,53 @@ FEATURES_AT_ONCE = 256
 
 
 class Places(NamedTuple):
-    """What stands at N tokens."""
+    """Words and halves at N tokens."""
 
     columns: np.ndarray
-    """(N, J) int64, concepts of the word that ends there, -1 where there is none or no more."""
+    """(N, J) int64: concepts of the word that ends at a token; -1 where there is none or no further one."""
     is_word: np.ndarray
-    """(N,) int64, 1 where a word of some concept ends."""
+    """(N,) int64: 1 where a word of some concept ends."""
     half: np.ndarray
-    """(N,) int64, `HELD_IN` or `HELD_OUT`."""
+    """(N,) int64: `HELD_IN` or `HELD_OUT`."""
 
 
 class Separation(NamedTuple):
-    """For each of m features, the concept that it separates best on held-in words, and how well it does on held-out
-    ones. -1 and NaN where there is none."""
+    """Concept that each of m features separates best on held-in words, with figures on held-out words.
+
+    A feature without a concept has -1 and NaN.
+    """
 
     concept: np.ndarray
-    """(m,) int64."""
+    """(m,) int64: place of the concept."""
     auroc_held_in: np.ndarray
-    """(m,) what the concept was chosen by: the smaller of the two that follow, on held-in words."""
+    """(m,): the smaller of the two areas below, on held-in words; the concept was chosen by it."""
     auroc: np.ndarray
-    """(m,) of held-out words against all other tokens."""
+    """(m,): area under the ROC curve, held-out words against all other tokens."""
     auroc_words: np.ndarray
-    """(m,) of held-out words against words of other concepts; NaN if there are none."""
+    """(m,): area, held-out words against words of other concepts; NaN if there are none."""
     threshold: np.ndarray
-    """(m,) smallest activation that counts as firing: the one of the best F1 score on held-in words. 0: any."""
+    """(m,): smallest activation that counts as firing, with the best F1 score on held-in words; 0 for any."""
     precision: np.ndarray
-    """(m,) share of firings that are on words of the concept, held-out words and tokens alone."""
+    """(m,): share of firings on words of the concept, among held-out words and tokens."""
     recall: np.ndarray
-    """(m,) share of held-out words that it fires on."""
+    """(m,): share of held-out words on which the feature fires."""
 
 
 class ActivationCounts:
-    """Activations of one layer's features by level: on the words of each of C concepts, on words, and on all else, in
-    each half. 4 m (2 C + 4) LEVELS bytes."""
+    """Activations of one layer's features, counted by level on each concept's words, on all words and on all else.
+
+    Each half is counted on its own. The counts of C concepts take 4 m (2 C + 4) `LEVELS` bytes.
+    """
 
     def __init__(self, histogram: np.ndarray, columns: int) -> None:
-        """`histogram` (m, NUM_BINS) is the atlas'."""
+        """Makes empty counts for `columns` concepts; `histogram` (m, bins) is the atlas'."""
         self.levels = level_of_bins(histogram)
         self.concepts = np.zeros((len(histogram), columns, 2, LEVELS), np.int32)
         self.kinds = np.zeros((len(histogram), 2, 2, LEVELS), np.int32)
-        """By what `is_word` and `half` are."""
+        """(m, 2, 2, levels): counts by `is_word` and `half` of `Places`."""
 
     def add(self, firings: Firings, places: Places) -> None:
-        """Counts the firings of a batch in; their places are tokens of `places`."""
+        """Adds the firings of a batch, whose tokens `places` describes."""
         level = self.levels[firings.features, bin_of(firings.values)]
         half = places.half[firings.places]
         kind = (firings.features * 2 + places.is_word[firings.places]) * 2 + half
@@ -74,7 +78,7 @@ class ActivationCounts:
             _count(self.concepts, flat[there])
 
     def thresholds(self) -> np.ndarray:
-        """(m, LEVELS) the smallest activation of each level; 0 for the first."""
+        """Smallest activation of each level, (m, levels); 0 for the first."""
         lower = np.concatenate([[0.0], HISTOGRAM_EDGES])
         first = [np.argmax(self.levels >= level, axis=1) for level in range(LEVELS)]
         return lower[np.stack(first, 1)]
@@ -82,13 +86,13 @@ class ActivationCounts:
     def separation(
         self, columns: slice, occurrences: np.ndarray, tokens: np.ndarray, eligible: np.ndarray
     ) -> Separation:
-        """Chooses and scores.
+        """Chooses a concept for each feature on the held-in half, and scores it on the held-out half.
 
         Args:
-            columns: the C concepts among which to choose.
-            occurrences: (C, 2) of each concept's words in each half.
-            tokens: (2, 2) ordinary tokens, and words, in each half.
-            eligible: (C,) concepts that have enough words.
+            columns: The C concepts among which to choose.
+            occurrences: (C, 2) occurrences of each concept's words in each half.
+            tokens: (2, 2) ordinary tokens, then words, in each half.
+            eligible: (C,) true for concepts that have enough words.
         """
         parts = [
             self._separate(slice(start, start + FEATURES_AT_ONCE), columns, occurrences, tokens, eligible)
@@ -110,7 +114,7 @@ class ActivationCounts:
         best = choice.argmax(1)
         found = choice[rows, best] >= 0
 
-        # from each level upwards; the levels of zeros are left out
+        # firings from each level upwards; level 0 holds the zeros and is left out
         fired = concepts[rows, best, :, :0:-1].cumsum(-1)[..., ::-1]  # (m, 2, LEVELS)
         falsely = others[rows, best, :, :0:-1].cumsum(-1)[..., ::-1]
         wanted = occurrences[best][..., None]
@@ -133,7 +137,7 @@ class ActivationCounts:
 
 
 def level_of_bins(histogram: np.ndarray) -> np.ndarray:
-    """(m, NUM_BINS) counts -> the level of each bin, 0 to `LEVELS` - 1, ascending: int64."""
+    """Level of each bin of histograms (m, bins), 0 to `LEVELS` - 1, ascending: int64."""
     used = (histogram > 0).cumsum(1)
     before = histogram.cumsum(1) - histogram
     quantiles = before * LEVELS // np.maximum(histogram.sum(1, keepdims=True), 1)
@@ -142,13 +146,13 @@ def level_of_bins(histogram: np.ndarray) -> np.ndarray:
 
 
 def effective_number(counts: np.ndarray) -> float:
-    """As many words, all equally frequent, as words that occur so often amount to: (sum n)^2 / sum n^2."""
+    """Equivalent number of equally frequent words for words that occur n times each: (sum n)^2 / sum n^2."""
     counts = counts.astype(np.float64)
     return float(counts.sum() ** 2 / max(float((counts**2).sum()), 1.0))
 
 
 def _with_zeros(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """(m, C, 2, LEVELS) -> (m, C, 2, LEVELS + 1), the first those of `totals` (C, 2) that are not active: int64."""
+    """Counts (m, C, 2, levels + 1), int64, with a first level for those of `totals` (C, 2) without activation."""
     zeros = totals - counts.sum(-1)
     return np.concatenate([zeros[..., None], counts], -1)
 
@@ -157,10 +161,4 @@ def _count(table: np.ndarray, flat: np.ndarray) -> None:
     np.add.at(table.reshape(-1), flat, np.ones(len(flat), table.dtype))
 
 
-__all__ = [
-    "ActivationCounts",
-    "Places",
-    "Separation",
-    "effective_number",
-    "level_of_bins",
-]
+__all__ = ["ActivationCounts", "Places", "Separation", "effective_number", "level_of_bins"]

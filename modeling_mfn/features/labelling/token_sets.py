@@ -1,4 +1,4 @@
-"""Features that fire on a few tokens: which these are, chosen on one half of the text and judged by the other."""
+"""Token sets: the few tokens that a feature fires on, chosen on one half of the text and judged by the other."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ import pyarrow.compute as pc
 
 from ..harvest.firings import Firings
 
-MOST_TOKENS = 8
-"""Tokens of a set."""
+MAX_TOKENS = 8
+"""Largest number of tokens in a set."""
 MIN_FIRINGS = 20
-"""Firings in each half of the text for a feature to be judged."""
+"""Smallest number of firings in each half of the text for a feature to be judged."""
 MIN_PRECISION = 0.8
-"""Share of a feature's firings, in the half that judges, that the set must cover."""
+"""Smallest share of a feature's firings, in the judging half, that the set must cover."""
 
 
 class TokenSet(NamedTuple):
-    """The tokens on which a feature fires."""
+    """Tokens on which a feature fires, with figures from the judging half of the text."""
 
     token_ids: list[int]
-    """The one with the most firings first."""
+    """Tokens, the one with the most firings first."""
     precision: float
-    """Share of the feature's firings that are on these tokens, in the half that judges; so are the others."""
+    """Share of the feature's firings that are on these tokens."""
     recall: float
-    """Share of these tokens' occurrences on which it fires."""
+    """Share of these tokens' occurrences on which the feature fires."""
     auroc: float
-    """Of firing or not, for telling these tokens from all others: (1 + recall - share of others it fires on) / 2."""
+    """Area under the ROC curve of firing or not, (1 + recall - share of other tokens it fires on) / 2."""
     firings: int
+    """Number of firings of the feature."""
 
 
 class TokenSetCounts:
-    """Firings of one layer's m features on the tokens of their examples, in each half of the text."""
+    """Firings of one layer's m features on the tokens of their examples, counted in each half of the text."""
 
     def __init__(self, candidates: dict[int, set[int]], num_features: int, vocabulary: int) -> None:
-        """`candidates`: feature -> tokens that it is known to fire on."""
+        """Makes empty counts; `candidates` has the tokens that each feature is known to fire on."""
         self.vocabulary = vocabulary
         pairs = [feature * vocabulary + token for feature, tokens in candidates.items() for token in tokens]
         self.pairs = np.array(sorted(pairs), np.int64)
@@ -44,7 +45,7 @@ class TokenSetCounts:
         self.firings = np.zeros((2, num_features), np.int64)
 
     def add(self, firings: Firings, ids: np.ndarray, half: np.ndarray) -> None:
-        """Counts the firings of a batch in, whose tokens are `ids` (B T,), in the halves `half` (B T,)."""
+        """Adds the firings of a batch with the tokens `ids` (B T,) in the halves `half` (B T,)."""
         side = half[firings.places]
         np.add.at(self.firings, (side, firings.features), 1)
         if len(self.pairs):
@@ -54,10 +55,13 @@ class TokenSetCounts:
             np.add.at(self.on_pairs, (side[known], at[known]), 1)
 
     def token_sets(self, occurrences: np.ndarray) -> dict[int, TokenSet]:
-        """The sets of those features that are covered by one: feature -> set.
+        """Finds the features that a token set covers: feature -> set.
 
-        Of a feature's most frequent tokens in the first half, those on which it fires most surely make the set, as many
-        as give the best F1 score there. `occurrences` (2, V) are of each token in each half.
+        A set is chosen in the first half of the text, from the tokens that a feature fires on most often. It has those
+        on which the feature fires most surely, as many as give the best F1 score.
+
+        Args:
+            occurrences: (2, V) occurrences of each token in each half.
         """
         found = {}
         enough = (self.firings >= MIN_FIRINGS).all(0)
@@ -77,9 +81,17 @@ class TokenSetCounts:
 
 
 def choose_tokens(on: np.ndarray, occurrences: np.ndarray, firings: int) -> np.ndarray:
-    """Places of the tokens whose set has the best F1 score, at most `MOST_TOKENS`: on a feature's `firings`, `on` (n,)
-    are on each of n tokens, which occur `occurrences` (n,) times."""
-    frequent = np.argsort(-on, kind="stable")[:MOST_TOKENS]
+    """Chooses at most `MAX_TOKENS` of n tokens, so that the set has the best F1 score.
+
+    Args:
+        on: (n,) firings of the feature on each token.
+        occurrences: (n,) occurrences of each token.
+        firings: Firings of the feature on all tokens.
+
+    Returns:
+        Places of the chosen tokens, the one with the most firings first.
+    """
+    frequent = np.argsort(-on, kind="stable")[:MAX_TOKENS]
     frequent = frequent[on[frequent] > 0]
     surest = frequent[np.argsort(-on[frequent] / occurrences[frequent], kind="stable")]
     f1 = 2 * on[surest].cumsum() / (occurrences[surest].cumsum() + firings)
@@ -88,7 +100,7 @@ def choose_tokens(on: np.ndarray, occurrences: np.ndarray, firings: int) -> np.n
 
 
 def example_tokens(examples: pa.Table, layer: int) -> dict[int, set[int]]:
-    """Feature of a layer -> the tokens that its examples, top ones and those of strata, have it active on."""
+    """Tokens on which each feature of a layer is active in its examples: feature -> tokens."""
     examples = examples.filter(pc.equal(examples["layer"], layer))
     ids = examples["token_ids"].combine_chunks()
     tokens = ids.flatten().to_numpy(zero_copy_only=False)

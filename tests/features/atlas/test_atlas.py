@@ -90,7 +90,7 @@ except ImportError as error:
         (lambda folder: (folder / "atlas.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "atlas.json").write_text('{"schema_version": 2}'), "newer than 1"),
         (lambda folder: (folder / "features.parquet").write_bytes(b"PAR1"), "cannot be read"),
-        (lambda folder: (folder / "labels.json").write_text('[{"label": "x"}]'), "is no label"),
+        (lambda folder: (folder / "labels.json").write_text('[{"label": "x"}]'), "is not a label"),
         (lambda folder: (folder / "features.parquet").write_bytes((folder / "examples.parquet").read_bytes()), "name"),
     ],
 )

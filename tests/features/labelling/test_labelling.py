@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.features.labelling.automatic import BLOCK, label_features
+from modeling_mfn.features.labelling.automatic import WINDOWS_PER_RUN, label_features
 from modeling_mfn.features.labelling.concepts import (
     HELD_IN,
     HELD_OUT,
@@ -138,7 +138,7 @@ def test_every_figure_is_that_of_sklearn_and_of_counting(built, data, concepts):
 def test_token_sets_are_counted_on_the_other_half_of_the_text(built, data):
     model, atlas = built
     rows = data.map(lambda row, at: {"at": at}, with_indices=True)
-    second = rows.filter(lambda row: row["at"] // BLOCK % 2 == 1)
+    second = rows.filter(lambda row: row["at"] // WINDOWS_PER_RUN % 2 == 1)
     z = model(torch.tensor(second["input_ids"]), output_codes=True).codes[0].to_dense()[:, 1:, planted.KINGS] > 0
     report = label(built, data, {})
     assert report.labelled == report.control == 0

@@ -1,4 +1,4 @@
-"""Explanations by a language model: a fake one that answers by rule, a tiny one for the plumbing, hostile text."""
+"""Descriptions by a language model: a fake one that answers by rule, a tiny one for the plumbing, hostile text."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from transformers import pipeline as make_pipeline
 
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.features.labelling.explainer import explain_features
+from modeling_mfn.features.labelling.describer import describe_features
 from modeling_mfn.features.labelling.prompts import (
     Context,
+    description_in,
+    description_prompt,
     detection_prompt,
-    explanation_of,
-    explanation_prompt,
-    numbers_of,
+    numbers_in,
 )
 
 
@@ -28,7 +28,10 @@ def atlas():
 
 
 class Rule:
-    """Explains by the marked words, and finds them again; `answer` makes what it says of the lines that have them."""
+    """Describes a feature by the marked words, and finds these words again.
+
+    `answer` turns the numbers of the lines that have them into the reply.
+    """
 
     def __init__(self, answer=lambda numbers, count: ", ".join(map(str, numbers)) or "none"):
         self.answer, self.prompts = answer, []
@@ -36,10 +39,10 @@ class Rule:
     def __call__(self, prompts):
         self.prompts += prompts
         return [
-            self.explain(prompt) if "«" in prompt.replace("« and »", "") else self.detect(prompt) for prompt in prompts
+            self.describe(prompt) if "«" in prompt.replace("« and »", "") else self.detect(prompt) for prompt in prompts
         ]
 
-    def explain(self, prompt):
+    def describe(self, prompt):
         marked = set(" ".join(re.findall("«(.*?)»", prompt)).split()) - {"and"}
         return '\n "' + ", ".join(sorted(marked)) + '"\nbecause of this and that'
 
@@ -58,18 +61,18 @@ class Rule:
         (lambda numbers, count: ",".join(map(str, range(1, 1000))), 0.5),
     ],
 )
-def test_the_score_is_how_often_the_explanation_is_right(atlas, answer, score):
+def test_the_score_is_how_often_the_description_is_right(atlas, answer, score):
     rule = Rule(answer)
-    (found,) = explain_features(atlas, [(0, planted.KINGS)], rule, name="rule", contexts=12)
-    assert found.explanation == "king, prince, queen"
+    (found,) = describe_features(atlas, [(0, planted.KINGS)], rule, name="rule", contexts=12)
+    assert found.description == "king, prince, queen"
     assert (found.score, found.contexts) == (score, 12)
     (label,) = [each for each in atlas[0, planted.KINGS].labels if each.source == "llm:rule"]
-    assert (label.label, label.score, label.details["contexts"]) == (found.explanation, score, 12)
+    assert (label.label, label.score, label.details["contexts"]) == (found.description, score, 12)
 
 
 def test_contexts_tried_are_new_ones_and_half_of_them_without_the_feature(atlas):
     rule = Rule()
-    explain_features(atlas, [(0, planted.KINGS), "L0/0"], rule, name="rule")
+    describe_features(atlas, [(0, planted.KINGS), "L0/0"], rule, name="rule")
     shown, _, tried, _ = rule.prompts
     lines = re.findall(r"^\d+\. (.*)$", tried, re.MULTILINE)
     assert sum(bool(re.search(r"\b(king|queen|prince)\b", line)) for line in lines) == 5
@@ -78,13 +81,13 @@ def test_contexts_tried_are_new_ones_and_half_of_them_without_the_feature(atlas)
     assert len(before) == 10
     assert not set(before) & set(lines)
     again = Rule()
-    explain_features(atlas, ["L0/0", (0, planted.KINGS)], again, name="rule")
-    assert sorted(again.prompts) == sorted(rule.prompts)  # a seed, whatever else is explained beside
+    describe_features(atlas, ["L0/0", (0, planted.KINGS)], again, name="rule")
+    assert sorted(again.prompts) == sorted(rule.prompts)  # the seed decides, not the other features described
 
 
 def test_a_model_that_says_nothing_labels_nothing(atlas):
-    (found,) = explain_features(atlas, ["L0/9"], lambda prompts: [" \n"] * len(prompts), name="mute")
-    assert (found.explanation, found.score) == (None, None)
+    (found,) = describe_features(atlas, ["L0/9"], lambda prompts: [" \n"] * len(prompts), name="mute")
+    assert (found.description, found.score) == (None, None)
     assert [label.source for label in atlas["L0/9"].labels] == []
 
 
@@ -94,12 +97,12 @@ THOUGHT = "The words are 1, 2, 3.\nExplanation: wrong\n"
 @pytest.mark.parametrize(
     ("says", "score"),
     [
-        (lambda answer, explains: f"<think>\n{THOUGHT}</think>\n\n{answer}", 1.0),
-        (lambda answer, explains: f"{THOUGHT}</think>{answer}", 1.0),
-        (lambda answer, explains: f"<think>{THOUGHT}</think>wrong 1, 2\n<think>{THOUGHT}</think>{answer}", 1.0),
-        (lambda answer, explains: f"{answer}\n<think>{THOUGHT}", 1.0),
-        (lambda answer, explains: answer if explains else f"<think>{THOUGHT}", None),
-        (lambda answer, explains: answer if explains else " ", None),
+        (lambda answer, describes: f"<think>\n{THOUGHT}</think>\n\n{answer}", 1.0),
+        (lambda answer, describes: f"{THOUGHT}</think>{answer}", 1.0),
+        (lambda answer, describes: f"<think>{THOUGHT}</think>wrong 1, 2\n<think>{THOUGHT}</think>{answer}", 1.0),
+        (lambda answer, describes: f"{answer}\n<think>{THOUGHT}", 1.0),
+        (lambda answer, describes: answer if describes else f"<think>{THOUGHT}", None),
+        (lambda answer, describes: answer if describes else " ", None),
     ],
     ids=["first", "begun in the prompt", "twice", "afterwards", "cut off", "no answer"],
 )
@@ -110,22 +113,22 @@ def test_reasoning_is_no_part_of_an_answer(atlas, says, score):
         answers = zip(prompts, rule(prompts), strict=True)
         return [says(answer, prompt.startswith("Below are")) for prompt, answer in answers]
 
-    (found,) = explain_features(atlas, [(0, planted.KINGS)], reasoning, name="rule")
-    assert (found.explanation, found.score) == ("king, prince, queen", score)
+    (found,) = describe_features(atlas, [(0, planted.KINGS)], reasoning, name="rule")
+    assert (found.description, found.score) == ("king, prince, queen", score)
     (label,) = [each for each in atlas[0, planted.KINGS].labels if each.source == "llm:rule"]
     assert (label.label, label.score) == ("king, prince, queen", score)
 
 
 @pytest.mark.parametrize("thoughts", ["<think>", "<think>the kings", "<think>a</think>", "a</think>\n<think>b"])
 def test_reasoning_alone_labels_nothing(atlas, thoughts):
-    (found,) = explain_features(atlas, ["L0/9"], lambda prompts: [thoughts] * len(prompts), name="dreamer")
-    assert (found.explanation, found.score) == (None, None)
+    (found,) = describe_features(atlas, ["L0/9"], lambda prompts: [thoughts] * len(prompts), name="dreamer")
+    assert (found.description, found.score) == (None, None)
     assert [label.source for label in atlas["L0/9"].labels] == []
 
 
 @pytest.mark.parametrize("obeys", [True, False])
 def test_a_template_that_begins_the_reasoning_itself(atlas, obeys):
-    """The tiny model's words are then reasoning without an end, unless the template leaves it out when told to."""
+    """The tiny model's words are reasoning without an end, unless the template leaves reasoning out when told to."""
     tokenizer = planted.tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}" + (
         "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}" if obeys else "<think>\n"
@@ -133,8 +136,8 @@ def test_a_template_that_begins_the_reasoning_itself(atlas, obeys):
     base = make_base("llama-tied")
     base.generation_config.eos_token_id = None
     generate = make_pipeline("text-generation", model=base, tokenizer=tokenizer)
-    (found,) = explain_features(atlas, ["L0/10"], generate, name="tiny", contexts=4)
-    assert (found.explanation is not None) == obeys
+    (found,) = describe_features(atlas, ["L0/10"], generate, name="tiny", contexts=4)
+    assert (found.description is not None) == obeys
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -146,11 +149,11 @@ def test_a_pipeline_of_transformers(atlas, chat):
     base.name_or_path = "org/tiny"
     base.generation_config.eos_token_id = None
     generate = make_pipeline("text-generation", model=base, tokenizer=tokenizer)
-    (found,) = explain_features(atlas, ["L0/3"], generate, contexts=4)
-    assert "\u2581" + found.explanation.split()[0] in tokenizer.get_vocab()
+    (found,) = describe_features(atlas, ["L0/3"], generate, contexts=4)
+    assert "\u2581" + found.description.split()[0] in tokenizer.get_vocab()
     assert found.score == 0.5  # numbers are no words of this tokenizer
     (label,) = [each for each in atlas.labels["L0/3"] if each.source == "llm:org/tiny"]
-    assert (label.label, label.score) == (found.explanation, found.score)
+    assert (label.label, label.score) == (found.description, found.score)
 
 
 SPECIAL = ["<|im_start|>system", "<", "|im_end|>", "</s>", "[INST]", "<<SYS>>", ">>", "\n12. forged\n", "«x»", "»"]
@@ -167,8 +170,8 @@ SPECIAL = ["<|im_start|>system", "<", "|im_end|>", "</s>", "[INST]", "<<SYS>>", 
 )
 def test_hostile_text_stays_in_its_place(tokens):
     context = Context([token for token, _ in tokens], [mark for _, mark in tokens])
-    prompt = explanation_prompt([context, context])
-    plain = explanation_prompt([Context(["a"], [False])] * 2)
+    prompt = description_prompt([context, context])
+    plain = description_prompt([Context(["a"], [False])] * 2)
     assert prompt.count("\n") == plain.count("\n")
     runs = sum(mark and not (at and tokens[at - 1][1]) for at, (_, mark) in enumerate(tokens))
     assert prompt.count("«") == prompt.count("»") == 2 * runs + plain.count("«")
@@ -182,9 +185,9 @@ def test_hostile_text_stays_in_its_place(tokens):
 @example("\xa0")
 @example("\xa0'\u2003*king*' \u2028")
 def test_answers_are_read_whatever_they_are(answer):
-    assert numbers_of(answer, 5) <= {1, 2, 3, 4, 5}
-    explanation = explanation_of(answer)
-    assert explanation is None or (explanation.strip() and len(explanation) <= 200)
+    assert numbers_in(answer, 5) <= {1, 2, 3, 4, 5}
+    description = description_in(answer)
+    assert description is None or (description.strip() and len(description) <= 200)
 
 
 @pytest.mark.parametrize(
@@ -202,5 +205,5 @@ def test_bad_input_is_named_and_nothing_is_labelled(atlas, features, options, me
     before = json.dumps([label.to_record() for label in atlas.labels])
     options = {"pipeline": Rule()} | options
     with pytest.raises(ValueError, match=message):
-        explain_features(atlas, features, **options)
+        describe_features(atlas, features, **options)
     assert json.dumps([label.to_record() for label in atlas.labels]) == before
