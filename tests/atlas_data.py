@@ -1,4 +1,4 @@
-"""Windows of tokens for the tests of the atlas, and a tokenizer that names them."""
+"""Windows of tokens for tests of the atlas, a tokenizer that names tokens, and hostile text."""
 
 import numpy as np
 from datasets import Dataset
@@ -19,14 +19,14 @@ HOSTILE = [
 
 
 def word_tokenizer(words=()):
-    """Token i is `w<i>`, but for the last few, which are the given words."""
+    """Tokenizer whose token i is `w<i>`; the last tokens are the given words."""
     names = [f"w{i}" for i in range(96 - len(words))] + list(words)
     tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0"))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w2", pad_token="w0", unk_token="w0")
 
 
 def windows(rows=13, padded=True, sources=("beta", "alpha"), seed=0):
-    """Random windows, some of them padded on the left and some on the right, from several sources."""
+    """Random windows from several sources, some padded on the left and some on the right."""
     generator = np.random.default_rng(seed)
     ids = generator.integers(3, 96, (rows, WINDOW))
     mask = np.ones((rows, WINDOW), int)

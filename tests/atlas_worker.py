@@ -1,4 +1,4 @@
-"""One process of a harvest that `test_harvest_merging.py` starts: python atlas_worker.py SETTINGS.json"""
+"""Process of a harvest, started by `test_harvest_merging.py`: python atlas_worker.py SETTINGS.json"""
 
 import json
 import os
@@ -16,7 +16,7 @@ from modeling_mfn.utils.processes import process_index
 
 
 class Windows:
-    """Rows, one after the other, of which a process may not live to see the last."""
+    """Rows, one after the other; the process is killed at row `die_at`."""
 
     def __init__(self, rows, die_at):
         self.rows, self.die_at = rows, die_at

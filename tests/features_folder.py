@@ -1,4 +1,4 @@
-"""A small atlas as it lies on disk, built from a model, with labels to order."""
+"""A small atlas on disk, built from a model, with chosen labels."""
 
 import copy
 import functools
@@ -14,14 +14,13 @@ from modeling_mfn.features.atlas.schema import FEATURES
 
 @functools.cache
 def built():
-    """The atlas of 80 features in blocks 0 and 2, from text of two sources."""
+    """Atlas of 80 features in blocks 0 and 2, from text of two sources."""
     model = make_mfn(make_base("llama-tied"), layers=[0, 2])
     return FeatureAtlas.build(model, word_tokenizer(), windows(), progress=False)
 
 
 def write_features(folder, labels, sources=("somebody/texts:small", "drama.txt"), tokens=(" king", " queen")):
-    """Writes the atlas with other names of its sources, and every feature promoting these tokens. Returns its
-    `metadata`."""
+    """Writes the atlas with other names of sources and other promoted tokens; returns its `metadata`."""
     metadata, features = copy.deepcopy(built().metadata), built().features
     for source, name in zip(metadata["data"]["sources"], sources, strict=True):
         source["name"] = name

@@ -1,4 +1,7 @@
-"""A tiny model whose features fire on words by design: each reads one axis of the embeddings, and attention is off."""
+"""A tiny model whose features fire on words by design.
+
+Each feature reads one axis of the embeddings, and attention is off.
+"""
 
 import numpy as np
 import torch
@@ -14,9 +17,9 @@ FOODS = ["bread", "milk", "rice", "soup", "cake", "meat", "fish", "salt", "corn"
 CONCEPTS = {"animals": ANIMALS, "foods": FOODS}
 WORDS = ANIMALS + FOODS + ["king", "queen", "prince"]
 FIRST = VOCABULARY - len(WORDS)
-"""The token of the first word; those before are `w<i>`."""
+"""Token of the first word; earlier tokens are `w<i>`."""
 ANIMAL, MEMORY, ANY_WORD, KINGS, RANDOM = 0, 1, 2, 3, 8
-"""Features: one of animals, one of four animals alone, one of all words, one of kings, and from `RANDOM` on noise."""
+"""Features: one each for animals, for four animals only, for all words and for kings; noise from `RANDOM` on."""
 
 
 def token_of(word):
@@ -33,7 +36,7 @@ def tokenizer():
 
 
 def model(remembered=ANIMALS[:4], seed=0):
-    """Feature i of layer 0 has the activation of axis i of a token's embedding: 0 or a power of 2."""
+    """Model in which feature i of layer 0 has the value of axis i of a token's embedding: 0 or a power of 2."""
     base = make_base("llama-tied")
     generator = np.random.default_rng(seed)
     table = np.zeros((VOCABULARY, HIDDEN))
@@ -55,6 +58,6 @@ def model(remembered=ANIMALS[:4], seed=0):
 
 
 def text(rows=96, length=16, seed=1):
-    """Random windows in which each token is as likely as another."""
+    """Random windows in which all tokens are equally likely."""
     ids = np.random.default_rng(seed).integers(3, VOCABULARY, (rows, length))
     return Dataset.from_dict({"input_ids": ids.tolist()})

@@ -1,4 +1,4 @@
-"""Text from files, folders and data sets, in memory and streamed, as windows of tokens."""
+"""Text from files, folders and data sets, in memory and streamed, cut into windows of tokens."""
 
 import json
 import re
@@ -126,7 +126,7 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, files, source, message):
 
 @pytest.mark.parametrize("good", [0, 100])
 def test_a_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch, good):
-    """Also where the stream has been read for a while."""
+    """The file is named at once, and after a part of the stream was read."""
     monkeypatch.setattr(data, "STREAM_ABOVE", 50)
     (tmp_path / "a.txt").write_bytes(b"line\n" * good + "é".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt cannot be read as text: 'utf-8' codec"):
@@ -146,7 +146,7 @@ def test_less_than_a_window(tmp_path, monkeypatch, large):
 
 @pytest.mark.parametrize(("size", "streamed"), [(None, True), (10**6, True), (10, False)])
 def test_a_data_set_is_downloaded_where_it_is_known_to_be_small(tmp_path, monkeypatch, size, streamed):
-    """The Hub stands in a folder here; what is built from there is what `datasets` builds."""
+    """A folder stands in for the Hub; `datasets` builds the data set from there."""
     write(tmp_path / "hub", {"data.jsonl": '{"text": "one"}\n{"text": "two"}\n'})
     asked, downloaded = [], []
 
@@ -186,7 +186,7 @@ def test_the_trainer_trains_on_windows_for_several_epochs(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("large", [0, 2**27])
 def test_mfn_train_resumes_where_it_was(tmp_path, monkeypatch, large):
-    """In the second pass over the text, and whether it is streamed or not."""
+    """Resuming works in the second pass over the text, streamed or not."""
     monkeypatch.setattr(data, "STREAM_ABOVE", large)
     make_base("llama-tied").save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")

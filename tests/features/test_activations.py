@@ -1,4 +1,4 @@
-"""Tokens' activations and residuals, against the model's own dense codes."""
+"""Activations and residuals compared with the model's own dense codes."""
 
 import numpy as np
 import pytest
@@ -61,6 +61,6 @@ def test_padding_on_either_side_changes_neither_codes_nor_losses(name):
         np.testing.assert_allclose(next_token_losses(model, rows)[:, before : before + 11], losses, atol=1e-4)
 
 
-def test_layers_that_a_model_has_not():
+def test_a_missing_layer_is_named():
     with pytest.raises(ValueError, match="block 1 has no MFN layer"):
         next(token_activations(make_mfn(make_base("gpt2-tied"), layers=[0]), windows(), layers=[1]))

@@ -1,4 +1,4 @@
-"""Matching of two models' features: against a planted permutation, dense correlations, and chance."""
+"""Matchings compared with a planted permutation, dense correlations, and chance."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ def windows(count=40, length=12, padded=False):
 
 
 def planted(base, noise, num_features=90):
-    """Two models, and which feature of b each of a's is: the same but for noise, among others of b's own."""
+    """Two models, and the feature of b that each feature of a is, apart from noise; b has others of its own."""
     a, b = (make_mfn(base, layers=[0, 1], num_features=m, seed=seed) for m, seed in ((80, 1), (num_features, 2)))
     place = torch.randperm(num_features, generator=torch.Generator().manual_seed(3))[:80]
     for ours, theirs in zip(a.mfn_layers.values(), b.mfn_layers.values(), strict=True):
-        theirs.encoder.bias.data -= 1.0  # b's own are rarely among the K
+        theirs.encoder.bias.data -= 1.0  # b's own features are rarely among the K
         for target, source in zip(theirs.parameters(), ours.parameters(), strict=True):
             if len(source) == 80:
                 target.data[place] = source.data + noise * source.data.std() * torch.randn_like(source)
@@ -35,7 +35,7 @@ def planted(base, noise, num_features=90):
 
 
 def dense(model, data, layer):
-    """(N, m) activations of the tokens that count."""
+    """Activations (N, m) of the tokens that count."""
     inputs = {name: torch.tensor(data[name]) for name in data.column_names}
     code = model(**inputs, output_codes=True).codes[layer].to_dense().detach().double()
     return code[inputs["attention_mask"].bool()] if "attention_mask" in inputs else code.flatten(0, 1)
@@ -63,7 +63,7 @@ def test_a_planted_permutation_is_found(family_base):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_similarities_are_those_of_dense_matrices(padded):
-    """Cosines and Pearson's correlations of the matched pairs; no other matching has a larger sum."""
+    """Similarities are cosines and Pearson's correlations, and no exchange of partners has a larger sum."""
     a, b, _ = planted(make_base("llama-tied"), noise=0.8)
     a.prune_features(0, [2, 5])
     b.prune_features(0, [7, 8, 9])
@@ -87,7 +87,7 @@ def test_similarities_are_those_of_dense_matrices(padded):
     np.testing.assert_allclose(found.directions.similarities, cosines[of_a, of_b], atol=1e-6)
     swapped = cosines[np.ix_(of_a, of_b)]
     both = swapped.diagonal()[:, None] + swapped.diagonal()
-    assert (both >= swapped + swapped.T - 1e-9).all()  # no two pairs would rather change partners
+    assert (both >= swapped + swapped.T - 1e-9).all()  # no two pairs gain by exchanging partners
     with pytest.raises(ValueError, match="chance was not measured"):
         found.directions.chance_above(0.7)
 

@@ -1,4 +1,4 @@
-"""`FeatureAtlas`: what is known about every feature of a model."""
+"""`FeatureAtlas`: everything known about every feature of a model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class FeatureAtlas:
-    """What is known about every feature of a model.
+    """Everything known about every feature of a model.
 
-    An atlas says how often and how strongly a feature fires, where, together with which others, what it does to the
-    next token, and what it is called.
+    An atlas says how often, how strongly and where a feature fires, and together with which other features. It says
+    which next tokens a feature promotes, and how the feature is labelled.
 
     ```python
     atlas = FeatureAtlas.build(model, tokenizer, windows)
@@ -203,10 +203,10 @@ class FeatureAtlas:
     def search(self, query: str, limit: int = 20) -> SearchResult:
         """Finds the features that a query is about; upper and lower case are the same.
 
-        Features whose label is the query come first, then labels with the query as whole words, then labels with it
-        inside a word, then features that fire on it or promote it. Equal matches are ranked by a sum of two figures:
-        the share of top examples whose token begins with the query, and 1 / place of the first such token among those
-        promoted. After that, the feature that fires more often comes first.
+        Results come in four groups: the query is the whole label; it is whole words of a label; it is part of a word of
+        a label; or the feature fires on it or promotes it. Within a group, features are ranked by a sum of two figures.
+        One is the share of top examples whose token begins with the query. The other is 1 / place of the first such
+        token among those promoted. The feature that fires more often comes first among equals.
 
         Args:
             query: One or more words.

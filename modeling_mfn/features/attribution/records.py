@@ -37,7 +37,7 @@ class InputAttribution:
     baseline: float
     """Pre-activation if every token has the mean embedding of the vocabulary."""
     remainder: float
-    """value - baseline - sum of by_token."""
+    """Rest of the value: value - baseline - sum of by_token."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class LayerAttribution:
     """Measured value with every feature of this layer ablated on all tokens. It contains everything that bypasses the
     features: the decoder's bias, the token's mean and scale, and (1 - alpha) h."""
     remainder: float
-    """value - baseline - sum of by_token; not 0, because the value is not linear in z."""
+    """Rest of the value: value - baseline - sum of by_token. It is not 0, because the value is not linear in z."""
     features: list[FeatureAttribution]
     """Features with the largest absolute attributions."""
 

@@ -2,8 +2,8 @@
 
 A feature's row has `WIDTH` counters; partner j is counted in counter j mod `WIDTH`. Counts are exact where
 m <= `WIDTH`. Otherwise m / `WIDTH` features share a counter. A pair's count is then the smaller of the counters in its
-two rows: a count-min sketch (Cormode & Muthukrishnan 2005). Such a count is never too small. On average over pairs it
-is too large by less than min(n_i, n_j) K / `WIDTH`, where n_i is the number of tokens on which feature i is active.
+two rows: a count-min sketch (Cormode & Muthukrishnan 2005). Let feature i be active on n_i tokens. The count of a pair
+is never too small. On average over pairs it is too large by less than min(n_i, n_j) K / `WIDTH`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the weights alone say about features: the next tokens that a direction promotes, and its neighbours."""
+"""Facts about features that follow from weights alone: next tokens that a direction promotes, and its neighbours."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Ranked(NamedTuple):
 def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
     """Records how much of an activation reaches the LM head, on each forward inside the context.
 
-    The scale of a token is what an activation of 1 becomes after the final norm's division: the standard deviation that
-    the MFN layer multiplies by (1 without `input_norm`), divided by the final norm's denominator.
+    The scale of a token is what an activation of 1 becomes after the final norm's division. It is the standard
+    deviation that the MFN layer multiplies by, divided by the final norm's denominator. A layer without `input_norm`
+    multiplies by 1.
 
     Yields:
         Dictionary layer -> scales (B, T); every forward fills it anew.

@@ -16,7 +16,7 @@ SETTLE_ABOVE, SETTLE_SHARE = 4096, 0.5
 """Candidates wait unsorted until there are more than this number, and more than this share of the pool."""
 
 ExampleColumns = dict[str, np.ndarray]
-"""n examples by column: `groups` and `keys` (n,) int64, `sources` (n,) int32, `tokens` and `activations` (n, C)."""
+"""Columns of n examples: `groups`, `keys` (n,) int64; `sources` (n,) int32; `tokens`, `activations` (n, C)."""
 
 
 def ranking_key(scores: np.ndarray, token_numbers: np.ndarray) -> np.ndarray:

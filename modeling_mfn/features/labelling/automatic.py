@@ -106,10 +106,10 @@ def label_features(
     smaller area on the held-out half. Its details are `method` ("concept"), `concept`, `auroc`, `auroc_words`,
     `auroc_held_in`, `threshold`, `precision`, `recall`, `occurrences` and `words`.
 
-    **Token sets.** A feature without a concept gets the label `fires on: ' king', ' queen'` if at least 80 % of its
-    firings are on at most 8 tokens. The tokens are chosen on every other run of 16 windows and judged on the rest. The
-    details of the label are `method` ("tokens"), `token_ids`, `tokens`, `precision`, `recall` and `firings`. Its score
-    is the area under the ROC curve of firing or not.
+    **Token sets.** A feature without a concept is labelled `fires on: ' king', ' queen'` if its firings are mostly on a
+    few tokens: at least 80 % of them on at most 8. The tokens are chosen on every other run of 16 windows and judged on
+    the rest. The details of the label are `method` ("tokens"), `token_ids`, `tokens`, `precision`, `recall` and
+    `firings`. Its score is the area under the ROC curve of firing or not.
 
     A word counts on the token that ends it, after a space, as written or with a capital; see `WordFinder`. Memory does
     not grow with the text: about 128 (2 C + 2) bytes per feature, for C concepts.

@@ -1,23 +1,18 @@
-"""The atlas as files: what is written is read again, whole, without torch, and whatever text is in it."""
+"""The atlas as files: written and read whole, without torch, with any text in it."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow as pa
 import pytest
 from atlas_data import HOSTILE
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.console import Console
+from fresh_process import run_fresh
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.features.atlas import schema
-from modeling_mfn.utils.display import for_table_cell, for_terminal, visible, visible_lines
 
 
 def small_atlas(texts=("a", "b")):
-    """Two features with made-up figures; the first has examples with the given texts as tokens."""
+    """Atlas of two features with invented figures; the first has an example with the given texts as tokens."""
     row = {"layer": 1, "status": "alive", "firing_count": 3, "source_counts": [3], "firing_rate": 0.3}
     row |= {"mean_activation": 2.0, "max_activation": 4.0, "histogram": [0] * schema.NUM_BINS}
     row |= {"nearest": [{"index": 1, "cosine": 0.5}], "co_active": [{"index": 1, "jaccard": 0.25, "count": 1}]}
@@ -50,7 +45,7 @@ def test_saved_and_loaded(tmp_path):
         assert [label.label for label in again["L1/0"].labels] == ["animals", "pets"]
         assert again["L1/0"].labels[0].details == {"examples": ["cat"]}
     again.label("L1/0", "cats")  # a new human label replaces the old; the automatic one stays
-    again.save_pretrained(tmp_path)  # over the files that it was read from
+    again.save_pretrained(tmp_path)  # replaces the files that it was read from
     frame = FeatureAtlas.from_pretrained(tmp_path).to_pandas().set_index("name")
     assert (frame.loc["L1/0", "label"], frame["label"].isna().tolist()) == ("cats", [False, True])
     assert frame.loc["L1/0", "promoted"][0]["token"] == HOSTILE[0]
@@ -58,29 +53,36 @@ def test_saved_and_loaded(tmp_path):
     assert [label.label for label in FeatureAtlas.from_pretrained(tmp_path).labels] == ["cats", "pets"]
 
 
-def test_reads_without_torch(tmp_path):
-    atlas = small_atlas(["<b>", "c"])
-    atlas.label("L1/0", "animals")
+OF_MODELS = ["torch", "transformers", "datasets", "accelerate", "tokenizers"]
+NOT_NEEDED = [*OF_MODELS, "scipy", "sklearn", "matplotlib", "pandas"]
+
+
+def test_an_atlas_needs_neither_torch_nor_other_large_packages(tmp_path):
+    """An atlas is read, labelled, searched and saved without them; pandas is needed for data frames only."""
+    atlas = small_atlas(["king", "<b>"])
+    atlas.label("L1/1", "royalty")
     atlas.save_pretrained(tmp_path)
     script = f"""
 import sys
-for name in ("torch", "transformers", "datasets", "accelerate", "tokenizers"):
-    sys.modules[name] = None  # an import of it fails
+for name in {NOT_NEEDED}:
+    sys.modules[name] = None  # makes every import of the package fail
 import modeling_mfn.features.atlas
 from modeling_mfn import FeatureAtlas
 atlas = FeatureAtlas.from_pretrained({str(tmp_path)!r})
-record = atlas["L1/0"]
-assert record.label == "animals" and record.examples[0].token == "<b>", record
-atlas.label("L1/1", "nothing")
+assert atlas["L1/1"].label == "royalty" and atlas["L1/0"].examples[0].token == "king"
+assert [found.feature for found in atlas.search("royalty")] == ["L1/1"]
+assert atlas.search("KING")[0][:5] == ("L1/0", None, 0, 1.0, 1.0), atlas.search("KING")
+assert atlas.group("Royalty") == ["L1/1"]
+atlas.label("L1/0", "nothing")
 atlas.save_pretrained({str(tmp_path)!r})
-assert list(atlas.to_pandas()["label"]) == ["animals", "nothing"]
+del sys.modules["pandas"]
+assert list(atlas.to_pandas()["label"]) == ["nothing", "royalty"]
 try:
     from modeling_mfn import MFNConfig
 except ImportError as error:
     assert "needs transformers" in str(error), error
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run_fresh(script, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_an_atlas_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
     small_atlas().save_pretrained(tmp_path)
     before = {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()}
     other = small_atlas(["other", "text"])
-    other.metadata["data"]["sources"] = object()  # JSON has no such thing: the last file fails
+    other.metadata["data"]["sources"] = object()  # not JSON: writing fails at the last file
     with pytest.raises(TypeError):
         other.save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()} == before
@@ -137,43 +139,3 @@ def test_a_label_file_is_plain_json(tmp_path):
     assert record == {
         "feature": "L1/1", "label": HOSTILE[3], "source": "llm:some/model", "score": 0.5, "precision": 0.25,
     }  # fmt: skip
-
-
-@given(st.text(st.characters(codec=None)))
-def test_shown_text_moves_nothing(text):
-    """Whatever the text: one line, no control character, no markup, and HTML that holds no tag or table cell."""
-    shown = visible(text, 40)
-    assert shown.isprintable()
-    assert len(shown) <= 41
-    console = Console(width=200)
-    with console.capture() as captured:
-        console.print(for_terminal(text, 40))
-    assert captured.get().rstrip("\n").split("\n") == [shown] or not shown.strip()
-    assert not set(for_table_cell(text, 40)) & set("<>|`*_[]\"'\\\n\r\t~!")
-    lines = visible_lines(text).split("\n")
-    assert all(line.isprintable() for line in lines)
-    assert len(lines) == text.count("\n") + 1
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("one\n\n  two\n", "one\n\n  two\n"),
-        ("déjà vu 猫 :warning: [red]" * 100, "déjà vu 猫 :warning: [red]" * 100),
-        ("\x1b[2J\r\n\t\x9b\u2028\u202e", r"\x1b[2J\r" + "\n" + r"\t\x9b\u2028\u202e"),
-        ("z" + "\u0335" * 6, "z" + "\u0335" * 4 + r"\u0335\u0335"),
-    ],
-)
-def test_lines_stay_lines(text, shown):
-    assert visible_lines(text) == shown
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_seen_for_what_it_is(text):
-    console = Console(width=200)
-    with console.capture() as captured:
-        console.print(for_terminal(text))
-    assert captured.get().isascii() or "…" in captured.get()
-    assert captured.get().startswith(visible(text)[:20])
-    assert "\x1b" not in captured.get()
-    assert len(captured.get()) < 100

@@ -1,10 +1,8 @@
-"""Finding features by a word, by a text, by a label; labels from files; strengths in units of typical activations."""
+"""Features found by a word, a text or a label; labels from files; strengths in units of typical activations."""
 
 import contextlib
 import gzip
 import json
-import subprocess
-import sys
 
 import planted
 import pytest
@@ -56,24 +54,6 @@ def test_search_ranks_labels_before_tokens_and_tokens_by_their_share(atlas):
     assert figures == pytest.approx([figure for _, figure, _ in expected], abs=1e-3)
     assert atlas.search("zebra") == []
     assert len(atlas.search("w", limit=3)) == 3
-
-
-def test_search_without_torch(tmp_path):
-    atlas = small_atlas(["king", "<b>"])
-    atlas.label("L1/1", "royalty")
-    atlas.save_pretrained(tmp_path)
-    script = f"""
-import sys
-for name in ("torch", "transformers", "datasets", "accelerate", "tokenizers"):
-    sys.modules[name] = None
-from modeling_mfn import FeatureAtlas
-atlas = FeatureAtlas.from_pretrained({str(tmp_path)!r})
-assert [found.feature for found in atlas.search("royalty")] == ["L1/1"]
-assert atlas.search("KING")[0][:5] == ("L1/0", None, 0, 1.0, 1.0), atlas.search("KING")
-assert atlas.group("Royalty") == ["L1/1"]
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
 
 
 def test_top_is_what_dense_codes_and_the_linearised_norm_say(family_base):
@@ -131,7 +111,7 @@ def test_strengths_are_multiples_of_typical_activations(atlas):
                    progress=False)  # fmt: skip
     atlas.label((0, 9), "Animals")
     assert atlas.group("ANIMALS ") == ["L0/0", "L0/9"]
-    atlas.label((0, 9), "something else")  # the label to show is the one that counts
+    atlas.label((0, 9), "something else")  # this label is shown first, and decides the group
     atlas.label((0, 9), "animals", source="imported")
     assert atlas.group("animals") == ["L0/0"]
     atlas.label((0, 10), "animals")
@@ -149,7 +129,7 @@ def test_strengths_are_multiples_of_typical_activations(atlas):
 
 
 def test_groups_leave_out_what_is_pruned(atlas):
-    """Since the atlas was made, or before."""
+    """Features are left out if they were pruned before or after the atlas was built."""
     for index in (0, 1, 2):
         atlas.label((0, index), "animals")
     model = planted.model()
@@ -241,7 +221,7 @@ def test_labels_are_imported(tmp_path, name):
     assert first.details == {"source_of_label": "me"}
     assert (second.label, second.score, second.details) == ("plain", None, {})
     atlas.save_pretrained(tmp_path / "saved")
-    again = small_atlas()  # what an atlas wrote is read as well
+    again = small_atlas()  # labels.json of an atlas can be imported, too
     assert again.import_labels(tmp_path / "saved" / "features" / "labels.json") == 2
     if name != "l.csv":
         assert atlas.import_labels(written(tmp_path, name, NEURONPEDIA)) == 2

@@ -1,4 +1,4 @@
-"""Explanations of a prediction: against dense equations, finite differences and ablations by hooks; as documents."""
+"""Explanations compared with dense equations, finite differences and ablations by hooks; explanations as documents."""
 
 import json
 import warnings
@@ -16,14 +16,14 @@ from modeling_mfn.model.sparse_code import encode
 
 TEXT = "w9 w33 w5 w71 w20 w9 w60"
 HOSTILE = ["\u202e", "\x1b[31m", "$x^2$", "[red]", "<script>", "\n", "\u0000", "$", "[/]", "x" * 3000, "\u05d0", "\\"]
-"""What is made of words 20 and following by a tokenizer for hostile text."""
+"""Texts of words 20 and following in a tokenizer for hostile text."""
 
 
 TOKENIZER = numbered_words()
 
 
 def exact_norm(self, h):
-    """Llama's norm computes in float32 by itself, too roughly for finite differences."""
+    """Llama's norm in the precision of its input; the original computes in float32, too roughly for differences."""
     return self.weight * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
 
@@ -34,8 +34,10 @@ def model(family_base, monkeypatch):
 
 
 def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: logits.mean()):
-    """Logit of the likeliest token less `contrast`, with dense codes edited by layer, by hooks on the plain layers.
-    The token is the likeliest without edits."""
+    """Logit of the likeliest token minus `contrast`, with the dense code of each layer edited by a hook.
+
+    The token is the likeliest without edits.
+    """
     ids = torch.tensor([TOKENIZER(text)["input_ids"]])
     best = model(ids).logits[0, position].argmax()
 
@@ -58,7 +60,7 @@ def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: lo
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_attributions_are_derivatives_and_ablations_are_real(model, alpha):
-    """For each listed feature: (v(1 + e) - v(1 - e)) / 2e, where v is the value with its dense activations scaled."""
+    """Attributions equal (v(1 + e) - v(1 - e)) / 2e, with v the value where a feature's activations are scaled."""
     model.set_blend(alpha)
     explanation = explain(model, TOKENIZER, TEXT, 4, top=4, verify=6, trace=0)
     assert len(explanation.tokens) == 5
@@ -84,7 +86,7 @@ def test_attributions_are_derivatives_and_ablations_are_real(model, alpha):
 
 @pytest.mark.parametrize("method", ["gradient", "integrated"])
 def test_every_layer_accounts_for_the_whole_value(model, method):
-    """Attributions of all features at all tokens, the measured value without any of them, and a remainder."""
+    """Attributions of all features at all tokens, the measured value without features, and a remainder add up."""
     explanation = explain(model, TOKENIZER, TEXT, method=method, top=1000, trace=0, verify=0)
     value = dense_value(model, {})
     for layer in explanation.layers:
@@ -101,7 +103,7 @@ def test_every_layer_accounts_for_the_whole_value(model, method):
 
 
 def test_integrated_attributions_leave_nothing_where_nothing_jumps(family_base):
-    """After the last MFN layer, and before the first, no TopK is on the path: what is left goes as 1 / steps^2."""
+    """A single MFN layer has no TopK on the path, so that remainders fall as 1 / steps^2."""
     model = make_mfn(family_base.double(), layers=[1], k=6)
     left = {}
     for steps in (12, 48):
@@ -113,7 +115,7 @@ def test_integrated_attributions_leave_nothing_where_nothing_jumps(family_base):
 
 
 def test_inputs_account_for_a_features_pre_activation(model):
-    """Against finite differences along each token's embedding, by a hook on the layer's input."""
+    """Input attributions equal finite differences along each token's embedding, seen by a hook on the layer's input."""
     explanation = explain(model, TOKENIZER, TEXT, top=2, trace=6, verify=0)
     table = model.get_input_embeddings().weight
     embeddings, mean = table[torch.tensor(explanation.token_ids)].unsqueeze(0), table.mean(0)
@@ -160,8 +162,7 @@ def test_what_is_explained_can_be_chosen(model):
 
 
 def test_steering_holds_and_the_model_stays_as_it_was(model):
-    """Attributions, baselines and ablations are those of the steered model. A clamped feature has no cause in the text
-    beyond its pre-activation, which stays its own."""
+    """Attributions, baselines and ablations are those of the steered model."""
     model.train()
     model.mfn_layers[1].encoder.bias.requires_grad_(False)
     before = explain(model, TOKENIZER, TEXT, top=80, verify=0, trace=0)
@@ -192,8 +193,10 @@ def test_steering_holds_and_the_model_stays_as_it_was(model):
 
 
 def test_a_planted_cause_is_found(family_base):
-    """Token 33 sets off feature 5 of block 1, which writes the direction of token 70. Nothing else of the model does
-    anything: attention and MLPs write 0, and the layer reads no other token."""
+    """Token 33 activates feature 5 of block 1, which writes the direction of token 70.
+
+    Nothing else in the model has an effect: attention and MLPs write 0, and the layer reads no other token.
+    """
     model = make_mfn(family_base.double(), layers=[1], k=4, num_features=40)
     layer, head = model.mfn_layers[1], model.get_output_embeddings().weight
     with torch.no_grad():
@@ -223,7 +226,7 @@ def test_a_planted_cause_is_found(family_base):
 
 
 def test_half_precision_is_explained_as_it_runs(family_base):
-    """In bfloat16 the account holds as well, and says about what float32 says."""
+    """Accounts in bfloat16 add up, and are close to those in float32."""
     model = make_mfn(family_base, layers=[1])
     exact = explain(model, TOKENIZER, TEXT, top=5)
     rough = explain(model.bfloat16(), TOKENIZER, TEXT, token=exact.target.token_id, top=80)
@@ -240,14 +243,14 @@ WINDOW = 40
 
 
 def build_atlas(model, sources):
-    """Of random windows that are longer than an example's context, one from each of the sources."""
+    """Builds an atlas of random windows, one per source, that are longer than an example's context."""
     rows = torch.randint(3, VOCABULARY, (len(sources), WINDOW), generator=torch.Generator().manual_seed(0)).tolist()
     text = Dataset.from_dict({"input_ids": rows, "source": sources})
     return text, FeatureAtlas.build(model, TOKENIZER, text, progress=False)
 
 
 def test_an_atlas_says_where_features_fire(family_base):
-    """Against codes of the windows; the atlas is older than the model's third layer, and one window has no source."""
+    """Entries equal the codes of the windows. The atlas lacks the model's third layer, and one window has no source."""
     older = make_mfn(family_base, layers=[0, 1], k=6)
     text, atlas = build_atlas(older, ["drama"] * 2 + ["code"] * 5 + [None])
     atlas.label("L1/3", "[red]kings")
@@ -262,7 +265,7 @@ def test_an_atlas_says_where_features_fire(family_base):
     examples = 0
     for (layer, index), entry in entries.items():
         fires = codes[layer].to_dense()[..., index].clone()
-        fires[:, 0] = 0  # the atlas leaves out first tokens
+        fires[:, 0] = 0  # first tokens are not counted
         by_window = (fires > 0).sum(1).tolist()
         counts = {"drama": sum(by_window[:2]), "code": sum(by_window[2:7])}
         assert entry.sources == {source: count for source, count in counts.items() if count}
@@ -295,7 +298,7 @@ def render(explanation, width=160):
 
 
 def test_hostile_text_does_no_harm_and_everything_comes_back(tmp_path):
-    """Control characters, marks of direction, markup and mathtext are shown, and saved as they came."""
+    """Control characters, marks of direction, markup and mathtext are shown as text, and saved unchanged."""
     model = make_mfn(make_base("gpt2-tied"), layers=[0, 2])
     tokenizer = numbered_words(HOSTILE)
     _, atlas = build_atlas(model, ["\x1b]0;title\x07[red]"] * 8)
@@ -325,8 +328,10 @@ def test_hostile_text_does_no_harm_and_everything_comes_back(tmp_path):
 
 
 def test_the_figure_shows_the_numbers(model):
-    """Colours are the attributions by token and layer, earlier tokens of a long text summed in one column; bars the
-    strongest features; marks their ablations."""
+    """Colours show attributions by token and layer, bars the strongest features, and marks their ablations.
+
+    Earlier tokens of a long text share one column.
+    """
     explanation = explain(model, TOKENIZER, " ".join([TEXT] * 8), top=4, verify=5)
     heat, bars, _ = explanation.figure().axes
     shown = torch.tensor(heat.images[0].get_array())

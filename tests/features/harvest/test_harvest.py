@@ -1,4 +1,4 @@
-"""The harvest against brute force on dense codes, and against itself: merged, resumed, in two processes."""
+"""Harvests compared with brute force on dense codes."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ BATCH = 4
 
 
 def dense_codes(model, data, layer):
-    """(rows, T, m) float64 from the model's output; what does not count is 0. And what counts, (rows, T)."""
+    """Dense codes (rows, T, m) float64, 0 on tokens that are not counted, and the mask (rows, T) of those that are."""
     codes = []
     for start in range(0, len(data), BATCH):
         rows = data[start : start + BATCH]
@@ -49,7 +49,7 @@ def test_figures_are_those_of_dense_codes(family_base):
         rows = frame[frame["layer"] == layer]
         active = z > 0
         counts = active.sum((0, 1))
-        assert 0 < (counts == 0).sum() < 80  # there are dead features, and others
+        assert 0 < (counts == 0).sum() < 80  # some features are dead, some are not
         assert rows["firing_count"].tolist() == counts.tolist()
         assert rows["status"].tolist() == ["alive" if count else "dead" for count in counts]
         np.testing.assert_allclose(rows["firing_rate"], counts / counted.sum(), rtol=1e-12)
@@ -114,7 +114,7 @@ def test_examples_are_those_of_dense_codes(family_base):
 
 
 def test_random_examples_are_uniform():
-    """Of 2,000 tokens on which a feature fires, each is as likely as another to be kept."""
+    """Each of 2,000 tokens on which a feature fires is equally likely to be kept."""
     numbers = np.arange(2000)
     kept = []
     for feature in range(500):
@@ -128,8 +128,10 @@ def test_random_examples_are_uniform():
 
 @pytest.mark.parametrize("width", [2048, 24], ids=["exact", "sketch"])
 def test_co_active_features_are_those_of_dense_codes(family_base, monkeypatch, width):
-    """Exact where a layer has no more features than counters; else never too small, and less than K / width too large
-    on average."""
+    """Counts are exact if a layer has as many counters as features.
+
+    Otherwise they are never too small, and on average too large by less than min(n_i, n_j) K / width.
+    """
     monkeypatch.setattr(coactivation, "WIDTH", width)
     monkeypatch.setattr(coactivation, "PAIRS_AT_ONCE", 40)
     model, data = make_mfn(family_base, layers=[1]), windows(24)
@@ -163,10 +165,9 @@ def test_co_active_features_are_those_of_dense_codes(family_base, monkeypatch, w
 
 
 def test_directions(family_base):
-    """Neighbours by cosine in float64, and logits that change when a direction is added to what the final norm reads,
-    its denominator held fixed."""
+    """Neighbours equal cosines in float64; effects equal changes of logits with the final norm's denominator fixed."""
     model, data = make_mfn(family_base, layers=[1]), windows(8, padded=False)
-    with torch.no_grad():  # a norm like a trained model's
+    with torch.no_grad():  # weights that differ, as in a trained model
         norm = model.model.backbone.norm if hasattr(model.model.backbone, "norm") else model.model.backbone.ln_f
         norm.weight.copy_(torch.rand_like(norm.weight) + 0.5)
     atlas = build(model, data)
@@ -197,7 +198,7 @@ def test_directions(family_base):
 
 
 def test_settings_of_the_model_that_matter(family_base):
-    """The paper's letter, steering, and features that were pruned."""
+    """A harvest respects the paper's literal settings, steering, and pruned features."""
     data = windows(6, padded=False)
     model = make_mfn(family_base, layers=[1], input_norm="none", blend_into="mlp", decoder_bias=False)
     atlas = build(model, data, skip_first=0)
@@ -216,7 +217,7 @@ def test_settings_of_the_model_that_matter(family_base):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(family_base, side):
-    """Rows of five lengths, padded to one, have the firings that each has by itself."""
+    """Rows of five lengths, padded to one, have the firings that each row has on its own."""
     model, data = make_mfn(family_base, layers=[0, 2]), windows(10, padded=False)
     lengths = [WINDOW - 2 * (row % 5) for row in range(10)]
     masks = [[1] * length + [0] * (WINDOW - length) for length in lengths]

@@ -1,4 +1,4 @@
-"""A harvest that is shared out, or broken off and resumed, is that of one pass to the bit."""
+"""A harvest in several processes, or interrupted and resumed, equals a single pass bit for bit."""
 
 import json
 import os
@@ -28,7 +28,7 @@ LIMITS = ExampleLimits(top=2, stratum=1, before=2, after=1)
 
 
 def batches(count, seed):
-    """Random codes on random windows, many activations equal, some of them with few active features."""
+    """Random codes on random windows; many activations are equal, and some tokens have few active features."""
     generator = np.random.default_rng(seed)
     for number in range(count):
         indices = generator.permuted(np.tile(np.arange(FEATURES), (B * T, 1)), axis=1)[:, :K]
@@ -55,7 +55,7 @@ def content(state):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 3), min_size=1, max_size=12), st.permutations(range(4)))
 def test_merging_is_exact_in_any_order(seed, shard_of, order):
-    """Batches go to four shards at random, which merge in any order, and two by two."""
+    """Batches go to four shards at random. Shards merge in any order, one by one and in pairs."""
     parts = list(batches(len(shard_of), seed))
     sources, number, expected = content(gather(parts))
 
@@ -78,7 +78,7 @@ def test_merging_is_exact_in_any_order(seed, shard_of, order):
 
 
 def run(folder, processes=1, streamed=True, die_at=None, resume=False):
-    """The exit code of a harvest that keeps its state and its atlas in `folder`."""
+    """Runs a harvest that keeps its state and its atlas in `folder`; returns its exit code."""
     folder.mkdir(exist_ok=True)
     chosen = {"streamed": streamed, "die_at": die_at, "resume": resume}
     chosen |= {"state": str(folder / "state"), "output": str(folder / "out")}
@@ -104,7 +104,7 @@ def assert_same(folder, other):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The atlas of one process that nobody disturbs."""
+    """Folder with the atlas of one process that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     run(folder, streamed=False)
     assert not (folder / "state").exists()
@@ -126,22 +126,22 @@ def test_two_processes_have_the_atlas_of_one(tmp_path, whole):
 
 
 def test_a_state_belongs_to_its_harvest(tmp_path):
-    """Neither another model, other settings nor other text go on from it, and it is not overwritten unasked."""
+    """A state is refused for another model, other settings or other text, and is never overwritten unasked."""
     model, data = make_mfn(make_base("gpt2-tied"), layers=[1]), windows(12)
 
-    class BrokenOff(Exception):
+    class Interrupted(Exception):
         pass
 
     class Windows:
         def __iter__(self):
             yield from data.select(range(8))
-            raise BrokenOff
+            raise Interrupted
 
     def build(rows, model=model, **options):
         options = {"batch_size": 4, "save_every": 4, "progress": False, "state_folder": tmp_path / "state"} | options
         return FeatureAtlas.build(model, word_tokenizer(), rows, **options)
 
-    with pytest.raises(BrokenOff):
+    with pytest.raises(Interrupted):
         build(Windows())
     with pytest.raises(ValueError, match="holds an interrupted harvest; resume it"):
         build(data)
@@ -173,19 +173,19 @@ def test_a_state_belongs_to_its_harvest(tmp_path):
 
 
 def test_a_state_belongs_to_its_texts(tmp_path):
-    """Also to those, and to as much of them, as the harvest had not come to when it was broken off."""
+    """A state is refused for other texts, even where the interrupted harvest had not read them yet."""
     model, tokenizer = make_mfn(make_base("llama-tied"), layers=[0]), word_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
     for name, length in (("a.txt", 400), ("b.txt", 300), ("c.txt", 200)):
         (tmp_path / name).write_text(" ".join(f"w{3 + (7 * at + at * at) % 90}" for at in range(length)))
 
-    class BrokenOff(Exception):
+    class Interrupted(Exception):
         pass
 
     class Broken(TextWindows):
         def __iter__(self):
             yield from islice(super().__iter__(), 8)
-            raise BrokenOff
+            raise Interrupted
 
     def build(kind, names="ab", tokens=512, **options):
         rows = kind([tmp_path / f"{name}.txt" for name in names], tokenizer, 16, tokens)
@@ -193,7 +193,7 @@ def test_a_state_belongs_to_its_texts(tmp_path):
         return FeatureAtlas.build(model, tokenizer, rows, **options)
 
     state = {"state_folder": tmp_path / "state"}
-    with pytest.raises(BrokenOff):
+    with pytest.raises(Interrupted):
         build(Broken, **state)
     for change, message in (
         ({"tokens": 520}, "had tokens of all texts 512, this one has 520"),

@@ -151,7 +151,7 @@ def test_a_pipeline_of_transformers(atlas, chat):
     generate = make_pipeline("text-generation", model=base, tokenizer=tokenizer)
     (found,) = describe_features(atlas, ["L0/3"], generate, contexts=4)
     assert "\u2581" + found.description.split()[0] in tokenizer.get_vocab()
-    assert found.score == 0.5  # numbers are no words of this tokenizer
+    assert found.score == 0.5  # this tokenizer has no numbers
     (label,) = [each for each in atlas.labels["L0/3"] if each.source == "llm:org/tiny"]
     assert (label.label, label.score) == (found.description, found.score)
 

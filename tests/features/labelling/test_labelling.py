@@ -1,4 +1,4 @@
-"""Automatic labels: planted features are found, memorised tokens are not, and every figure is that of a brute count."""
+"""Automatic labels: planted features get them, memorised tokens do not, and figures equal a brute-force count."""
 
 import itertools
 import re
@@ -54,7 +54,7 @@ def test_planted_features_get_their_labels_and_others_none(built, data):
     report = label(built, data)
     (animal,) = atlas[0, planted.ANIMAL].labels
     assert (animal.label, animal.source, animal.details["method"]) == ("animals", "automatic", "concept")
-    # it fires on some foods too, but more weakly than the threshold
+    # the feature fires on some foods, too, but below the threshold
     assert {name: animal.details[name] for name in ("threshold", "precision", "recall", "auroc", "auroc_words")} == {
         "threshold": 8.0, "precision": 1.0, "recall": 1.0, "auroc": 1.0, "auroc_words": 1.0,
     }  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_feature_that_knows_the_words_of_one_half_alone_has_no_concept(data, s
 
 @pytest.mark.parametrize("concepts", [planted.CONCEPTS, planted.CONCEPTS | {"pets": ["dog", "cat", "mouse", "fish"]}])
 def test_every_figure_is_that_of_sklearn_and_of_counting(built, data, concepts):
-    """All activations are powers of 2, so that no two share a level."""
+    """Figures are exact, because activations are powers of 2 and no two share a level."""
     model, atlas = built
     label(built, data, concepts, min_auroc=0.0, min_occurrences=1, min_words=1, seed=5)
     z = model(torch.tensor(data["input_ids"]), output_codes=True).codes[0].to_dense().detach().numpy()[:, 1:]
@@ -147,12 +147,11 @@ def test_token_sets_are_counted_on_the_other_half_of_the_text(built, data):
 
 
 def test_shuffled_words_are_labelled_where_words_are_all_that_a_feature_tells(data):
-    """Two concepts of the same words with the same number: what chance gives is what the concept gives."""
+    """With a single concept of all words, shuffling changes nothing, and the control labels as many features."""
     concepts = {"all": planted.ANIMALS + planted.FOODS}
     model = planted.model()
     atlas = FeatureAtlas.build(model, planted.tokenizer(), data, progress=False)
     report = label((model, atlas), data, concepts)
-    # there are no words of other concepts to tell these from, and shuffling changes nothing
     assert report.labelled == report.control == 1
     assert "auroc_words" not in atlas[0, planted.ANY_WORD].labels[0].details
 
@@ -176,7 +175,7 @@ def test_levels_are_in_order_and_alike(histogram):
     assert (np.diff(levels) >= 0).all()
     assert 0 <= levels.min() <= levels.max() < LEVELS
     held = np.bincount(levels, histogram, LEVELS)
-    # no level has more than its share, but for what one bin adds
+    # no level exceeds its share by more than one bin
     assert held.max() <= histogram.sum() / LEVELS + histogram.max()
 
 
@@ -231,7 +230,7 @@ def test_words_are_found_where_a_regular_expression_finds_them():
     assert {end: at for end, at in zip(ends, found.tolist(), strict=True) if at >= 0} == expected
     assert len(expected) == 9
     left_out = {end for end, at in zip(ends, found.tolist(), strict=True) if at == LEFT_OUT}
-    assert text.index("kingdom") + 4 in left_out  # " king" that "dom" goes on with
+    assert text.index("kingdom") + 4 in left_out  # " king" is continued by "dom"
     assert text.index("(king)") + 5 in left_out
     assert set(found.tolist()) - set(expected.values()) == {ORDINARY, LEFT_OUT}
 
