@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...model.feature_names import format_feature
 from ...utils.display import visible
 from .labels import Label
 
@@ -123,11 +124,11 @@ def _feature_of(row: dict[str, Any]) -> str:
         return visible(name, MAX_NAME)
     if row.get("layer") is None or row.get("index") is None:
         raise ValueError('it names no feature; give feature ("L6/1234"), or layer and index')
-    layer, index = (re.fullmatch(pattern, str(row[key])) for key, pattern in
-                    (("layer", r"(\d+)(-.*)?"), ("index", r"(\d+)")))  # fmt: skip
+    layer = re.fullmatch(r"(\d+)(-.*)?", str(row["layer"]))
+    index = re.fullmatch(r"(\d+)", str(row["index"]))
     if layer is None or index is None:
         raise ValueError(f"layer {row['layer']!r} and index {row['index']!r} name no feature; they must be numbers")
-    return f"L{int(layer[1])}/{int(index[1])}"
+    return format_feature(int(layer[1]), int(index[1]))
 
 
 def _score_of(row: dict[str, Any]) -> float | None:

@@ -81,8 +81,10 @@ class TracedText:
             with torch.no_grad(), self._rescaled(layer, lambda values: values * 0):
                 baseline = self.run()[0].item()
             accounts[layer] = Attributed(attributions, value.item(), baseline)
-        plain = {layer: SparseCode(c.indices[0].cpu(), c.values[0].detach().cpu(), c.num_features)
-                 for layer, c in codes.items()}  # fmt: skip
+        plain = {
+            layer: SparseCode(code.indices[0].cpu(), code.values[0].detach().cpu(), code.num_features)
+            for layer, code in codes.items()
+        }
         return plain, accounts
 
     def _mean_gradient(self, layer: int, code: SparseCode) -> Tensor:

@@ -53,7 +53,7 @@ def explanation_tables(
         checked = sum(feature.ablation is not None for feature in features)
         lines.append(f"attribution and measured ablation of {checked} features: r = {ablation_correlation:.2f}")
     shown = [feature for feature in features if feature.ablation is not None or feature.inputs is not None]
-    return Group(*map(Text, lines), _layer_table(layers), _feature_table(shown, tokens), _origin_table(shown, tokens))
+    return Group(*map(Text, lines), _layer_table(layers), _strongest_table(shown, tokens), _origin_table(shown, tokens))
 
 
 def draw(
@@ -102,7 +102,7 @@ def _layer_table(layers: Sequence[LayerAttribution]) -> Table:
     return table
 
 
-def _feature_table(features: Sequence[FeatureAttribution], tokens: Sequence[str]) -> Table:
+def _strongest_table(features: Sequence[FeatureAttribution], tokens: Sequence[str]) -> Table:
     table = Table()
     for name in ("feature", "attribution", "ablation", "on", "activation"):
         table.add_column(name, no_wrap=True)
