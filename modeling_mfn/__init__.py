@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .features.attribution import Explanation, explain
     from .features.comparison import compare_features
     from .features.labelling.automatic import label_features
+    from .features.labelling.describer import describe_features
     from .hub.push import push
     from .model.configuration_mfn import MFNConfig
     from .model.feature_editing import find_duplicates
@@ -34,6 +35,7 @@ _PUBLIC = {
     ".features.attribution": ("Explanation", "explain"),
     ".features.comparison": ("compare_features",),
     ".features.labelling.automatic": ("label_features",),
+    ".features.labelling.describer": ("describe_features",),
     ".hub.push": ("push",),
     ".model.configuration_mfn": ("MFNConfig",),
     ".model.feature_editing": ("find_duplicates",),

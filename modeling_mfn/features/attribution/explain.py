@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ...model.feature_names import is_whole
 from ...model.modes import frozen
 from ...model.sparse_code import SparseCode
 from .explanation import Explanation
@@ -126,14 +127,14 @@ def _check(model: Any, method: str, **counts: int) -> None:
         raise ValueError(f'method is {method!r}; it must be "gradient" or "integrated"')
     for name, count in counts.items():
         least = 0 if name in ("trace", "verify") else 1
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+        if not is_whole(count) or count < least:
             raise ValueError(f"{name} is {count!r}; it must be a whole number, at least {least}")
 
 
 def _read_tokens(model: Any, tokenizer: Any, text: str, position: int) -> Tensor:
     """Token ids (T,) up to and including the one at `position`."""
     ids = tokenizer(text)["input_ids"]
-    if isinstance(position, bool) or not isinstance(position, int) or not -len(ids) <= position < len(ids):
+    if not is_whole(position) or not -len(ids) <= position < len(ids):
         raise ValueError(
             f"position is {position!r}; the text has {len(ids)} tokens, counted from 0, or from -1 backwards"
         )
@@ -187,7 +188,7 @@ def _token_id(tokenizer: Any, token: int | str, vocabulary: int, name: str) -> i
                 "Most tokens begin with a space"
             )
         return ids[0]
-    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
+    if not is_whole(token) or not 0 <= token < vocabulary:
         raise ValueError(f"{name} is {token!r}; it must be a text, or a token's id from 0 to {vocabulary - 1}")
     return token
 

@@ -89,8 +89,8 @@ except ImportError as error:
     assert "needs transformers" in str(error), error
 """
     run_fresh(WITHOUT_TORCH + WITHOUT_PANDAS + work, tmp_path)
-    frame = 'assert list(atlas.to_pandas()["label"]) == ["nothing", "royalty"]'
-    run_fresh(WITHOUT_TORCH + work + frame, tmp_path)
+    read = f"from modeling_mfn import FeatureAtlas\nframe = FeatureAtlas.from_pretrained({str(tmp_path)!r}).to_pandas()"
+    run_fresh(WITHOUT_TORCH + read + '\nassert list(frame["label"]) == ["nothing", "royalty"]', tmp_path)
 
 
 @pytest.mark.parametrize(
