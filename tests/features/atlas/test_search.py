@@ -162,7 +162,7 @@ def test_groups_leave_out_what_is_pruned(atlas):
         (lambda atlas: atlas.steering({(0, 1): Ablate(), "L0/1": Ablate()}), "L0/1 is meant by"),
         (lambda atlas: atlas.steering({"animals": Ablate(), "Animals": Ablate()}), "is meant by 'animals' and by"),
         (lambda atlas: atlas.steering({"L0/4": Add(1.0)}), "L0/4 is never active"),
-        (lambda atlas: atlas.steering({"L0/0": 2.0}), "no intervention"),
+        (lambda atlas: atlas.steering({"L0/0": 2.0}), "is not an intervention"),
         (lambda atlas: atlas.steering({}, unit="max"), "unit is 'max'"),
         (lambda atlas: atlas.search("  "), "query is"),
         (lambda atlas: atlas.search("a", limit=0), "limit is 0"),
