@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -151,6 +151,14 @@ def label_features(
     return counts.label(atlas, texts, min_auroc, min_occurrences, min_words)
 
 
+class _WordCounts(NamedTuple):
+    """Words of a concept in the text; pairs are held in, held out."""
+
+    different: tuple[int, int]
+    effective: tuple[float, float]
+    occurrences: tuple[int, int]
+
+
 class _Counts:
     """Counts of all layers, and the labels that follow from them."""
 
@@ -166,9 +174,8 @@ class _Counts:
         """(2, 2): ordinary tokens, then words, in each half."""
         self.occurrences = np.zeros((2, vocabulary), np.int64)
         """(2, V): occurrences of each token in each half of the text."""
-        self.columns = np.concatenate([lexicon.concepts, lexicon.shuffled + len(lexicon.names)], 1)
-        self.columns[:, lexicon.concepts.shape[1] :][lexicon.shuffled < 0] = -1
-        self.columns = np.concatenate([self.columns, np.full((1, self.columns.shape[1]), -1)])
+        shuffled = np.where(lexicon.shuffled < 0, -1, lexicon.shuffled + len(lexicon.names))
+        self.columns = np.pad(np.hstack([lexicon.concepts, shuffled]), ((0, 1), (0, 0)), constant_values=-1)
         """(L + 1, 2 J): concepts of each word, then those of the control; the last row stands for no word."""
         self.activations: dict[int, ActivationCounts] = {}
         self.token_sets: dict[int, TokenSetCounts] = {}
@@ -203,10 +210,10 @@ class _Counts:
     ) -> LabellingReport:
         """Labels the atlas' features from the counts."""
         names = self.lexicon.names
-        of_text = [self._figures(column) for column in range(2 * len(names))]
-        occurrences = np.array([figures[2] for figures in of_text], np.int64).reshape(-1, 2)
+        counted = [self._count_words(column) for column in range(2 * len(names))]
+        occurrences = np.array([words.occurrences for words in counted], np.int64).reshape(-1, 2)
         enough = np.array(
-            [min(number) >= min_occurrences and min(effective) >= min_words for _, effective, number in of_text], bool
+            [min(words.occurrences) >= min_occurrences and min(words.effective) >= min_words for words in counted], bool
         )
         labels: list[Label] = []
         control = 0
@@ -216,7 +223,7 @@ class _Counts:
                 own, shuffled = slice(0, len(names)), slice(len(names), None)
                 found = counts.separation(own, occurrences[own], self.kinds, enough[own])
                 for feature in np.flatnonzero(_passes(found, min_auroc)).tolist():
-                    labels.append(self._concept_label(layer, feature, found, of_text))
+                    labels.append(self._concept_label(layer, feature, found, counted))
                     sets.pop(feature, None)
                 found = counts.separation(shuffled, occurrences[shuffled], self.kinds, enough[shuffled])
                 control += int(_passes(found, min_auroc).sum())
@@ -225,31 +232,29 @@ class _Counts:
         atlas.labels = Labels([*kept, *labels])
         by_concept = [label.details.get("concept") for label in labels]
         figures = [
-            ConceptFigures(name, *of_text[at], bool(enough[at]), by_concept.count(name))
+            ConceptFigures(name, *counted[at], bool(enough[at]), by_concept.count(name))
             for at, name in enumerate(names)
         ]
         unknown = [word for word, found in zip(self.lexicon.words, self.finder.found, strict=True) if not found]
         return LabellingReport(int(self.occurrences.sum()), figures, by_concept.count(None), control, unknown)
 
-    def _figures(self, column: int) -> tuple[tuple[int, int], tuple[float, float], tuple[int, int]]:
-        """Different words of a concept, effective words, and occurrences, each held in and held out."""
+    def _count_words(self, column: int) -> _WordCounts:
         of_column = (self.columns[:-1] == column).any(1)
         halves = [self.word_counts[:-1][of_column & (self.lexicon.half == half)] for half in (HELD_IN, HELD_OUT)]
         first, second = halves
-        return (
+        return _WordCounts(
             (int((first > 0).sum()), int((second > 0).sum())),
             (effective_number(first), effective_number(second)),
             (int(first.sum()), int(second.sum())),
         )
 
-    def _concept_label(self, layer: int, feature: int, found: Separation, of_text: list[Any]) -> Label:
+    def _concept_label(self, layer: int, feature: int, found: Separation, counted: list[_WordCounts]) -> Label:
         figures = {name: float(column[feature]) for name, column in found._asdict().items() if name != "concept"}
         place = int(found.concept[feature])
-        words, _, occurrences = of_text[place]
         score = float(np.fmin(figures["auroc"], figures["auroc_words"]))
         details: dict[str, Any] = {"method": "concept", "concept": self.lexicon.names[place]}
         details |= {name: round(value, 6) for name, value in figures.items() if not np.isnan(value)}
-        details |= {"occurrences": occurrences[HELD_OUT], "words": words[HELD_OUT]}
+        details |= {"occurrences": counted[place].occurrences[HELD_OUT], "words": counted[place].different[HELD_OUT]}
         return Label(format_feature(layer, feature), details["concept"], "automatic", round(score, 6), details)
 
 
