@@ -14,7 +14,7 @@ from ..model.modes import evaluating
 from ..model.sparse_code import SparseCode
 from ..utils.extras import needs
 
-with needs("evaluate"):
+with needs("labels"):
     from scipy.sparse import csr_array, vstack
 
 

@@ -15,7 +15,7 @@ from ..model.modeling_mfn import MFNForCausalLM
 from ..utils.extras import needs
 from .activations import activations_of
 
-with needs("evaluate"):
+with needs("labels"):
     from scipy.optimize import linear_sum_assignment
     from scipy.sparse import csr_array
 
