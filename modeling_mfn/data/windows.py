@@ -62,7 +62,7 @@ def first_length(windows: Any) -> tuple[Any, int]:
     if not isinstance(windows, Dataset):
         windows = chain([row], rows)
     if row is None or "input_ids" not in row:
-        raise ValueError("the data has no rows with input_ids; modeling_mfn.data.text.pack makes windows of text")
+        raise ValueError("the data has no rows with input_ids; modeling_mfn.pack makes windows of text")
     return windows, len(row["input_ids"])
 
 

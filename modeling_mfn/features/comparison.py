@@ -127,29 +127,6 @@ def compare_features(
     return FeatureComparison(layer, directions, activations, moments.tokens)
 
 
-def _share(similarities: np.ndarray, level: float) -> float:
-    return int((similarities >= level).sum()) / max(len(similarities), 1)
-
-
-def _check(models: tuple[MFNForCausalLM, MFNForCausalLM], layer: int) -> None:
-    for name, what in (("hidden_size", "directions lie in different spaces"), ("vocab_size", "tokens differ")):
-        values = [getattr(model.config, name) for model in models]
-        if values[0] != values[1]:
-            raise ValueError(f"the models have {name} {values[0]} and {values[1]}: {what}; give models of one base")
-    for model in models:
-        model.config.check_feature((layer, 0), pruned=True)
-
-
-def _kept(model: MFNForCausalLM, layer: int) -> np.ndarray:
-    """Features (P,) of a layer that are not pruned."""
-    return np.setdiff1d(np.arange(model.config.num_features), model.config.pruned_features.get(str(layer), []))
-
-
-def _directions(model: MFNForCausalLM, layer: int, features: np.ndarray) -> np.ndarray:
-    directions = model.mfn_layers[layer].rows_of(torch.from_numpy(features)).decoder.values.detach()
-    return F.normalize(directions.double(), dim=-1).cpu().numpy()
-
-
 def match(
     similarities: Iterable[np.ndarray],
     compared: tuple[np.ndarray, np.ndarray],
@@ -203,9 +180,6 @@ class Moments:
         rest.products = [self.products[0] - part.products[0]]
         return rest
 
-    def _variance(self, side: int) -> np.ndarray:
-        return self.squares[side] / self.tokens - (self.sums[side] / self.tokens) ** 2
-
     def varied(self, side: int, features: np.ndarray) -> np.ndarray:
         """Selects those of some features of one model whose activation is not always the same."""
         return features[(self._variance(side) > ROUNDING * self.squares[side] / self.tokens)[features]]
@@ -244,6 +218,32 @@ class Moments:
             + outer
             for products in self.products
         ]
+
+    def _variance(self, side: int) -> np.ndarray:
+        return self.squares[side] / self.tokens - (self.sums[side] / self.tokens) ** 2
+
+
+def _share(similarities: np.ndarray, level: float) -> float:
+    return int((similarities >= level).sum()) / max(len(similarities), 1)
+
+
+def _check(models: tuple[MFNForCausalLM, MFNForCausalLM], layer: int) -> None:
+    for name, what in (("hidden_size", "directions lie in different spaces"), ("vocab_size", "tokens differ")):
+        values = [getattr(model.config, name) for model in models]
+        if values[0] != values[1]:
+            raise ValueError(f"the models have {name} {values[0]} and {values[1]}: {what}; give models of one base")
+    for model in models:
+        model.config.check_feature((layer, 0), pruned=True)
+
+
+def _kept(model: MFNForCausalLM, layer: int) -> np.ndarray:
+    """Features (P,) of a layer that are not pruned."""
+    return np.setdiff1d(np.arange(model.config.num_features), model.config.pruned_features.get(str(layer), []))
+
+
+def _directions(model: MFNForCausalLM, layer: int, features: np.ndarray) -> np.ndarray:
+    directions = model.mfn_layers[layer].rows_of(torch.from_numpy(features)).decoder.values.detach()
+    return F.normalize(directions.double(), dim=-1).cpu().numpy()
 
 
 __all__ = ["FeatureComparison", "Matching", "Moments", "compare_features", "match"]

@@ -83,7 +83,7 @@ class FeatureAtlas:
         Args:
             model: MFN model with an LM head, on the device where it is to run.
             tokenizer: The model's tokenizer.
-            dataset: Data set, or any iterable, of windows of one length T, as `modeling_mfn.data.text.pack` makes them.
+            dataset: Data set, or any iterable, of windows of one length T, as `modeling_mfn.pack` makes them.
                 A window has `input_ids` (T,). It may have `attention_mask` (T,) for padding, and `source`, the name of
                 its corpus, so that firings are counted per source.
             tokens: Number of tokens to read, rounded up to whole windows; by default all.
