@@ -1,1 +1,1 @@
-"""Benchmarks: each is a module that writes its results to benchmarks/results."""
+"""Benchmarks, one module each; a run writes its results to benchmarks/results."""

@@ -1,1 +1,1 @@
-"""Text, word lists and small models that benchmarks share."""
+"""Text, word lists, small models and records that several benchmarks use."""

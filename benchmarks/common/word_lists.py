@@ -1,7 +1,8 @@
-"""Parts of speech and polarity as concepts: words of WordNet 3.0, and of AFINN (F. A. Nielsen, 2011; PyPI, ODbL); and
-closed classes, listed here.
+"""Word lists as concepts: parts of speech, names, polarity, closed classes.
 
-python -m benchmarks.common.word_lists FOLDER    # writes those of `predictions.py` as files for mfn evaluate --concepts
+Words come from WordNet 3.0 and AFINN (F. A. Nielsen, 2011; PyPI, ODbL). Closed classes are listed here.
+
+    python -m benchmarks.common.word_lists FOLDER    # writes the lists of `predictions.py` for mfn evaluate --concepts
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +52,7 @@ CLOSED = {
 }
 # fmt: on
 NAMED = {"place names": "15", "names of people": "18"}
-"""By the number of their lexicographer class."""
+"""Name of a list -> number of its lexicographer class."""
 RULES = {  # morphy(7WN)
     "noun": (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("ies", "y")),
     "verb": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
@@ -61,9 +62,11 @@ RULES = {  # morphy(7WN)
 
 
 def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
-    """Name -> words all of whose senses are of that part of speech, each with those of its inflections that are no
-    words of their own ("abandoned" is an adjective, too). Function words are left out, and so are irregular forms of
-    verbs, whatever else they are. `concepts.admission` says which words."""
+    """Part of speech -> words that have no other part of speech, each a list of its forms.
+
+    Inflections that are words of their own are left out ("abandoned" is an adjective, too). So are function words and
+    irregular forms of verbs. See [`concepts.admission`] for the words.
+    """
     admitted = admission(tokenizer)
     of_word: dict[str, list[str]] = defaultdict(list)
     for name, part in PARTS.items():
@@ -79,12 +82,12 @@ def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 
 
 def closed_classes() -> dict[str, list[list[str]]]:
-    """The lists above, of words of which WordNet has no such class: name -> words."""
+    """Name -> words of the closed classes listed above, which WordNet does not have."""
     return {name: [[word] for word in words.split()] for name, words in CLOSED.items()}
 
 
 def names(tokenizer: Any) -> dict[str, list[list[str]]]:
-    """Those names of places and of people in WordNet that are one token with the space before them, and no words."""
+    """Names of places and of people in WordNet: one token with a space before it, and not also an ordinary word."""
     texts = set(token_texts(tokenizer))
     entries = [fields for part in PARTS.values() for fields in lines(f"data.{part}")]
     words = [(fields[1], word) for fields in entries for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
@@ -99,14 +102,16 @@ def names(tokenizer: Any) -> dict[str, list[list[str]]]:
 
 
 def code_words(tokenizer: Any = None) -> dict[str, list[list[str]]]:
-    """What Python keeps for itself, and what it has built in: name -> words."""
+    """Python's keywords and its built-in names: name -> words."""
     built_in = [name for name in dir(builtins) if name.islower() and name.isalpha()]
     return {"Python keywords": [[word] for word in keyword.kwlist], "Python built-ins": [[word] for word in built_in]}
 
 
 def polarity(tokenizer: Any = None) -> dict[str, list[list[str]]]:
-    """Positive and negative words by AFINN's scores, each a list of the forms of one lemma. Lemmas whose forms are not
-    of one sign are left out."""
+    """Positive and negative words by AFINN's scores, each a list of the forms of one lemma.
+
+    Lemmas whose forms differ in sign are left out.
+    """
     admitted = admission(tokenizer)
     forms: dict[str, list[str]] = defaultdict(list)
     signs: dict[str, set[bool]] = defaultdict(set)
@@ -122,12 +127,12 @@ def polarity(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 
 
 def groups() -> dict[str, dict[str, list[list[str]]]]:
-    """Name of a group -> its concepts: those that P2 is measured on."""
+    """Name of a group -> concepts that P2 is measured on."""
     return {"concepts": concepts.concepts(), "polarity": polarity(), "part of speech": parts_of_speech()}
 
 
 def lemma(word: str) -> str:
-    """The shortest word of WordNet that this may be an inflection of, or itself."""
+    """Shortest word of WordNet that a word may be an inflection of, or the word."""
     bases = {base for part in PARTS.values() for base in _bases(word, part)}
     return min(bases or {word}, key=lambda base: (len(base), base))
 
@@ -139,13 +144,13 @@ def _entries(part: str) -> frozenset[str]:
 
 @cache
 def _exceptions(part: str) -> dict[str, list[str]]:
-    """Inflected form -> bases."""
+    """Irregular form -> bases."""
     return {form: bases for form, *bases in lines(f"{part}.exc")}
 
 
 @cache
 def _irregular_verbs() -> dict[str, list[str]]:
-    """Base -> inflected forms."""
+    """Base -> irregular forms."""
     found: dict[str, list[str]] = defaultdict(list)
     for form, bases in _exceptions("verb").items():
         for base in bases:
@@ -159,7 +164,7 @@ def _bases(word: str, part: str) -> list[str]:
 
 
 def _inflections(verb: str) -> list[str]:
-    """Regular forms, without doubled letters, and those of WordNet's list, which has the doubled ones."""
+    """Regular forms without doubled letters, and the forms of WordNet's list, which includes doubled letters."""
     if verb.endswith("e"):
         regular = [f"{verb}s", f"{verb}d", f"{verb[:-1]}ing"]
     elif verb.endswith("y") and verb[-2] not in "aeiou":
@@ -171,7 +176,7 @@ def _inflections(verb: str) -> list[str]:
 
 
 def _afinn() -> Path:
-    """Folder of AFINN's word lists, downloaded once."""
+    """Folder of AFINN's word lists; downloads them if they are not there."""
     folder = cache_folder() / "afinn-0.1"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +192,8 @@ def _afinn() -> Path:
     return folder
 
 
-def main(folder: Path) -> None:
+def main(folder: Annotated[Path, typer.Argument(help="Folder for the files; made if necessary.")]) -> None:
+    """Writes one file per group of concepts."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, of in groups().items():
         (folder / f"{name}.json").write_text(json.dumps(of, indent=1) + "\n", encoding="utf-8")

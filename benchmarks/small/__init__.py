@@ -1,1 +1,1 @@
-"""Small models trained on text from packages: fidelity, the five predictions, remedies, sensitivity."""
+"""Benchmarks on small models: fidelity, the five predictions, remedies, sensitivity."""

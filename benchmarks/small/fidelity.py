@@ -1,22 +1,20 @@
-"""How close a model that reads through features alone comes to its dense self.
+"""Perplexity of small models with MFN layers in all blocks, compared with dense models.
 
-Small models of both families are trained on three domains; then each goes on for the same number of tokens, dense and
-with MFN layers in all blocks, at the same learning rate. Every run is evaluated on held-out text of each domain.
+Small models of both families are trained on three domains. Training then continues for the same number of tokens and
+at the same learning rate, once dense and once with MFN layers. Each run is evaluated on held-out text of each domain.
 
-    python -m benchmarks.small.fidelity                             # every run that has no result yet: many hours
-    python -m benchmarks.small.fidelity --only 'llama/main/*'       # those whose names match
+    python -m benchmarks.small.fidelity                             # all runs without a result: many hours
+    python -m benchmarks.small.fidelity --only 'llama/main/*'       # runs whose names match
     python -m benchmarks.small.fidelity --list
 
-Each run writes benchmarks/results/fidelity/<name>.json, and its model into the folder of the demo's files, under
-fidelity/<name>; a run that has its file is left out.
+A run writes benchmarks/results/fidelity/<name>.json and skips itself if this file exists. Its model goes to
+fidelity/<name> in the cache folder (`MFN_CACHE`).
 """
 
 from __future__ import annotations
 
 import fnmatch
-import json
 import shlex
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,20 +27,20 @@ import typer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common import corpora, small_models
+from benchmarks.common import corpora, records, small_models
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.demo.assets import cache_folder
 from modeling_mfn.evaluation.measures.perplexity import perplexity
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.training.statistics import FeatureStatistics
 
-RESULTS = Path(__file__).parents[1] / "results" / "fidelity"
+RESULTS = records.RESULTS / "fidelity"
 BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_638_400, 307_200
 BATCH, K = 4, 32
 CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
 WEIGHTS = {"lambda_rate": 2.5e-3, "lambda_comp": 0.25, "lambda_stab": 0.25}
-"""Of the losses that `recon-util`, the recipe alone, leaves out."""
+"""Weights of the three losses that the run `recon-util`, which is `RECIPE` alone, leaves out."""
 FROM_CACHE: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "learning_rate": 8e-3,
@@ -51,7 +49,7 @@ FROM_CACHE: dict[str, Any] = {
     "alpha_end": 0.0,
     "trainable": "mfn",
 }
-"""Where MFN layers learn alone."""
+"""Training arguments of MFN layers that learn on their own from cached activations."""
 RHO = K / (8 * small_models.HIDDEN)
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -69,7 +67,7 @@ SWEEP: dict[str, dict[str, Any]] = {
 CACHE_FIRST: dict[str, Any] = {
     "cached_epochs": 5,
     "alpha_anneal": 0.25,
-    # for weights that know something, and an optimizer that does not yet
+    # the weights are trained, but the optimizer starts without moments
     "mfn_learning_rate": 2e-3,
     "warmup_steps": 100,
 }
@@ -89,7 +87,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "no-aux": {"lambda_aux": 0.0},
     "dead-start-again": {"reinit_dead_every": 100},
 }
-"""Each on the short budget, a difference from `RECIPE`."""
+"""Differences from `RECIPE`, on the short budget."""
 GPT2_RECIPES: dict[str, dict[str, Any]] = {
     name: CACHE_FIRST | {"teacher": "dense"} | changes
     for name, changes in {
@@ -106,7 +104,7 @@ NOISE: dict[str, dict[str, Any]] = {
     for seed in (1, 2)
     for name, settings in {"recon-util": {}, "five": WEIGHTS}.items()
 }
-"""Equal runs but for the order of the text and the initial MFN weights."""
+"""Repetitions with another seed, which sets the order of the text and the initial MFN weights."""
 MAIN: dict[str, dict[str, Any]] = {
     "recon-util": {},
     "cache-first": CACHE_FIRST,
@@ -118,17 +116,18 @@ Run = Callable[[], dict[str, Any]]
 
 
 def continuation(tokens: int, seed: int) -> Dataset:
-    """What every run goes on with: windows that the base model was not trained on."""
+    """Windows that every run continues on. The base model was not trained on them."""
     return small_models.data().sample(tokens, after=BASE_TOKENS, seed=seed)
 
 
 def perplexities(model: Any) -> dict[str, float]:
+    """Held-out perplexity by domain."""
     data = small_models.data()
     return {domain: round(perplexity(model, data.evaluation(domain), 16), 3) for domain in corpora.DOMAINS}
 
 
 def dense_folder(family: str, tokens: int, seed: int) -> Path:
-    """Folder of the base model after its dense continuation."""
+    """Folder of the base model after its dense continuation; trains it if it is not there."""
     folder = cache_folder() / f"{family}-dense-{tokens}-tokens-seed-{seed}"
     if not folder.exists():
         model = AutoModelForCausalLM.from_pretrained(small_models.base_folder(family, 0, BASE_TOKENS))
@@ -138,7 +137,8 @@ def dense_folder(family: str, tokens: int, seed: int) -> Path:
     return folder
 
 
-def dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
+def run_dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
+    """Record of a dense continuation."""
     before, after = (
         perplexities(AutoModelForCausalLM.from_pretrained(folder))
         for folder in (small_models.base_folder(family, 0, BASE_TOKENS), dense_folder(family, tokens, seed))
@@ -147,7 +147,7 @@ def dense(family: str, tokens: int, seed: int = 0) -> dict[str, Any]:
     return {"settings": settings, "base_perplexity": before, "perplexity": after}
 
 
-def mfn(
+def run_mfn(
     folder: Path,
     family: str,
     tokens: int,
@@ -158,11 +158,18 @@ def mfn(
     by_layer: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """MFN layers in all blocks, m = 8 d, trained to alpha = 1 together with everything else.
+    """Record of a continuation with MFN layers in all blocks, m = 8 d, trained to alpha = 1 with the backbone.
 
-    The model goes to `folder`. With a teacher, the target is the distribution of the dense model that was trained on
-    the same tokens. With `cached_epochs`, the MFN layers first learn alone, so many times from the first tokens of the
-    same text. With `by_layer`, the model is measured with each MFN layer left out, too.
+    Args:
+        folder: gets the trained model.
+        family: of the base model.
+        tokens: to continue on.
+        seed: of the order of the text and of the initial MFN weights.
+        k: active features per token.
+        teacher: `"dense"` makes the distribution of the dense model of the same tokens the target.
+        cached_epochs: epochs in which MFN layers first learn on their own from the first tokens of the same text.
+        by_layer: also measure the model with each MFN layer left out.
+        settings: of `MFNTrainingArguments`, in place of those of `RECIPE`.
     """
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
@@ -192,12 +199,12 @@ def mfn(
         record["perplexity_without"] = {
             f"layer_{number}": perplexities_without(model, number) for number in model.mfn_layers
         }
-    model.set_blend(0.0)  # what the backbone has learnt, without what its features leave out
+    model.set_blend(0.0)  # the trained backbone without the features' error
     return record | {"perplexity_at_alpha_0": perplexities(model)}
 
 
 def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: int) -> None:
-    """The MFN layers alone, from residual streams that the backbone gives once."""
+    """Trains the MFN layers alone, on residual streams that the backbone computes once."""
     batch = FROM_CACHE["per_device_train_batch_size"]
     settings = small_models.training_settings(rows, batch, seed) | FROM_CACHE
     settings["max_steps"] = epochs * len(rows) // batch
@@ -208,7 +215,7 @@ def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: in
 
 
 def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]:
-    """With one block that reads the residual stream itself, all others features alone."""
+    """Perplexities with one MFN layer left out: its block reads the residual stream."""
     read_the_stream = model.mfn_layers[number].register_forward_hook(lambda layer, arguments, output: arguments[0])
     try:
         return perplexities(model)
@@ -218,7 +225,7 @@ def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]
 
 @torch.no_grad()
 def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
-    """What the features do on held-out text; `dead_share` is of those that are silent on all of it."""
+    """Statistics of the features on held-out text. `dead_share` counts features that are silent on all of it."""
     data = small_models.data()
     tokens = len(corpora.DOMAINS) * 32_768
     figures: dict[str, Any] = {}
@@ -234,7 +241,7 @@ def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
 
 
 def runs() -> dict[str, Run]:
-    """Name -> run. The short ones of Llama come first, since they are what the recipe was chosen by."""
+    """Name -> run. The short runs come first: the recipe was chosen by those of the Llama."""
     table: dict[str, Run] = {}
     groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE},
@@ -244,39 +251,25 @@ def runs() -> dict[str, Run]:
     def add(family: str, group: str, changes: dict[str, dict[str, Any]], tokens: int, **more: Any) -> None:
         for name, settings in changes.items():
             folder = cache_folder() / "fidelity" / family / group / name
-            table[f"{family}/{group}/{name}"] = partial(mfn, folder, family, tokens, **more, **settings)
+            table[f"{family}/{group}/{name}"] = partial(run_mfn, folder, family, tokens, **more, **settings)
 
     for family in small_models.FAMILIES:
-        table[f"{family}/short/dense"] = partial(dense, family, SHORT_TOKENS)
+        table[f"{family}/short/dense"] = partial(run_dense, family, SHORT_TOKENS)
         add(family, "short", {"recon-util": {}}, SHORT_TOKENS)
         for group, changes in groups[family].items():
             add(family, group, changes, SHORT_TOKENS)
     for family in small_models.FAMILIES:
-        table[f"{family}/main/dense"] = partial(dense, family, MAIN_TOKENS)
+        table[f"{family}/main/dense"] = partial(run_dense, family, MAIN_TOKENS)
         add(family, "main", MAIN, MAIN_TOKENS, by_layer=True)
     return table
 
 
-def _commit() -> str | None:
-    """With `-dirty` behind it where a file of Python's was changed since. `None` outside the repository."""
-    git = ["git", "-C", str(Path(__file__).parents[2])]
-    try:
-        known = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return known.stdout.strip() + ("-dirty" if changed else "")
-
-
-COMMIT = _commit()
-"""Of this code as the process has read it, however long it runs."""
-
-
 def main(
-    only: Annotated[str, typer.Option(help="Pattern of the names of runs.")] = "*",
-    threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2,
-    names: Annotated[bool, typer.Option("--list", help="Show the runs instead.")] = False,
+    only: Annotated[str, typer.Option(help="Pattern that the names of runs must match.")] = "*",
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,
+    names: Annotated[bool, typer.Option("--list", help="List the runs without a result and exit.")] = False,
 ) -> None:
+    """Trains and measures all runs that have no result yet."""
     torch.set_num_threads(threads)
     for name, run in runs().items():
         file = RESULTS / f"{name}.json"
@@ -288,11 +281,10 @@ def main(
         begun = time.time()
         record = {
             "command": f"python -m benchmarks.small.fidelity --only {shlex.quote(name)}",
-            "commit": COMMIT,
+            "commit": records.COMMIT,
         } | run()
         record["minutes"] = round((time.time() - begun) / 60, 1)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        records.write_record(file, record)
 
 
 if __name__ == "__main__":

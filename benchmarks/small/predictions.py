@@ -1,15 +1,16 @@
-"""The paper's five predictions on models that this trains: a small Llama and a small GPT-2, or any checkpoint.
+"""The paper's five predictions, measured on a small Llama and a small GPT-2, or on any checkpoint.
 
-MFN models, and on the same tokens the baselines: post-hoc SAEs of the same place, size and k on the frozen base model,
-a random SAE, MFN models without the rate loss; then, on one domain alone, MFN models, dense ones, SAEs, and these SAEs
-fine-tuned on each other domain. All is measured on held-out text.
+Trained on all domains: MFN models, MFN models without the rate loss, and post-hoc SAEs of the same place, size and k
+on the frozen base model. A random SAE is compared, too. Trained on one domain: MFN models, dense models, SAEs, and
+these SAEs fine-tuned on each other domain. All are measured on held-out text.
 
-    python -m benchmarks.small.predictions                                   # both families, a process each
+    python -m benchmarks.small.predictions                                   # both families, one process each
     python -m benchmarks.small.predictions --family llama
     python -m benchmarks.small.predictions --base FOLDER --name NAME --layers 6 --layers 12 --learning-rate 1e-4
 
-Results go to benchmarks/results/predictions/<name>/; models to the folder of the demo's files. What is there stays. A
-run that trains everything, base models too, leaves its minutes in benchmarks/results/predictions/time.json.
+Results go to benchmarks/results/predictions/<name>/, models to the cache folder (`MFN_CACHE`). Existing ones are
+reused if their settings are the same. A run that trains everything, including the base models, writes its minutes to
+benchmarks/results/predictions/time.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import shlex
 import sys
 import time
 import traceback
@@ -33,8 +33,8 @@ import typer
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from benchmarks.common import corpora, small_models, word_lists
-from benchmarks.small.fidelity import BASE_TOKENS, BATCH, COMMIT, CONTINUE, SHORT_TOKENS, K
+from benchmarks.common import corpora, records, small_models, word_lists
+from benchmarks.small.fidelity import BASE_TOKENS, BATCH, CONTINUE, SHORT_TOKENS, K
 from benchmarks.small.recipes import (
     EPOCHS,
     JOINT,
@@ -54,70 +54,78 @@ from modeling_mfn.evaluation.baselines.saes import LEARNING_RATE, TUNING_RATE, t
 from modeling_mfn.evaluation.predictions.p5_transfer import Transfer
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, Subjects
 from modeling_mfn.evaluation.study import PREDICTIONS, Evidence, check_predictions, measure_predictions
-from modeling_mfn.utils.files import write_whole
 
-RESULTS = Path(__file__).parents[1] / "results" / "predictions"
+RESULTS = records.RESULTS / "predictions"
 SOURCE = "dictionary"
-"""The domain that features shall be carried over from."""
+"""Domain whose features are tested on other domains (P5)."""
 HELD_OUT_TOKENS = 65_536
-"""A domain, or as many as there are: of 16,384, one concept in 16 has words enough to be probed."""
+"""Tokens per domain, or all if there are fewer. With 16,384, only one concept in 16 has enough words for a probe."""
 
 
 @dataclass(frozen=True)
-class Study:
-    """What is trained and measured."""
+class PredictionStudy:
+    """Settings of the models that are trained and measured."""
 
     name: str
+    """Folder of the results."""
     base: Path
+    """Folder of the base model."""
     window: int
+    """Tokens per window."""
     layers: tuple[int, ...] | None
-    """Blocks with an MFN layer; all of them where it is `None`."""
+    """Blocks with an MFN layer; `None` for all."""
     num_features: int
     tokens: int
-    """That every model learns from: each `EPOCHS` + 1 times."""
+    """Training tokens. Every model sees them `EPOCHS` + 1 times."""
     held_out_tokens: int
-    """A domain, if it has as many."""
+    """Tokens per domain, or all if there are fewer."""
     learning_rate: float
-    """Of the backbone."""
+    """Learning rate of the backbone."""
     seeds: int
+    """Number of MFN models and SAEs."""
     skip: int = 0
     """Tokens that the base model was trained on."""
 
     @cached_property
     def data(self) -> small_models.Data:
+        """Windows of all domains in the base model's tokens."""
         return small_models.tokenised(self.tokenizer, self.window)
 
     @property
     def tokenizer(self) -> Any:
+        """Tokenizer of the base model."""
         return AutoTokenizer.from_pretrained(self.base)
 
     def rows(self, domain: str | None, seed: int) -> Dataset:
-        """Training windows of all domains, others with each seed; or of one, the same in another order, since not every
-        domain has enough that the base model was not trained on."""
+        """Training windows of one domain, or of all domains (`None`).
+
+        Windows of all domains differ by seed. Windows of one domain differ by seed in their order only, because some
+        domains are too short for more.
+        """
         if domain is None:
             return self.data.sample(self.tokens, after=self.skip, seed=seed)
         return self.data.sample(self.tokens, after=self.skip, domains=[domain]).shuffle(seed=seed)
 
     def settings(self) -> dict[str, Any]:
-        """What tells this study from another, without this machine's folders."""
+        """Everything that results depend on, without local paths."""
         settings = {name: value for name, value in vars(self).items() if name not in ("base", "data")}
         saes = {"tuning_rate": TUNING_RATE} | training_settings(LEARNING_RATE)
         return settings | {"k": K, "cached_epochs": EPOCHS, "training": training(), "saes": saes, "source": SOURCE}
 
 
-class Models(BaselineModels):
-    """Beside the baselines, MFN models and dense ones."""
+class StudyModels(BaselineModels):
+    """MFN models and dense models of a study, next to its baselines. They are trained once and kept."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: PredictionStudy) -> None:
         layers = "all" if study.layers is None else list(study.layers)
         size = {"layers": layers, "num_features": study.num_features, "k": K}
         super().__init__(study.base, study.rows, size, EPOCHS + 1, cache_folder() / "predictions" / study.name)
         self.study = study
 
     def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", recipe: Recipe = STUDY) -> MFNForCausalLM:
-        """Trained on a domain, or on all."""
+        """MFN model trained on one domain, or on all (`None`)."""
         rate, rows = self.study.learning_rate, self.rows(domain, seed)
-        before = self.before(seed, domain, recipe)
+        before = self.alone_made_from(seed, domain, recipe)
         made_from = {"training": training(), "recipe": asdict(recipe), "rate": rate, "before": before}
         return self.kept(
             f"{kind}-{domain or 'all'}-seed-{seed}",
@@ -128,8 +136,11 @@ class Models(BaselineModels):
             ),
         )  # fmt: skip
 
-    def before(self, seed: int, domain: str | None, recipe: Recipe) -> dict[str, Any]:
-        """What MFN layers that have learnt alone are made from. Recipes that differ only in what follows share them."""
+    def alone_made_from(self, seed: int, domain: str | None, recipe: Recipe) -> dict[str, Any]:
+        """Identity of the model after the training of its MFN layers alone.
+
+        Recipes that differ only in the joint training share this model.
+        """
         seeds = recipe.starts_from(seed), recipe.learns_alone(seed)
         return {
             "training": {name: of for name, of in training().items() if name in ("optimizer", "from_cache")},
@@ -139,15 +150,18 @@ class Models(BaselineModels):
         }
 
     def alone(self, seed: int, domain: str | None, recipe: Recipe, before: Mapping[str, Any]) -> MFNForCausalLM:
-        """Whose MFN layers have learnt alone."""
+        """Model whose MFN layers learnt on their own, from cached activations."""
         digest = hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
         text = partial(self.rows, domain)
         return self.kept(
             f"alone-{digest}", before, lambda: train_alone(self.base, text, seed, size=self.size, recipe=recipe)
         )
 
-    def beside(self, recipe: Recipe) -> BaselineModels:
-        """Post-hoc SAEs for models of the source: where these see random tokens, they do, too, in all their epochs."""
+    def baselines_for(self, recipe: Recipe) -> BaselineModels:
+        """Post-hoc SAEs to compare with models of one domain.
+
+        If the recipe has random tokens, the SAEs see random tokens in all of their epochs.
+        """
         if not recipe.unfamiliar:
             return self
 
@@ -161,8 +175,7 @@ class Models(BaselineModels):
         return BaselineModels(self.base, rows, self.size, self.epochs, folder)
 
     def dense(self, seed: int, domain: str, recipe: Recipe) -> PreTrainedModel:
-        """The base model, trained on for as long with the same learning rate and warm-up, to predict the same
-        tokens."""
+        """Base model trained without MFN layers, on the same windows and labels, with the same learning rate."""
         windows = recipe.unfamiliar_windows
         vocabulary = self.base_model.config.vocab_size
         rows = with_random_windows(self.rows(domain, seed), windows, recipe.unfamiliar, vocabulary, seed)
@@ -177,46 +190,55 @@ class Models(BaselineModels):
         return self.kept(f"dense-{domain}-{windows:.2f}-seed-{seed}", made_from, train)
 
 
-def run(study: Study, predictions: list[str], threads: int) -> None:
-    """Trains what is not there yet, and measures."""
+def run_study(study: PredictionStudy, predictions: list[str], threads: int) -> None:
+    """Trains the models that are missing, measures the predictions and writes their results."""
     torch.set_num_threads(threads)
-    models, seeds = Models(study), range(study.seeds)
+    models, seeds = StudyModels(study), range(study.seeds)
     transfers = {}
     if "P5" in predictions:
         own = [models.mfn(seed, SOURCE, recipe=ONE_DOMAIN) for seed in seeds]
         dense = [models.dense(seed, SOURCE, ONE_DOMAIN) for seed in seeds]
         targets = [domain for domain in corpora.DOMAINS if domain != SOURCE]
-        transfers = models.beside(ONE_DOMAIN).transfers(SOURCE, targets, own, dense)
+        transfers = models.baselines_for(ONE_DOMAIN).transfers(SOURCE, targets, own, dense)
     subjects = {
         MFN: [models.mfn(seed) for seed in seeds],
         NO_RATE_LOSS: [models.mfn(0, kind="no-rate", recipe=STUDY.with_settings(lambda_rate=0.0))],
         **models.subjects(study.seeds),
     }
-    # what no recipe was chosen on
+    # no recipe was chosen on these windows
     held_out = {domain: study.data.fresh(domain, study.held_out_tokens) for domain in corpora.DOMAINS}
     settings = study.settings() | {
         "recipes": {"all domains": STUDY.changes(), "one domain": ONE_DOMAIN.changes()},
         "base_weights": models.base_digest,
         "digests": digests([model for of in subjects.values() for model in of], held_out),
     }
-    found = evidence(models, subjects, transfers, held_out)
-    measure_predictions(found, predictions, settings, RESULTS / study.name, COMMIT)
+    evidence = evidence_of(models, subjects, transfers, held_out)
+    measure_predictions(evidence, predictions, settings, RESULTS / study.name, records.COMMIT)
 
 
 def digests(models: Iterable[PreTrainedModel], held_out: Mapping[str, Dataset]) -> list[str]:
-    """What tells models and windows from others, which settings may not."""
+    """Digests of weights and windows: they differ where settings are equal but models or texts are not."""
     return [*map(digest_of, models), *map(digest_of_rows, held_out.values())]
 
 
-def evidence(
-    models: Models,
+def evidence_of(
+    models: StudyModels,
     subjects: Subjects,
     transfers: Mapping[str, Sequence[Transfer]],
     held_out: Mapping[str, Dataset],
     seed: int = 0,
     words: bool = True,
 ) -> Evidence:
-    """Subjects and transfers on held-out windows; without `words`, for probes of formats alone."""
+    """Everything that the predictions are measured on.
+
+    Args:
+        models: of a study.
+        subjects: models of P1 to P4.
+        transfers: models of P5.
+        held_out: domain -> windows to measure on.
+        seed: of samples and of the words that probes are tested on.
+        words: whether to probe concepts; if not, probes are of formats alone.
+    """
     study = models.study
     return Evidence(
         subjects=subjects,
@@ -229,8 +251,9 @@ def evidence(
     )
 
 
-def small(family: str, seeds: int) -> Study:
-    return Study(
+def small_study(family: str, seeds: int) -> PredictionStudy:
+    """Study of a small model; trains the base model if it is not there."""
+    return PredictionStudy(
         name=family,
         base=small_models.base_folder(family, 0, BASE_TOKENS),
         window=small_models.WINDOW,
@@ -245,17 +268,18 @@ def small(family: str, seeds: int) -> Study:
 
 
 def run_family(family: str, seeds: int, predictions: list[str], threads: int) -> None:
-    torch.set_num_threads(threads)  # also for the base model, if that has to be trained first
-    run(small(family, seeds), predictions, threads)
+    """Measures the predictions on a family's small models."""
+    torch.set_num_threads(threads)  # the base model may have to be trained first
+    run_study(small_study(family, seeds), predictions, threads)
 
 
 def prepare() -> None:
-    """Makes what several processes would otherwise make at once."""
+    """Makes files that several processes would otherwise make at the same time."""
     small_models.data(), word_lists.groups()
 
 
 def failures(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> Iterator[tuple[Any, BaseException]]:
-    """So many at a time, each in a process of its own; those that fail as soon as they do, while others go on."""
+    """Runs the work on each item, in so many processes at a time. Yields an item and its error as soon as it fails."""
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(work, each): each for each in on}
         for done in as_completed(running):
@@ -264,34 +288,39 @@ def failures(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> 
 
 
 def in_processes(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> None:
-    """So many at a time; exits if one failed, once all others are through."""
+    """Runs the work on each item, in so many processes at a time. Exits after the last one if any failed."""
     failed = []
     for each, error in failures(work, on, processes):
         print(f"{each} failed:", *traceback.format_exception(error), sep="\n", file=sys.stderr, flush=True)
         failed.append(str(each))
     if failed:
-        sys.exit(f"no results of {', '.join(failed)}; what is there stays, run it again")
+        sys.exit(f"no results of {', '.join(failed)}; run the command again, it reuses the results that are there")
 
 
 def main(
-    family: Annotated[list[str] | None, typer.Option(help="llama or gpt2; both by default.")] = None,
-    base: Annotated[Path | None, typer.Option(help="Folder of another checkpoint to study instead.")] = None,
-    name: Annotated[str, typer.Option(help="Of that study's results.")] = "checkpoint",
-    layers: Annotated[list[int] | None, typer.Option(help="A block with an MFN layer there; once for each.")] = None,
-    expansion_factor: Annotated[int, typer.Option(help="Features there, as a multiple of the hidden size.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Of the backbone there.")] = 1e-4,
-    window: Annotated[int, typer.Option(help="Tokens a window there.")] = 128,
-    tokens: Annotated[int, typer.Option(help="That each model there learns from.")] = SHORT_TOKENS,
-    seeds: Annotated[int, typer.Option(help="Seeds of MFN models and SAEs.")] = 3,
-    predictions: Annotated[str, typer.Option(help="Which, such as P1,P3.")] = ",".join(PREDICTIONS),
-    threads: Annotated[int, typer.Option(help="Threads of each process.")] = 1,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Family to study: llama or gpt2. Repeat it for several; default: both.")
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="Folder of a checkpoint to study instead of small models.")] = None,
+    name: Annotated[str, typer.Option(help="Folder of the results with --base.")] = "checkpoint",
+    layers: Annotated[
+        list[int] | None, typer.Option(help="Block of --base that gets an MFN layer. Repeat it; default: all.")
+    ] = None,
+    expansion_factor: Annotated[int, typer.Option(help="Features of --base per dimension of its hidden size.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the backbone with --base.")] = 1e-4,
+    window: Annotated[int, typer.Option(help="Tokens per window with --base.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Training tokens of each model with --base.")] = SHORT_TOKENS,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of MFN models and SAEs.")] = 3,
+    predictions: Annotated[str, typer.Option(help="Predictions to measure, such as P1,P3.")] = ",".join(PREDICTIONS),
+    threads: Annotated[int, typer.Option(help="Threads per process.")] = 1,
 ) -> None:
+    """Trains the models of the study and measures the predictions on them."""
     chosen = check_predictions(predictions.split(","))
     if base is not None and family:
         raise typer.BadParameter(f"family is {', '.join(family)}, and base {base}; give one of the two")
     if base is not None:
         config = AutoConfig.from_pretrained(base)
-        study = Study(
+        study = PredictionStudy(
             name=name,
             base=base,
             window=window,
@@ -302,7 +331,7 @@ def main(
             learning_rate=learning_rate,
             seeds=seeds,
         )
-        run(study, chosen, threads)
+        run_study(study, chosen, threads)
         return
     families = family or list(small_models.FAMILIES)
     from_nothing = not any(small_models.trained()) and not (cache_folder() / "predictions").exists()
@@ -313,12 +342,9 @@ def main(
     work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
     in_processes(work, families, processes=len(families))
     if from_nothing and all(file.stat().st_mtime_ns != before.get(file) for file in results):
-        took = {
-            "command": shlex.join(["python", "-m", "benchmarks.small.predictions", *sys.argv[1:]]),
-            "commit": COMMIT,
-        }
+        took = {"command": records.command_line("small.predictions"), "commit": records.COMMIT}
         took |= {"families": families, "minutes": round((time.monotonic() - begun) / 60, 1)}
-        write_whole(RESULTS / "time.json", json.dumps(took, indent=2) + "\n")
+        records.write_record(RESULTS / "time.json", took)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the MFN models of `predictions.py` are trained, and what `remedies.py` and `sensitivity.py` change about it."""
+"""Training of the MFN models of `predictions.py`, with the changes that `remedies.py` and `sensitivity.py` try."""
 
 from __future__ import annotations
 
@@ -17,61 +17,62 @@ from benchmarks.small import fidelity
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 
 EPOCHS = 2
-"""That MFN layers learn alone from cached activations, before the one in which the model learns as a whole."""
+"""Epochs in which MFN layers learn on their own from cached activations. One epoch of the whole model follows."""
 JOINT: dict[str, Any] = (
     fidelity.CONTINUE
     | fidelity.RECIPE
     | fidelity.WEIGHTS
     | {"alpha_anneal": 0.25, "mfn_learning_rate": 2e-3, "warmup_steps": 1 / 6}
 )
-"""`CACHE_FIRST` of `fidelity.py` in shares of the training, plain: with nothing of `Recipe`."""
+"""Training arguments of the joint training where `Recipe` changes nothing. Durations are shares of the training."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs from the plain training."""
+    """Differences from the plain training, in which every field has its default."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of `MFNTrainingArguments`, for the training as a whole."""
+    """Fields of `MFNTrainingArguments` in the joint training."""
     size: Mapping[str, Any] = field(default_factory=dict)
-    """Of `MFNConfig`."""
+    """Fields of `MFNConfig`."""
     epochs: int = EPOCHS
+    """Epochs of MFN layers on their own."""
     shared: Literal["nothing", "first dictionary", "learnt dictionary"] = "nothing"
-    """What models of all seeds have of seed 0: where their dictionary starts, or what it learns alone."""
+    """Part of seed 0 that models of all seeds share: its initial dictionary, or the one that it learnt on its own."""
     unfamiliar: float = 0.0
-    """Share of the tokens that are random ones where MFN layers learn alone."""
+    """Share of tokens that are replaced by random ones while MFN layers learn on their own."""
     unfamiliar_windows: float = 0.0
-    """Share of the windows where the model learns as a whole that have `unfamiliar` random tokens, too, and labels of
-    -100, so that they are for features alone."""
+    """Share of windows of the joint training that have random tokens, too (`unfamiliar` of them), and no labels.
+    Such windows train features alone."""
     alpha_noise: float = 0.0
-    """Standard deviation of alpha around its schedule, within 0 and 1."""
+    """Standard deviation of alpha around its schedule. Alpha stays within 0 and 1."""
 
     def changes(self) -> dict[str, Any]:
-        """The fields that differ from the plain training."""
+        """Fields that differ from the plain training."""
         plain = asdict(Recipe())
         return {name: value for name, value in asdict(self).items() if value != plain[name]}
 
     def with_settings(self, **settings: Any) -> Recipe:
-        """The same but for these."""
+        """Copy of this recipe with some training arguments replaced."""
         return replace(self, settings={**self.settings, **settings})
 
     def starts_from(self, seed: int) -> int:
-        """The seed whose dictionary and text a model of a seed starts from."""
+        """Seed of the initial dictionary, and of the text that it is fitted to."""
         return seed if self.shared == "nothing" else 0
 
     def learns_alone(self, seed: int) -> int:
-        """The seed whose text its MFN layers learn from, alone."""
+        """Seed of the text that MFN layers learn from on their own."""
         return 0 if self.shared == "learnt dictionary" else seed
 
 
 STUDY = Recipe({"stability_pass": "model", "lambda_stab": 2.5})
-"""The study's: what helped P4 in `remedies.py`, and cost other predictions next to nothing."""
+"""Recipe of the study. In `remedies.py` it helped P4 at almost no cost to other predictions."""
 ONE_DOMAIN = replace(STUDY, unfamiliar=0.3, unfamiliar_windows=1 / 3)
-"""The study's where text is of one domain: what helped P5."""
+"""Recipe of the study for models of one domain. In `remedies.py` its random tokens helped P5."""
 
 
 def training() -> dict[str, Any]:
-    """What models are trained with where no recipe differs."""
+    """Settings of the plain training, as results record them."""
     of_all = {"batch": fidelity.BATCH, "optimizer": small_models.OPTIMIZER}
     return of_all | {"from_cache": fidelity.FROM_CACHE, "joint": JOINT}
 
@@ -79,14 +80,17 @@ def training() -> dict[str, Any]:
 def train_alone(
     base: Path, text: Callable[[int], Dataset], seed: int, *, size: Mapping[str, Any], recipe: Recipe
 ) -> MFNForCausalLM:
-    """A model whose MFN layers have learnt from the cache, and whose backbone is the base model's.
+    """Trains MFN layers on their own, from cached activations of the base model.
 
     Args:
         base: folder of the base model.
-        text: training windows for a seed.
+        text: seed -> training windows.
         seed: of the model.
-        size: of `MFNConfig`.
-        recipe: what differs.
+        size: fields of `MFNConfig`.
+        recipe: differences from the plain training.
+
+    Returns:
+        The base model with trained MFN layers.
     """
     start, alone = recipe.starts_from(seed), recipe.learns_alone(seed)
     torch.manual_seed(start)
@@ -101,15 +105,18 @@ def train_alone(
 def train_together(
     model: MFNForCausalLM, rows: Dataset, seed: int, folder: Path, *, learning_rate: float, recipe: Recipe
 ) -> MFNForCausalLM:
-    """The model that `train_alone` gave, after a training of all of it to alpha = 1.
+    """Trains the whole model to alpha = 1.
 
     Args:
-        model: is changed.
+        model: result of [`train_alone`]; changed in place.
         rows: training windows.
-        seed: of their order.
-        folder: for what the trainer writes.
+        seed: of the order of the windows.
+        folder: output folder of the trainer.
         learning_rate: of the backbone.
-        recipe: what differs.
+        recipe: differences from the plain training.
+
+    Returns:
+        The same model.
     """
     rows = with_random_windows(rows, recipe.unfamiliar_windows, recipe.unfamiliar, model.config.vocab_size, seed)
     chosen = small_models.training_settings(rows, fidelity.BATCH, seed) | JOINT
@@ -122,7 +129,7 @@ def train_together(
 
 
 def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) -> Dataset:
-    """The windows with a share of the tokens replaced by any of the vocabulary."""
+    """Replaces a share of the tokens by random ones of the vocabulary."""
     if not share:
         return rows
     generator = np.random.default_rng(seed)
@@ -132,8 +139,7 @@ def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) 
 
 
 def with_random_windows(rows: Dataset, windows: float, share: float, vocabulary: int, seed: int) -> Dataset:
-    """The windows, of which a share has a share of its tokens replaced by any of the vocabulary, and has labels of
-    -100."""
+    """Replaces a share of the tokens by random ones in a share of the windows, whose labels become -100."""
     if not windows:
         return rows
     clean, mixed = (np.array(of["input_ids"]) for of in (rows, with_random_tokens(rows, share, vocabulary, seed)))
@@ -143,13 +149,13 @@ def with_random_windows(rows: Dataset, windows: float, share: float, vocabulary:
 
 
 class AlphaNoise(TrainerCallback):
-    """Lets alpha of a step lie beside what the schedule says."""
+    """Adds noise to the alpha of each training step."""
 
     def __init__(self, deviation: float, seed: int) -> None:
         self.deviation, self.generator = deviation, np.random.default_rng(seed)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the forward pass; the schedule sets its own value again after the step."""
+        """Sets a noisy alpha for the step. After the step the schedule sets its own value again."""
         model = kwargs["model"]
         alpha = args.alpha_schedule(state.max_steps).at(state.global_step)
         model.set_blend(float(np.clip(alpha + self.generator.normal(0, self.deviation), 0, 1)))

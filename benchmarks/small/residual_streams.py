@@ -1,35 +1,37 @@
-"""What in the small models' residual streams is no news of a token: the part that is the same in every token, and the
-part that its position tells; and how many features are active on most tokens.
+"""Share of the small models' residual streams that says nothing about the token.
 
-    python -m benchmarks.small.residual_streams    # every trained model of fidelity.py's recipe
+Measured are the constant part, the part that the position explains, and the features that fire on most tokens.
+
+    python -m benchmarks.small.residual_streams    # models that `fidelity.py` has trained
 
 writes benchmarks/results/residual_streams.json.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
 
-from benchmarks.common import corpora, small_models
+from benchmarks.common import corpora, records, small_models
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo.assets import cache_folder
 from modeling_mfn.training.statistics import standardised
 
-RESULTS = Path(__file__).parents[1] / "results"
 RUNS = ("recipe/cache-first-distilled", "main/cache-first-distilled")
 TOKENS = 16_384
-"""Held-out tokens of each domain."""
+"""Held-out tokens per domain."""
 
 
 def figures(h: Tensor, active: Tensor) -> dict[str, float]:
-    """Of a layer's residual streams (rows, T, d), each standardised by itself, and of where features are active, (rows,
-    T, m). Means at positions are of half of the rows, and judged on the others."""
+    """Figures of one layer. Means per position are fitted on half of the rows and tested on the others.
+
+    Args:
+        h: residual streams, (rows, T, d); each vector is standardised.
+        active: where features are active, (rows, T, m).
+    """
     x = standardised(h)
     fitted, judged = x[::2], x[1::2]
     by_position, overall = fitted.mean(0), fitted.mean((0, 1))
@@ -43,11 +45,13 @@ def figures(h: Tensor, active: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(model: MFNForCausalLM, tokens: Tensor) -> dict[str, Any]:
+    """Layer -> figures, on windows of tokens (rows, T)."""
     items = model.eval()(input_ids=tokens, output_reconstructions=True, logits_to_keep=1).reconstructions
     return {f"layer_{layer}": figures(item.residual, item.code.to_dense() > 0) for layer, item in items.items()}
 
 
-def main(threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2) -> None:
+def main(threads: Annotated[int, typer.Option(help="Number of threads.")] = 2) -> None:
+    """Measures the trained models of `fidelity.py` and writes the results."""
     torch.set_num_threads(threads)
     data = small_models.data()
     tokens = torch.cat([torch.tensor(data.evaluation(domain, TOKENS)["input_ids"]) for domain in corpora.DOMAINS])
@@ -56,7 +60,7 @@ def main(threads: Annotated[int, typer.Option(help="Threads of this process.")] 
         folder = cache_folder() / "fidelity" / name
         if folder.exists():
             found[name] = measure(MFNForCausalLM.from_pretrained(folder), tokens)
-    (RESULTS / "residual_streams.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    records.write_record(records.RESULTS / "residual_streams.json", found)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""SmolLM2-135M, a real checkpoint: fidelity, labels, and comparison with sparsify."""
+"""Benchmarks on SmolLM2-135M, a real checkpoint: fidelity, labels, comparison with sparsify."""

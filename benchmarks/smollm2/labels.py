@@ -1,23 +1,20 @@
-"""Features with a concept label on held-out words, and what steering some of them does to sampled text.
+"""Labels of features on held-out words, and the effect of steering by them on sampled text.
 
-The features in a model's atlas, or else in one of the three corpora, are labelled by WordNet's classes and groups on
-text of these corpora. The ten best, one a concept as far as there are so many, make a table. Five of them are held at
-a multiple of their typical activation while the model goes on from neutral prompts: how often the concept's words come,
-beside the same without steering and with another feature of the same layer and firing rate held in the same way, and
-what that costs in perplexity.
+The features of a model's atlas are labelled by WordNet's classes and groups on text of three domains. A model without
+an atlas gets one first. The best features make a table, one per concept if there are enough concepts.
+
+Some of them are held at a multiple of their typical activation while the model continues neutral prompts. The words of
+the concept are counted without steering, with the feature, and with a control: another feature of the same layer and
+about the same firing rate. Perplexity shows the cost.
 
     python -m benchmarks.smollm2.labels [MODEL] [--tokens 300000 --strength 4 --samples 16 --new-tokens 64]
 
-writes benchmarks/results/labels.json. MODEL is by default the one of `real_checkpoint.py`; its atlas, with the labels,
-is in its folder.
+writes benchmarks/results/labels.json, and the atlas with its labels into the folder of the model.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoTokenizer
 
-from benchmarks.common import concepts, corpora, word_lists
+from benchmarks.common import concepts, corpora, records, word_lists
 from benchmarks.smollm2.stages import trained_model
 from modeling_mfn import Clamp, FeatureAtlas, MFNForCausalLM
 from modeling_mfn.data.tokens import token_texts
@@ -40,8 +37,8 @@ from modeling_mfn.features.atlas.labels import Label
 from modeling_mfn.features.atlas.schema import FOLDER
 from modeling_mfn.features.labelling.automatic import label_features
 from modeling_mfn.features.labelling.concepts import HELD_IN, HELD_OUT, Concepts, Lexicon, WordFinder
+from modeling_mfn.model.modes import at_alpha
 
-RESULTS = Path(__file__).parents[1] / "results"
 PROMPTS = (
     "The", "I think that", "It was", "There is a", "In the morning,", "She said that the", "One of the", "We have seen",
 )  # fmt: skip
@@ -54,19 +51,21 @@ LISTS = (
 
 
 class Sampling(NamedTuple):
-    """How text is sampled."""
+    """Settings of sampled text."""
 
     prompts: tuple[str, ...]
     samples: int
-    """Continuations of each prompt."""
+    """Continuations per prompt."""
     new_tokens: int
+    """Tokens per continuation."""
     seed: int
 
 
 def inventory(tokenizer: Any) -> Concepts:
-    """Closed classes and lists of words, and of all other words WordNet's classes, what is below each of its nouns, its
-    names, parts of speech, polarity, and Python's words. Those with the fewest words come first, so that their halves
-    are even."""
+    """All concepts to choose labels from: closed classes, and `LISTS` of all other words.
+
+    Concepts with few words come first, so that their words are split evenly into halves.
+    """
     closed = word_lists.closed_classes()
     taken = {word for words in closed.values() for (word,) in words}
     found = {name: words for make in LISTS for name, words in make(tokenizer).items()}
@@ -75,7 +74,7 @@ def inventory(tokenizer: Any) -> Concepts:
 
 
 def best_labels(atlas: FeatureAtlas, count: int) -> list[Label]:
-    """Those of concepts with the largest scores: the best of each concept, then second ones where there are too few."""
+    """Concept labels with the largest scores: the best one per concept first, then second ones."""
     labels = [label for label in atlas.labels if label.details.get("method") == "concept"]
     ranked: list[tuple[int, float, Label]] = []
     seen: dict[str, int] = {}
@@ -85,8 +84,8 @@ def best_labels(atlas: FeatureAtlas, count: int) -> list[Label]:
     return [label for *_, label in sorted(ranked, key=lambda item: item[:2])[:count]]
 
 
-def described(atlas: FeatureAtlas, label: Label, examples: int = 3) -> dict[str, Any]:
-    """A label's figures, with examples: the token in question in brackets."""
+def label_record(atlas: FeatureAtlas, label: Label, examples: int = 3) -> dict[str, Any]:
+    """Figures of a label, with examples in which the active token is in brackets."""
     record = atlas[label.feature]
     texts = []
     for example in record.examples[:examples]:
@@ -105,8 +104,8 @@ def described(atlas: FeatureAtlas, label: Label, examples: int = 3) -> dict[str,
     }
 
 
-def like(atlas: FeatureAtlas, feature: str, seed: int) -> str:
-    """One of the ten features without a concept label, of the same layer, whose firing rates are nearest."""
+def control_feature(atlas: FeatureAtlas, feature: str, seed: int) -> str:
+    """Random feature among the ten of the same layer, without a concept label, that are closest in firing rate."""
     record = atlas[feature]
     labelled = {label.feature for label in atlas.labels if label.details.get("method") == "concept"}
     frame = atlas.to_pandas()
@@ -119,7 +118,7 @@ def like(atlas: FeatureAtlas, feature: str, seed: int) -> str:
 
 @torch.no_grad()
 def continuations(model: MFNForCausalLM, tokenizer: Any, how: Sampling) -> Iterator[tuple[torch.Tensor, int]]:
-    """For each prompt, prompt and continuations (samples, T), and the tokens of the prompt."""
+    """Yields for each prompt its continuations, (samples, T) with the prompt, and the length of the prompt."""
     for number, prompt in enumerate(how.prompts):
         torch.manual_seed(how.seed + number)
         inputs = tokenizer(prompt, return_tensors="pt")
@@ -131,29 +130,37 @@ def continuations(model: MFNForCausalLM, tokenizer: Any, how: Sampling) -> Itera
         yield text, length
 
 
-class Written(NamedTuple):
-    """What a model wrote, and what its perplexity is."""
+class SampledText(NamedTuple):
+    """Text that a model wrote, with perplexities."""
 
     texts: list[tuple[torch.Tensor, int]]
-    """As `continuations` gives them."""
+    """Results of [`continuations`]."""
     held_out_perplexity: float
-    """Of the model, as it was when it wrote, on held-out text."""
+    """Perplexity of the steered model on held-out text."""
     perplexity_to_base: float
-    """Of what it wrote to the base model."""
+    """Perplexity of the base model on the continuations."""
 
 
-def write(model: MFNForCausalLM, tokenizer: Any, how: Sampling, held_out: Dataset, steering: Any = None) -> Written:
-    """Samples text from the model, steered or as it is."""
+def sample_text(
+    model: MFNForCausalLM, tokenizer: Any, how: Sampling, held_out: Dataset, steering: Any = None
+) -> SampledText:
+    """Samples text from the model, with or without steering."""
     with model.steer(steering) if steering else nullcontext():
         texts = list(continuations(model, tokenizer, how))
         own = perplexity(model, held_out)
-    return Written(texts, round(own, 3), perplexity_of(model, texts))
+    return SampledText(texts, round(own, 3), base_perplexity(model, texts))
 
 
-def count_words(written: Written, finder: WordFinder, half_of: dict[int, int]) -> dict[str, float]:
-    """Words of a concept (`half_of`: word -> half) in 1,000 tokens, with the standard error over continuations."""
+def count_words(sampled: SampledText, finder: WordFinder, half_of: dict[int, int]) -> dict[str, float]:
+    """Words of a concept per 1,000 tokens, with the standard error over continuations.
+
+    Args:
+        sampled: text to count in.
+        finder: finds words in tokens.
+        half_of: word of the concept -> its half, held in or held out.
+    """
     counts: dict[int, list[float]] = {HELD_IN: [], HELD_OUT: []}
-    for text, length in written.texts:
+    for text, length in sampled.texts:
         words = finder.find(text.numpy())[:, length:]
         halves = np.vectorize(lambda word: half_of.get(word, -1), otypes=[int])(words)
         for half, rates in counts.items():
@@ -167,16 +174,14 @@ def count_words(written: Written, finder: WordFinder, half_of: dict[int, int]) -
 
 
 @torch.no_grad()
-def perplexity_of(model: MFNForCausalLM, texts: list[tuple[torch.Tensor, int]]) -> float:
-    """Of continuations, to the base model, for which alpha is 0 meanwhile."""
-    alpha = model.config.alpha
-    model.set_blend(0.0)
+def base_perplexity(model: MFNForCausalLM, texts: list[tuple[torch.Tensor, int]]) -> float:
+    """Perplexity of the base model on continuations, given their prompts."""
     total, count = 0.0, 0
-    for text, length in texts:
-        logits = model(text, use_cache=False).logits[:, length - 1 : -1].float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, length:].flatten(), reduction="sum")
-        total, count = total + loss.item(), count + text[:, length:].numel()
-    model.set_blend(alpha)
+    with at_alpha(model, 0.0):
+        for text, length in texts:
+            logits = model(text, use_cache=False).logits[:, length - 1 : -1].float()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, length:].flatten(), reduction="sum")
+            total, count = total + loss.item(), count + text[:, length:].numel()
     return round(math.exp(total / count), 3)
 
 
@@ -184,35 +189,41 @@ def steering_runs(
     model: MFNForCausalLM, tokenizer: Any, atlas: FeatureAtlas, labels: list[Label], concepts: Concepts, how: Sampling,
     strength: float, held_out: Dataset,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Each feature held at `strength` times its typical activation, another one of the same firing rate held alike, and
-    none."""
+    """Record per label: text without steering, with the feature, and with a control feature.
+
+    Features are held at `strength` times their typical activation.
+    """
     lexicon = Lexicon.of(concepts, how.seed)
     finder = WordFinder(lexicon, tokenizer, token_texts(tokenizer))
-    plain = write(model, tokenizer, how, held_out)
+    plain = sample_text(model, tokenizer, how, held_out)
     runs = []
     for label in track(labels, "steering"):
         of_concept = (lexicon.concepts == lexicon.names.index(label.label)).any(1)
         half_of = {int(word): int(lexicon.half[word]) for word in np.flatnonzero(of_concept)}
-        other = like(atlas, label.feature, how.seed)
+        other = control_feature(atlas, label.feature, how.seed)
         rates = [round(atlas[name].firing_rate, 6) for name in (label.feature, other)]
         run = {"feature": label.feature, "concept": label.label, "random_feature": other, "firing_rates": rates}
         for condition, name in (("none", None), ("steered", label.feature), ("random", other)):
             chosen = atlas.steering({name: Clamp(strength)}) if name else None
-            written = write(model, tokenizer, how, held_out, chosen) if name else plain
-            run[condition] = count_words(written, finder, half_of) | {
-                "tokens": sum(text[:, length:].numel() for text, length in written.texts),
-                "held_out_perplexity": written.held_out_perplexity,
-                "perplexity_to_base": written.perplexity_to_base,
-                "example": tokenizer.decode(written.texts[0][0][0]),
+            sampled = sample_text(model, tokenizer, how, held_out, chosen) if name else plain
+            run[condition] = count_words(sampled, finder, half_of) | {
+                "tokens": sum(text[:, length:].numel() for text, length in sampled.texts),
+                "held_out_perplexity": sampled.held_out_perplexity,
+                "perplexity_to_base": sampled.perplexity_to_base,
+                "example": tokenizer.decode(sampled.texts[0][0][0]),
             }
         runs.append(run)
     return runs
 
 
-def label(
+def label_atlas(
     model: MFNForCausalLM, tokenizer: Any, text: Dataset, concepts: Concepts, seed: int, folder: Path, **limits: Any
 ) -> dict[str, Any]:
-    """Labels the atlas in `folder`, or one made of `text`, which is saved there."""
+    """Labels the atlas in a folder and saves it there. Builds a missing atlas from `text`.
+
+    Returns:
+        Numbers of labels.
+    """
     there = (folder / FOLDER).exists()
     atlas = FeatureAtlas.from_pretrained(folder) if there else FeatureAtlas.build(model, tokenizer, text)
     report = label_features(atlas, model, tokenizer, text, concepts, seed=seed, **limits)
@@ -227,15 +238,27 @@ def label(
     }
 
 
-def study(
+def table_and_steering(
     model: MFNForCausalLM, tokenizer: Any, held_out: Dataset, concepts: Concepts, how: Sampling, *,
     strength: float, shown: int, steering: int, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the labels in `folder` are, and what steering by them does."""
+    """Record of the best labels in a folder's atlas, and of steering by them.
+
+    Args:
+        model: an MFN model.
+        tokenizer: of the model.
+        held_out: windows for the perplexity of steered models.
+        concepts: that labels were chosen from.
+        how: settings of sampled text.
+        strength: multiple of the typical activation.
+        shown: labels in the table.
+        steering: labels to steer by.
+        folder: of the atlas.
+    """
     atlas = FeatureAtlas.from_pretrained(folder)
     return {
         "atlas": atlas.metadata["data"],
-        "features": [described(atlas, label) for label in best_labels(atlas, shown)],
+        "features": [label_record(atlas, label) for label in best_labels(atlas, shown)],
         "steering": steering_runs(
             model, tokenizer, atlas, best_labels(atlas, steering), concepts, how, strength, held_out
         ),
@@ -243,41 +266,43 @@ def study(
 
 
 def main(
-    model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model; that of real_checkpoint.py.")] = None,
-    tokens: Annotated[int, typer.Option(help="To label by, of all corpora; 0: labelled before.")] = 300_000,
+    model: Annotated[
+        Path | None, typer.Argument(help="Folder of an MFN model; default: the model of real_checkpoint.py.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to label by; 0 keeps the labels of an earlier run.")] = 300_000,
     held_out_tokens: Annotated[int, typer.Option(help="Tokens for the perplexity of steered models.")] = 6_144,
-    window: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
+    window: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
     strength: Annotated[float, typer.Option(help="Multiple of the typical activation.")] = 4.0,
-    samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 16,
-    new_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 64,
-    min_auroc: Annotated[float, typer.Option(help="Least score of a label.")] = 0.9,
-    min_words: Annotated[float, typer.Option(help="Least number of words of a concept, in each half.")] = 4.0,
+    samples: Annotated[int, typer.Option(help="Continuations per prompt.")] = 16,
+    new_tokens: Annotated[int, typer.Option(help="Tokens per continuation.")] = 64,
+    min_auroc: Annotated[float, typer.Option(help="Minimum score of a label.")] = 0.9,
+    min_words: Annotated[float, typer.Option(help="Minimum number of words of a concept in each half.")] = 4.0,
     shown: Annotated[int, typer.Option(help="Features in the table.")] = 10,
-    steering: Annotated[int, typer.Option(help="Features that are steered.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the split of words, and of sampling.")] = 0,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    result: Annotated[str, typer.Option(help="Name of the file of results.")] = "labels",
+    steering: Annotated[int, typer.Option(help="Features to steer by.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the split of words and of sampling.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 1,
+    result: Annotated[str, typer.Option(help="Name of the results file.")] = "labels",
 ) -> None:
+    """Labels the atlas, steers by the best labels and writes the results."""
     torch.set_num_threads(threads)
-    folder, file = model or trained_model(), RESULTS / f"{result}.json"
+    folder, file = model or trained_model(), records.RESULTS / f"{result}.json"
     mfn, tokenizer = MFNForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     mfn.set_blend(1.0)
     concepts, limits = inventory(tokenizer), {"min_auroc": min_auroc, "min_words": min_words}
-    command = shlex.join(["python", "-m", "benchmarks.smollm2.labels", *sys.argv[1:]])
+    command = records.command_line("smollm2.labels")
     if tokens:
         text = corpora.windows_by_source(tokenizer, 0, tokens, window)
-        labelling = {"command": command} | label(mfn, tokenizer, text, concepts, seed, folder, **limits) | limits
+        labelling = {"command": command} | label_atlas(mfn, tokenizer, text, concepts, seed, folder, **limits) | limits
     else:
-        labelling = json.loads(file.read_text(encoding="utf-8"))["labelling"]
+        labelling = records.read_record(file)["labelling"]
     how = Sampling(PROMPTS, samples, new_tokens, seed)
     settings = how._asdict() | {"strength": strength, "window": window}
     record = {"command": command, "model": folder.name, "settings": settings, "labelling": labelling}
     held_out = corpora.windows_by_source(tokenizer, 1, held_out_tokens, window)
-    record |= study(
+    record |= table_and_steering(
         mfn, tokenizer, held_out, concepts, how, strength=strength, shown=shown, steering=steering, folder=folder
     )
-    RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    records.write_record(file, record)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
-"""What reading through features costs a real checkpoint, beside post-hoc TopK autoencoders of the same size.
+"""Next-token loss of a real checkpoint read through features, compared with post-hoc TopK autoencoders.
 
-SmolLM2-135M (4-bit weights, made float32) gets MFN layers in four blocks. They learn from cached residual streams, as
-do autoencoders of EleutherAI's sparsify from the same tokens in the same order; then the MFN layers go on with the
-model's own loss. Each of these is put into one block, or all four, of the frozen model and measured on held-out text of
-three domains. Residual streams replaced by zero, or by their mean, are the other end of the scale.
+SmolLM2-135M (4-bit weights, made float32) gets MFN layers in four blocks. They learn from cached residual streams.
+Autoencoders of EleutherAI's sparsify, of the same size, learn from the same tokens in the same order. The MFN layers
+then continue with the model's own loss (`joint`).
 
-    python -m benchmarks.smollm2.real_checkpoint                       # every stage that has no result yet: many hours
-    python -m benchmarks.smollm2.real_checkpoint --only 'evaluate/*'   # those whose names match
+Each method replaces the residual stream of one block, or of all four, in the frozen model. Losses are measured on
+held-out text of three domains. Zeros and the mean in place of the residual stream give the scale.
+
+    python -m benchmarks.smollm2.real_checkpoint                       # all stages without a result: many hours
+    python -m benchmarks.smollm2.real_checkpoint --only 'evaluate/*'   # stages whose names match
     python -m benchmarks.smollm2.real_checkpoint --name trial --train-tokens 6000 --joint-tokens 3072
 
-Each stage writes benchmarks/results/<name>/<stage>.json; caches and models are in the same folder as the demo's.
+A stage writes benchmarks/results/<name>/<stage>.json. Caches and models go to the cache folder (`MFN_CACHE`).
 """
 
 from __future__ import annotations
 
 import copy
 import fnmatch
-import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -30,7 +28,7 @@ import typer
 from torch import Tensor
 from torch.utils.data import Subset
 
-from benchmarks.common import corpora
+from benchmarks.common import corpora, records
 from benchmarks.smollm2 import sparsify_baseline
 from benchmarks.smollm2.splicing import (
     Replacement,
@@ -41,32 +39,32 @@ from benchmarks.smollm2.splicing import (
     spliced,
     through,
 )
-from benchmarks.smollm2.stages import Rows, Study, Trained
+from benchmarks.smollm2.stages import CheckpointStudy, Rows, Trained
 from modeling_mfn import MFNForCausalLM, MFNTrainer
 from modeling_mfn.demo.assets import cache_folder, smollm2
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 
-RESULTS = Path(__file__).parents[1] / "results"
 LIKE_SMALL_MODELS = {"adam_beta2": 0.99, "lr_scheduler_type": "linear"}
 MFN_SETTINGS = [
     *({"learning_rate": rate} for rate in (4e-3, 6e-3)),
     *({"learning_rate": rate} | LIKE_SMALL_MODELS for rate in (4e-3, 8e-3)),
 ]
-LIVING = {"rate_window": 20_000, "reinit_dead_every": 10}
+KEEP_ALIVE = {"rate_window": 20_000, "reinit_dead_every": 10}
+"""Settings against dead features."""
 JOINT_RATES = [{"learning_rate": rate} for rate in (6e-4, 1.2e-3)]
 ADAM_RATES = (2e-3, 4e-3, 6e-3, 1e-2)
 SIGNUM_SHARES = (1 / 4, 1)
-"""Of sparsify's default learning rate, for its default optimizer."""
+"""Shares of sparsify's default learning rate, for signum, its default optimizer."""
 JOINT_BATCH = 4
 ABLATIONS = ("zero", "mean")
 TRAINED = ("features", "joint", "sae-raw", "sae-standardised")
 POSITIONS = ("all_positions", "without_first")
-"""Every position replaced, or, in all blocks at once, all but the first of each window, whose residual stream is like
-no other's."""
+"""Positions that are replaced. The first token of a window has an unusual residual stream and may be left alone."""
 
 
-def cache(study: Study) -> dict[str, Any]:
-    # these MFN layers only mark places: the least that there can be costs no time
+def cache(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: caches residual streams of training and held-out text."""
+    # the MFN layers only mark blocks, so the smallest ones do
     model = study.convert(num_features=1, k=1)
     figures: dict[str, Any] = {}
     for part in ("train", "held_out"):
@@ -83,23 +81,34 @@ def cache(study: Study) -> dict[str, Any]:
     return figures
 
 
-def features(study: Study) -> dict[str, Any]:
+def features(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: trains MFN layers from the cache."""
     start = study.convert(calibration={"input_ids": study.windows["train"][:16]})
     rows_of = study.cache("train")
 
     def train(rows: Rows, **settings: Any) -> Trained:
         model = copy.deepcopy(start)
-        arguments = study.arguments(rows, study.batch, lambda_util=0.0, alpha_end=0.0, **LIVING, **settings)
+        arguments = study.arguments(rows, study.batch, lambda_util=0.0, alpha_end=0.0, **KEEP_ALIVE, **settings)
         trainer = MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows_of, rows))
         trainer.train()
         return Trained(model, trainer)
 
-    return study.fit("features", train, MFN_SETTINGS, study.order(), study.batch) | {"living": LIVING}
+    return study.fit("features", train, MFN_SETTINGS, study.order(), study.batch) | {"living": KEEP_ALIVE}
 
 
 def sae(
-    study: Study, stage: str, input_norm: str, adam: Sequence[float], signum: Sequence[float], **settings: Any
+    study: CheckpointStudy, stage: str, input_norm: str, adam: Sequence[float], signum: Sequence[float], **settings: Any
 ) -> dict[str, Any]:
+    """Stage: trains sparsify's autoencoders from the cache.
+
+    Args:
+        study: settings and texts.
+        stage: name of the stage.
+        input_norm: `"none"` for raw residual streams, `"layer"` for standardised ones.
+        adam: learning rates to try with Adam.
+        signum: shares of the default learning rate to try with signum.
+        settings: of sparsify's `TrainConfig`.
+    """
     start, rows_of = study.convert(input_norm=input_norm), study.cache("train")
     default = 5e-3 / (study.num_features / 2**14) ** 0.5  # as in sparsify's trainer
     rates: list[dict[str, Any]] = [{"optimizer": "adam", "lr": rate} for rate in adam]
@@ -115,7 +124,8 @@ def sae(
     return study.fit(stage, train, rates, study.order(), study.batch) | {"sparsify": settings}
 
 
-def joint(study: Study) -> dict[str, Any]:
+def joint(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: continues the training of the MFN layers with the model's own loss, at alpha = 1."""
     start = MFNForCausalLM.from_pretrained(study.folder / "features")
     data = corpora.as_data_set(study.windows["joint"].numpy())
 
@@ -130,7 +140,8 @@ def joint(study: Study) -> dict[str, Any]:
     return study.fit("joint", train, JOINT_RATES, rows, JOINT_BATCH)
 
 
-def evaluate(study: Study, method: str) -> dict[str, Any]:
+def evaluate(study: CheckpointStudy, method: str) -> dict[str, Any]:
+    """Stage: losses on held-out text with a method in one block, and in all blocks."""
     model, tokens = study.convert(num_features=1, k=1), study.windows["held_out"]
     base = study.base_losses(model)
     figures: dict[str, Any] = {"base_loss": by_domain(base)}
@@ -157,8 +168,8 @@ def evaluate(study: Study, method: str) -> dict[str, Any]:
     return figures
 
 
-def ablation(study: Study, method: str, keep_first: bool) -> dict[int, Replacement]:
-    """The mean is that of the positions to be replaced, over training tokens."""
+def ablation(study: CheckpointStudy, method: str, keep_first: bool) -> dict[int, Replacement]:
+    """Block -> zeros, or the mean of the replaced positions over training tokens."""
     cached = study.cache("train")
     of_positions = sum(cached[row]["residuals"].double() for row in range(len(cached))) / len(cached)
     means = of_positions[:, int(keep_first) :].mean(1).float()
@@ -168,15 +179,15 @@ def ablation(study: Study, method: str, keep_first: bool) -> dict[int, Replaceme
 
 
 def by_domain(losses: Tensor) -> dict[str, float]:
-    """Means of (rows, T - 1), whose rows are an equal number of each domain."""
+    """Mean loss of each domain and of all, from (rows, T - 1) with the same number of rows per domain."""
     means = dict(
         zip(corpora.DOMAINS, losses.unflatten(0, (len(corpora.DOMAINS), -1)).mean((1, 2)).tolist(), strict=True)
     )
     return {name: round(mean, 4) for name, mean in (means | {"mean": float(losses.mean())}).items()}
 
 
-def summary(study: Study) -> dict[str, Any]:
-    """Positions -> blocks replaced -> method -> what it costs, and what share of the ablations' cost it saves."""
+def summary(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: positions -> blocks -> method -> loss above the base model, and the share of ablation loss recovered."""
     found = {name: study.result(f"evaluate/{name}") for name in (*ABLATIONS, *TRAINED)}
     base = found["zero"]["base_loss"]
     figures: dict[str, Any] = {"base_loss": base}
@@ -198,18 +209,18 @@ def summary(study: Study) -> dict[str, Any]:
     return figures
 
 
-STAGES: dict[str, Callable[[Study], dict[str, Any]]] = {
+STAGES: dict[str, Callable[[CheckpointStudy], dict[str, Any]]] = {
     "cache": cache,
     "features": features,
     "joint": joint,
     "sae-raw": partial(sae, stage="sae-raw", input_norm="none", adam=ADAM_RATES[2:3], signum=SIGNUM_SHARES[1:]),
     "sae-standardised": partial(
-        # what keeps our features alive, for theirs as well
         sae,
         stage="sae-standardised",
         input_norm="layer",
         adam=ADAM_RATES,
         signum=SIGNUM_SHARES,
+        # sparsify's own settings against dead features
         auxk_alpha=1 / 32,
         dead_feature_threshold=50_000,
     ),
@@ -218,46 +229,48 @@ STAGES: dict[str, Callable[[Study], dict[str, Any]]] = {
 }
 
 
-def run(study: Study, only: str = "*", threads: int = 1) -> None:
-    """The stages whose names match and that have no result yet, in order."""
+def run_stages(study: CheckpointStudy, only: str = "*", threads: int = 1) -> None:
+    """Runs the stages, in order, whose names match and that have no result yet."""
     for name, stage in STAGES.items():
         file = study.results / f"{name}.json"
         if not fnmatch.fnmatch(name, only) or file.exists():
             continue
         print(name, flush=True)
         begun = time.time()
-        record = {"command": shlex.join(["python", "-m", "benchmarks.smollm2.real_checkpoint", *sys.argv[1:]])} | stage(
-            study
-        )
+        record = {"command": records.command_line("smollm2.real_checkpoint")} | stage(study)
         record |= {"settings": study.settings(), "threads": threads, "minutes": round((time.time() - begun) / 60, 1)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        records.write_record(file, record)
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Pattern of the names of stages.")] = "*",
-    name: Annotated[str, typer.Option(help="Folder of the results, and of models and caches.")] = "real_checkpoint",
-    layers: Annotated[list[int] | None, typer.Option(help="A block with an MFN layer; give it once for each.")] = None,
-    train_tokens: Annotated[int, typer.Option(help="To cache and train on.")] = Study.train_tokens,
-    joint_tokens: Annotated[int, typer.Option(help="To go on with the model's loss.")] = Study.joint_tokens,
-    held_out_tokens: Annotated[int, typer.Option(help="To evaluate on, in each domain.")] = Study.held_out_tokens,
-    epochs: Annotated[int, typer.Option(help="Of training from the cache.")] = Study.epochs,
-    seed: Annotated[int, typer.Option(help="Of windows, initial weights and order.")] = Study.seed,
-    threads: Annotated[int, typer.Option(help="Threads of this process.")] = 2,
+    only: Annotated[str, typer.Option(help="Pattern that the names of stages must match.")] = "*",
+    name: Annotated[str, typer.Option(help="Folder of results, and of models and caches.")] = "real_checkpoint",
+    layers: Annotated[
+        list[int] | None, typer.Option(help="Block with an MFN layer. Repeat it; default: 6, 12, 18 and 24.")
+    ] = None,
+    train_tokens: Annotated[int, typer.Option(help="Tokens to cache and train on.")] = CheckpointStudy.train_tokens,
+    joint_tokens: Annotated[int, typer.Option(help="Tokens of the joint stage.")] = CheckpointStudy.joint_tokens,
+    held_out_tokens: Annotated[
+        int, typer.Option(help="Tokens per domain to evaluate on.")
+    ] = CheckpointStudy.held_out_tokens,
+    epochs: Annotated[int, typer.Option(help="Epochs of training from the cache.")] = CheckpointStudy.epochs,
+    seed: Annotated[int, typer.Option(help="Seed of windows, initial weights and order.")] = CheckpointStudy.seed,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,
 ) -> None:
+    """Runs all stages that have no result yet."""
     torch.set_num_threads(threads)
-    study = Study(
+    study = CheckpointStudy(
         base=smollm2(),
-        results=RESULTS / name,
+        results=records.RESULTS / name,
         folder=cache_folder() / name,
-        layers=tuple(layers or Study.layers),
+        layers=tuple(layers or CheckpointStudy.layers),
         train_tokens=train_tokens,
         joint_tokens=joint_tokens,
         held_out_tokens=held_out_tokens,
         epochs=epochs,
         seed=seed,
     )
-    run(study, only, threads)
+    run_stages(study, only, threads)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The project's own post-hoc SAE beside EleutherAI's sparsify, on the same activations.
+"""Post-hoc SAEs of this project and of EleutherAI's sparsify, compared on the same activations.
 
 TopK autoencoders for all blocks of the small Llama (m = 8 d, k = 32) learn from the same cached residual streams in
-the same order, standardised token by token: those of `modeling_mfn.evaluation.baselines`, and sparsify's by its own
-trainer with Adam and with signum, its default. Each tries some learning rates on the first quarter of the training,
-trains with the one that explained most on validation text, and is measured on held-out text of each domain.
+the same order, standardised per token. Compared are the SAEs of `modeling_mfn.evaluation.baselines` and those of
+sparsify's own trainer, with Adam and with signum, its default. Each method tries some learning rates on the first
+quarter of the training, and trains with the one that explains most variance of validation text. Results are on
+held-out text.
 
     python -m benchmarks.smollm2.sae_parity
 
@@ -12,9 +13,6 @@ writes benchmarks/results/sae_parity.json.
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,42 +25,46 @@ import torch
 import typer
 from datasets import Dataset, concatenate_datasets
 
-from benchmarks.common import corpora, small_models
+from benchmarks.common import corpora, records, small_models
 from benchmarks.smollm2 import sparsify_baseline
 from benchmarks.smollm2.splicing import reconstruction_figures
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.evaluation.baselines.saes import random_sae, train_sae, training_order
 from modeling_mfn.training.activation_cache import ActivationCache
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = records.RESULTS
 BASE_TOKENS, VALIDATION_TOKENS, HELD_OUT_TOKENS = 4_014_080, 24_576, 16_384
 SWEEP = 4
-"""Learning rates are tried on one part in so many of the training."""
+"""Learning rates are tried on 1 / `SWEEP` of the training."""
 BATCH, K, EXPANSION = 16, 32, 8
 RATES = (5e-3, 1e-2, 2e-2)
 SIGNUM_SHARES = (1 / 4, 1 / 2, 1)
-"""Of sparsify's default learning rate, for its default optimizer."""
-ALIVE = {"auxk_alpha": 1 / 32, "dead_feature_threshold": 20_000}
-"""What keeps our features alive, for theirs as well."""
+"""Shares of sparsify's default learning rate, for signum, its default optimizer."""
+KEEP_ALIVE = {"auxk_alpha": 1 / 32, "dead_feature_threshold": 20_000}
+"""sparsify's settings against dead features."""
 Train = Callable[[MFNForCausalLM, ActivationCache, Sequence[int], float], None]
 
 
-def ours(sae: MFNForCausalLM, cache: ActivationCache, rows: Sequence[int], rate: float, seed: int) -> None:
+def train_ours(sae: MFNForCausalLM, cache: ActivationCache, rows: Sequence[int], rate: float, seed: int) -> None:
+    """Trains with this project's trainer."""
     train_sae(sae, cache, rows, learning_rate=rate, batch_size=BATCH, seed=seed)
 
 
-def sparsify(
+def train_sparsify(
     sae: MFNForCausalLM, cache: ActivationCache, rows: Sequence[int], rate: float, seed: int, optimizer: str
 ) -> None:
-    settings: dict[str, Any] = {"optimizer": optimizer, "lr": rate, "init_seeds": [seed], **ALIVE}
+    """Trains with sparsify's trainer."""
+    settings: dict[str, Any] = {"optimizer": optimizer, "lr": rate, "init_seeds": [seed], **KEEP_ALIVE}
     settings |= {"batch_size": BATCH, "lr_warmup_steps": len(rows) // BATCH // 20}
     with tempfile.TemporaryDirectory() as folder:
         sparsify_baseline.train(sae, cache, rows, Path(folder), **settings)
 
 
 def texts(tokens: int, seed: int) -> dict[str, Dataset]:
-    """Training and validation windows of the training text, which the base model was not trained on, and held-out
-    ones, an equal share of each domain, one after the other."""
+    """Windows to train, validate and test on, with an equal share of each domain.
+
+    The base model was not trained on any of them.
+    """
     data = small_models.data()
     held_out = [data.evaluation(domain, HELD_OUT_TOKENS) for domain in corpora.DOMAINS]
     return {
@@ -72,8 +74,8 @@ def texts(tokens: int, seed: int) -> dict[str, Dataset]:
     }
 
 
-def explained(sae: MFNForCausalLM, cache: ActivationCache) -> dict[str, Any]:
-    """Explained variance of the standardised residual streams in each layer, all tokens, and what is dead."""
+def explained_variance(sae: MFNForCausalLM, cache: ActivationCache) -> dict[str, Any]:
+    """Explained variance of the standardised residual streams over all tokens, and dead features, by layer."""
     found = {}
     for place, (number, layer) in enumerate(sae.mfn_layers.items()):
         h = torch.stack([cache[row]["residuals"][place] for row in range(len(cache))]).float()
@@ -93,13 +95,13 @@ def fit(
     caches: dict[str, ActivationCache],
     order: list[int],
 ) -> dict[str, Any]:
-    """With each learning rate for a part of the training; then the whole of it with the best."""
+    """Tries each learning rate on a part of the training, then trains on all of it with the best one."""
     short = order[: max(BATCH, len(order) // SWEEP // BATCH * BATCH)]
     tried = {}
     for rate in rates:
         sae = start()
         train(sae, caches["train"], short, rate)
-        tried[rate] = explained(sae, caches["validation"])["explained_variance"]["mean"]
+        tried[rate] = explained_variance(sae, caches["validation"])["explained_variance"]["mean"]
         print(rate, tried[rate], flush=True)
     best = max(tried, key=tried.__getitem__)
     sae, begun = start(), time.process_time()
@@ -107,26 +109,27 @@ def fit(
     seconds = round(time.process_time() - begun)
     tokens = len(short) * small_models.WINDOW
     record = {"sweep": {"tokens": tokens, "tried": tried}, "learning_rate": best, "processor_seconds": seconds}
-    return record | explained(sae, caches["held_out"])
+    return record | explained_variance(sae, caches["held_out"])
 
 
 def main(
-    family: Annotated[str, typer.Option(help="llama or gpt2.")] = "llama",
-    tokens: Annotated[int, typer.Option(help="To cache and train on.")] = 307_200,
-    epochs: Annotated[int, typer.Option(help="Of training from the cache.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of text, initial weights and order.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads of this process.")] = 1,
+    family: Annotated[str, typer.Option(help="Family of the base model: llama or gpt2.")] = "llama",
+    tokens: Annotated[int, typer.Option(help="Tokens to cache and train on.")] = 307_200,
+    epochs: Annotated[int, typer.Option(help="Epochs of training from the cache.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of text, initial weights and order.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 1,
 ) -> None:
+    """Trains all methods and writes the results."""
     torch.set_num_threads(threads)
     base, windows = small_models.base_folder(family, 0, BASE_TOKENS), texts(tokens, seed)
     start = partial(random_sae, base, windows["train"], num_features=EXPANSION * small_models.HIDDEN, k=K, seed=seed)
     order = training_order(len(windows["train"]), epochs, BATCH, seed)
     default = 5e-3 / (EXPANSION * small_models.HIDDEN / 2**14) ** 0.5  # as in sparsify's trainer
     methods: dict[str, tuple[Train, Sequence[float]]] = {
-        "modeling_mfn": (partial(ours, seed=seed), RATES),
-        "sparsify, adam": (partial(sparsify, seed=seed, optimizer="adam"), RATES),
+        "modeling_mfn": (partial(train_ours, seed=seed), RATES),
+        "sparsify, adam": (partial(train_sparsify, seed=seed, optimizer="adam"), RATES),
         "sparsify, signum": (
-            partial(sparsify, seed=seed, optimizer="signum"),
+            partial(train_sparsify, seed=seed, optimizer="signum"),
             [round(share * default, 6) for share in SIGNUM_SHARES],
         ),
     }
@@ -135,15 +138,14 @@ def main(
         found = {name: fit(start, train, rates, caches, order) for name, (train, rates) in methods.items()}
     best = max(record["explained_variance"]["mean"] for name, record in found.items() if name != "modeling_mfn")
     record = {
-        "command": shlex.join(["python", "-m", "benchmarks.smollm2.sae_parity", *sys.argv[1:]]),
+        "command": records.command_line("smollm2.sae_parity"),
         "settings": {"family": family, "tokens": tokens, "epochs": epochs, "seed": seed, "k": K, "batch": BATCH}
-        | {"num_features": EXPANSION * small_models.HIDDEN, "input_norm": "layer", "sparsify": ALIVE},
+        | {"num_features": EXPANSION * small_models.HIDDEN, "input_norm": "layer", "sparsify": KEEP_ALIVE},
         "versions": {name: version(name) for name in ("torch", "eai-sparsify")},
         "methods": found,
         "ours_less_best_of_sparsify": round(found["modeling_mfn"]["explained_variance"]["mean"] - best, 4),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "sae_parity.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    records.write_record(RESULTS / "sae_parity.json", record)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""The post-hoc baseline: TopK autoencoders of EleutherAI's sparsify, trained by its own trainer on cached residual
-streams, and brought into the MFN layers of a model, so that both are measured by the same code."""
+"""Post-hoc baseline: TopK autoencoders of EleutherAI's sparsify, trained by its own trainer on cached residual streams.
+
+Their weights are copied into the MFN layers of a model, so that both methods are measured by the same code.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from modeling_mfn.training.activation_cache import ActivationCache
 
 
 class Taps(nn.Module):
-    """What sparsify's trainer takes for a language model. Its token ids are the numbers of a cache's rows, and its
-    modules `taps.<block>` give out what the MFN layers' encoders read there: with `input_norm="none"` the residual
-    stream itself, with `"layer"` the standardised one."""
+    """Stand-in for the language model that sparsify's trainer expects.
+
+    Its token ids are row numbers of a cache. Its modules `taps.<block>` output the input of the MFN layer's encoder:
+    the residual stream with `input_norm="none"`, the standardised one with `"layer"`.
+    """
 
     def __init__(self, layers: Mapping[int, MFNLayer], cache: ActivationCache) -> None:
         super().__init__()
@@ -40,14 +44,14 @@ class Taps(nn.Module):
 
 
 def train(model: MFNForCausalLM, cache: ActivationCache, rows: Sequence[int], folder: Path, **settings: Any) -> None:
-    """Trains an autoencoder of the MFN layers' size for each of them and puts it there.
+    """Trains an autoencoder for each MFN layer and copies its weights into the layer.
 
     Args:
-        model: an untrained one, whose `input_norm` says what the autoencoders read.
-        cache: of this model.
-        rows: of the cache, in the order of training.
-        folder: for sparsify's checkpoint.
-        settings: of sparsify's `TrainConfig`, whose defaults hold for the rest.
+        model: gets the weights. Its config sets size, k and `input_norm` of the autoencoders.
+        cache: residual streams of this model.
+        rows: rows of the cache, in the order of training.
+        folder: gets sparsify's checkpoint.
+        settings: of sparsify's `TrainConfig`, in place of its defaults.
     """
     os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
     from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
@@ -68,7 +72,7 @@ def train(model: MFNForCausalLM, cache: ActivationCache, rows: Sequence[int], fo
 
 @torch.no_grad()
 def adopt(layer: MFNLayer, coder: Any) -> None:
-    """Gives an MFN layer the weights of a sparsify autoencoder, which encodes x without its decoder's bias."""
+    """Copies the weights of a sparsify autoencoder, which subtracts its decoder's bias before encoding."""
     layer.encoder.weight.copy_(coder.encoder.weight)
     layer.encoder.bias.copy_(coder.encoder.bias - coder.encoder.weight @ coder.b_dec)
     layer.decoder.weight.copy_(coder.W_dec)
@@ -77,7 +81,7 @@ def adopt(layer: MFNLayer, coder: Any) -> None:
 
 @torch.no_grad()
 def check(layer: MFNLayer, coder: Any, h: Tensor) -> None:
-    """`RuntimeError` if the MFN layer does not give what sparsify gives for residual streams (T, d)."""
+    """Raises `RuntimeError` if layer and autoencoder reconstruct residual streams (T, d) differently."""
     x, _, _ = layer.standardise(h)
     ours, theirs = layer.reconstruct(layer.encode(h)), coder(x).sae_out
     difference = float((ours - theirs).norm() / theirs.norm())

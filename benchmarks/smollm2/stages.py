@@ -1,4 +1,4 @@
-"""What the stages of `real_checkpoint.py` share: settings, texts, order of training, choice of learning rates."""
+"""Study of a real checkpoint: settings, texts, order of training, choice of learning rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks.common import corpora
+from benchmarks.common import corpora, records
 from benchmarks.smollm2.splicing import next_token_losses
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.demo.assets import cache_folder, smollm2
@@ -27,38 +27,46 @@ from modeling_mfn.training.activation_cache import ActivationCache
 from modeling_mfn.training.record import write_record
 
 Rows = Sequence[int]
-CUT = ("window", "train_tokens", "joint_tokens", "held_out_tokens", "seed")
-"""Settings that say which windows of text there are."""
+WINDOW_SETTINGS = ("window", "train_tokens", "joint_tokens", "held_out_tokens", "seed")
+"""Settings that determine the windows of text."""
+TRY = "try.json"
+"""Record of a setting that was tried, next to its model."""
 VALIDATION_WINDOWS = 12
-"""That settings are chosen by."""
+"""Windows that training settings are chosen by."""
 
 
 class Trained(NamedTuple):
-    """A model, and the trainer that has the record of its training, if it was one of ours."""
+    """A trained model, with its `MFNTrainer` if it had one."""
 
     model: MFNForCausalLM
     trainer: MFNTrainer | None = None
 
 
 def trained_model() -> Path:
-    """Folder of the model that `real_checkpoint.py` keeps, of the last stage that was run; gets the tokenizer, too."""
+    """Folder of the model of the last stage of `real_checkpoint.py`, with its tokenizer.
+
+    Raises:
+        typer.BadParameter: if no stage has trained a model yet.
+    """
     for stage in ("joint", "features"):
         if (folder := cache_folder() / "real_checkpoint" / stage).exists():
             AutoTokenizer.from_pretrained(smollm2()).save_pretrained(folder)
             return folder
     raise typer.BadParameter(
-        "there is no trained model yet: run benchmarks/smollm2/real_checkpoint.py, or name a folder"
+        "there is no trained model yet: run python -m benchmarks.smollm2.real_checkpoint, or name a folder"
     )
 
 
 @dataclass(frozen=True)
-class Study:
-    """The settings, and what follows from them."""
+class CheckpointStudy:
+    """Settings of the study, and the files that depend on them."""
 
     base: Path
+    """Folder of the base model."""
     results: Path
+    """Folder of the results."""
     folder: Path
-    """For windows, caches and models."""
+    """Folder of windows, caches and models."""
     layers: tuple[int, ...] = (6, 12, 18, 24)
     num_features: int = 4608
     k: int = 32
@@ -66,17 +74,21 @@ class Study:
     train_tokens: int = 200_000
     joint_tokens: int = 40_000
     held_out_tokens: int = 4_096
-    """A domain."""
+    """Held-out tokens per domain."""
     epochs: int = 3
+    """Epochs of training from the cache."""
     batch: int = 8
-    """Windows a step of training from the cache."""
+    """Windows per step of training from the cache."""
     seed: int = 0
 
     @cached_property
     def windows(self) -> dict[str, Tensor]:
-        """Windows of tokens, (rows, T): `train`, `joint` and `validation` are different ones of the training text, in
-        equal shares of the domains; `held_out` are spread evenly over held-out text, one domain after the other."""
-        file, wanted = self.folder / "windows.npz", {name: getattr(self, name) for name in CUT}
+        """Windows of tokens by name, (rows, T).
+
+        `train`, `joint` and `validation` are disjoint parts of the training text, with an equal share of each domain.
+        `held_out` is spread evenly over the held-out text, one domain after the other.
+        """
+        file, wanted = self.folder / "windows.npz", {name: getattr(self, name) for name in WINDOW_SETTINGS}
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             np.savez(file, settings=json.dumps(wanted), **self._cut_windows())
@@ -108,28 +120,30 @@ class Study:
         return joined | {name: generator.permutation(joined[name]) for name in counts}
 
     def convert(self, **settings: Any) -> MFNForCausalLM:
-        """The base model with new MFN layers, at alpha = 0."""
+        """Base model with new MFN layers, at alpha = 0."""
         torch.manual_seed(self.seed)
         return MFNForCausalLM.from_base(
             self.base, layers=list(self.layers), **({"num_features": self.num_features, "k": self.k} | settings)
         )
 
     def settings(self) -> dict[str, Any]:
-        """Without this machine's folders."""
+        """Settings without local paths."""
         return {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
 
     def result(self, stage: str) -> dict[str, Any]:
-        return json.loads((self.results / f"{stage}.json").read_text(encoding="utf-8"))
+        """Record of a stage."""
+        return records.read_record(self.results / f"{stage}.json")
 
     def cache(self, part: str) -> ActivationCache:
+        """Cached residual streams of `train` or `held_out`."""
         return ActivationCache(self.folder / "cache" / part)
 
     def order(self) -> list[int]:
-        """Rows of the cache in the order of training, the same for every method."""
+        """Rows of the cache in the order of training, which is the same for every method."""
         return training_order(len(self.windows["train"]), self.epochs, self.batch, self.seed)
 
     def arguments(self, rows: Rows, batch: int, **settings: Any) -> MFNTrainingArguments:
-        """Of one pass over rows, for the MFN layers alone; settings go before those that all have in common."""
+        """Training arguments of one pass over rows that trains the MFN layers alone. `settings` take precedence."""
         steps = len(rows) // batch
         common = {
             "max_steps": steps,
@@ -151,49 +165,68 @@ class Study:
     def fit(
         self, stage: str, train: Callable[..., Trained], tries: list[dict[str, Any]], order: Rows, batch: int
     ) -> dict[str, Any]:
-        """Trains with each of some settings on all rows of `order`, since those that are best on a part of them are
-        not so on all, and keeps the model whose features, read in all blocks, leave the least next-token loss on the
-        validation windows. A setting that has its record already is not tried again."""
-        records = []
-        for number, settings in enumerate(tries):
-            name = f"tries/{stage}-{number}"
-            file, folder = self.results / f"{name}.json", self.folder / name
-            if not (folder.exists() and file.exists() and self.result(name)["settings"] == settings):
-                begun = time.time()
-                model, trainer = train(order, **settings)
-                minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
-                model.save_pretrained(folder)
-                if trainer is not None:
-                    write_record(folder, trainer.args, trainer.state, model.config)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                record = {"settings": settings, "validation_loss": loss, "training_minutes": minutes}
-                file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-                print(record, flush=True)
-            records.append(self.result(name))
-        best = min(range(len(tries)), key=lambda number: records[number]["validation_loss"])
+        """Trains with each of some settings and keeps the best model.
+
+        The best model has the least next-token loss on the validation windows, with all blocks read through features.
+        All rows of `order` are used for each setting, because settings that are best on a part of them are not best
+        on all. An interrupted call continues with the settings that it has not tried.
+
+        Args:
+            stage: name of the stage.
+            train: trains a model on rows with the given settings.
+            tries: settings to try.
+            order: rows of the cache, in the order of training.
+            batch: rows per step.
+        """
+        folders = [self.folder / "tries" / f"{stage}-{number}" for number in range(len(tries))]
+        tried = [self._try(folder, train, settings, order) for folder, settings in zip(folders, tries, strict=True)]
+        best = min(range(len(tries)), key=lambda number: tried[number]["validation_loss"])
         shutil.rmtree(self.folder / stage, ignore_errors=True)
-        (self.folder / "tries" / f"{stage}-{best}").rename(self.folder / stage)
-        for number in set(range(len(tries))) - {best}:
-            shutil.rmtree(self.folder / "tries" / f"{stage}-{number}")
+        (folders[best] / TRY).unlink()
+        folders[best].rename(self.folder / stage)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
         if not any((self.folder / "tries").iterdir()):
             (self.folder / "tries").rmdir()
-        chosen = records[best]
+        chosen = tried[best]
         return {
-            "tried": records,
+            "tried": tried,
             "chosen": chosen["settings"],
             "tokens": len(order) * self.window,
             "training_minutes": chosen["training_minutes"],
             "validation_loss": chosen["validation_loss"],
         }
 
+    def _try(
+        self, folder: Path, train: Callable[..., Trained], settings: dict[str, Any], order: Rows
+    ) -> dict[str, Any]:
+        """Record of one setting, whose model goes to the folder. A record that is there is not made again."""
+        file = folder / TRY
+        if file.exists() and records.read_record(file)["settings"] == settings:
+            return records.read_record(file)
+        begun = time.time()
+        model, trainer = train(order, **settings)
+        minutes, loss = round((time.time() - begun) / 60, 1), self.validation_loss(model)
+        model.save_pretrained(folder)
+        if trainer is not None:
+            write_record(folder, trainer.args, trainer.state, model.config)
+        record = {"settings": settings, "validation_loss": loss, "training_minutes": minutes}
+        records.write_record(file, record)
+        print(record, flush=True)
+        return record
+
     def base_losses(self, model: MFNForCausalLM) -> Tensor:
-        """Of the held-out windows, (rows, T - 1), by a model at alpha = 0."""
+        """Next-token losses of the base model on the held-out windows, (rows, T - 1).
+
+        Args:
+            model: a model at alpha = 0.
+        """
         file = self.folder / "base_losses.npy"
         if not file.exists():
             np.save(file, next_token_losses(model, self.windows["held_out"], description="base").numpy())
         return torch.from_numpy(np.load(file))
 
     def validation_loss(self, model: MFNForCausalLM) -> float:
-        """Nats a token with all MFN layers read."""
+        """Next-token loss in nats per token on the validation windows, with all blocks read through features."""
         with at_alpha(model.eval(), 1.0):
             return round(float(next_token_losses(model, self.windows["validation"]).mean()), 4)

@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios."""
+"""Benchmarks of time and memory."""

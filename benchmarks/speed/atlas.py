@@ -1,26 +1,24 @@
-"""What a harvest costs beside the bare forward pass of the same model on the same text, and how its memory grows.
+"""Speed of a harvest compared with the forward pass of the same model, and memory of a harvest.
 
-An MFN model, by default the one of `real_checkpoint.py`, reads text of three domains at alpha 1. The harvest goes
-through the text; in so many rounds, spread evenly over it since the first batches have the most new examples to keep,
-the bare forward (the model without its LM head, and with it) takes the same batch. Figures are medians over rounds, by
-the clock and by the processor's time, which other work on the machine disturbs less. Then an atlas is made from
-beginning to end, with its state saved as it goes, and the resident memory is read after so many tokens.
+An MFN model reads text of three domains at alpha 1 while it is harvested. In some rounds the forward pass takes the
+same batch, with and without the LM head. Rounds are spread evenly over the text, because the first batches have the
+most new examples to keep. Figures are medians over rounds, by the clock and by processor time. Other load on the
+machine disturbs processor time less.
+
+Then a whole atlas is built, with its state saved on the way, and the resident memory is read after some tokens.
 
     python -m benchmarks.speed.atlas [MODEL] [--rounds 20 --speed-tokens 200000]
-                               [--tokens 1000000 --memory 100000,250000,500000]
+                                     [--tokens 1000000 --memory 100000,250000,500000]
 
-writes benchmarks/results/atlas.json, and the atlas into the model's folder. `--tokens 0` leaves the atlas out,
-`--rounds 0` the speed; what is left out stays in the file as it was.
+writes benchmarks/results/atlas.json, and the atlas into the folder of the model. `--tokens 0` skips the atlas,
+`--rounds 0` the speed. Skipped figures stay in the file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoTokenizer
 
-from benchmarks.common import corpora
+from benchmarks.common import corpora, records
 from benchmarks.smollm2.stages import trained_model
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
 from modeling_mfn.features.atlas import ExampleLimits
@@ -42,16 +40,16 @@ from modeling_mfn.features.harvest.directions import recording_scales
 from modeling_mfn.features.harvest.harvest import count_batch
 from modeling_mfn.features.harvest.state import HarvestState
 
-RESULTS = Path(__file__).parents[1] / "results"
 STATE = ".harvest-benchmark"
 
 
 def resident_mb() -> float:
+    """Resident memory of this process in MiB."""
     return round(psutil.Process().memory_info().rss / 2**20, 1)
 
 
-class Watched:
-    """Windows that note the resident memory once so many tokens were taken, and at their end."""
+class WatchedWindows:
+    """Windows that record the resident memory when each goal, a number of tokens, is reached, and at the end."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], goals: Sequence[int]) -> None:
         self.rows, self.goals = rows, goals
@@ -69,7 +67,7 @@ class Watched:
 
 @torch.no_grad()
 def speed(model: MFNForCausalLM, rows: Any, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Medians over rounds, in each of which all variants read the same batch. The first of them warms up."""
+    """Median speeds over rounds. In a round all variants read the same batch; the first round is for warm-up."""
     window, batches = len(rows[0]["input_ids"]), len(rows) // batch_size
     state = HarvestState(model.config.layers, model.config.num_features, ExampleLimits(), window)
 
@@ -115,8 +113,8 @@ def speed(model: MFNForCausalLM, rows: Any, batch_size: int, rounds: int) -> dic
 def whole_atlas(
     model: MFNForCausalLM, tokenizer: Any, rows: Any, batch_size: int, goals: Sequence[int], folder: Path
 ) -> dict[str, Any]:
-    """Makes the atlas in the model's folder, with the resident memory on the way."""
-    watched, before, begun = Watched(rows, goals), resident_mb(), time.time()
+    """Builds the atlas in the model's folder and records time, size and resident memory."""
+    watched, before, begun = WatchedWindows(rows, goals), resident_mb(), time.time()
     atlas = FeatureAtlas.build(model, tokenizer, watched, batch_size=batch_size, state_folder=folder / STATE)
     minutes = round((time.time() - begun) / 60, 1)
     atlas.save_pretrained(folder)
@@ -130,22 +128,25 @@ def whole_atlas(
 
 
 def main(
-    model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model; that of real_checkpoint.py.")] = None,
-    window: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Windows a batch.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Of all variants in turn; 0 measures no speed.")] = 20,
-    speed_tokens: Annotated[int, typer.Option(help="That the rounds are spread over.")] = 200_000,
-    tokens: Annotated[int, typer.Option(help="Of the atlas; 0 makes none.")] = 1_000_000,
-    memory: Annotated[str, typer.Option(help="Tokens after which memory is read.")] = "100000,250000,500000",
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
+    model: Annotated[
+        Path | None, typer.Argument(help="Folder of an MFN model; default: the model of real_checkpoint.py.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Windows per batch.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds of all variants; 0 skips the speed.")] = 20,
+    speed_tokens: Annotated[int, typer.Option(help="Tokens that the rounds are spread over.")] = 200_000,
+    tokens: Annotated[int, typer.Option(help="Tokens of the atlas; 0 skips the atlas.")] = 1_000_000,
+    memory: Annotated[str, typer.Option(help="Numbers of tokens after which memory is read.")] = "100000,250000,500000",
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,
 ) -> None:
+    """Measures speed and memory and writes the results."""
     torch.set_num_threads(threads)
     folder = model or trained_model()
     tokenizer, mfn = AutoTokenizer.from_pretrained(folder), MFNForCausalLM.from_pretrained(folder).eval()
     mfn.set_blend(1.0)
     config = mfn.config
     about = {
-        "command": shlex.join(["python", "-m", "benchmarks.speed.atlas", *sys.argv[1:]]),
+        "command": records.command_line("speed.atlas"),
         "model": folder.name,
         "layers": config.layers,
         "num_features": config.num_features,
@@ -156,8 +157,8 @@ def main(
         "threads": threads,
         "torch": torch.__version__,
     }
-    file = RESULTS / "atlas.json"
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file = records.RESULTS / "atlas.json"
+    record = records.read_record(file) if file.exists() else {}
     if rounds:
         rows = corpora.windows_by_source(tokenizer, 0, speed_tokens, window)
         record["speed"] = about | speed(mfn, rows, batch_size, rounds)
@@ -166,7 +167,7 @@ def main(
         goals = [int(goal) for goal in memory.split(",")]
         record["atlas"] = about | whole_atlas(mfn, tokenizer, rows, batch_size, goals, folder)
     Console().print_json(data=record)
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    records.write_record(file, record)
 
 
 if __name__ == "__main__":

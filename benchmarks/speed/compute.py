@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import math
 import platform
-import shlex
 import statistics
 import sys
 import time
@@ -32,12 +30,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.common import records
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo.assets import smollm2
 from modeling_mfn.model.mfn_layer import FeatureEncoder
 from modeling_mfn.model.modes import evaluating
 
-RESULTS = Path(__file__).parents[1] / "results"
 MIB = 2**20
 Costs = dict[str, dict[str, float]]
 """Figure -> `{"base", "MFN", "ratio"}`, where the ratio is MFN / base."""
@@ -197,7 +195,7 @@ def main(
         table.add_row(name.replace("_", " "), f"{of['base']:,.4g}", f"{of['MFN']:,.4g}", f"{of['ratio']:.3f}")
     Console().print(table)
     record = {
-        "command": shlex.join(["python", "-m", "benchmarks.speed.compute", *sys.argv[1:]]),
+        "command": records.command_line("speed.compute"),
         "base": Path(source).name,
         "input": [rows, window],
         **places,
@@ -209,7 +207,7 @@ def main(
             for name, of in costs.items()
         },
     }
-    (RESULTS / "compute.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    records.write_record(records.RESULTS / "compute.json", record)
 
 
 if __name__ == "__main__":

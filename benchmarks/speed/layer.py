@@ -1,7 +1,7 @@
-"""One MFN layer's eqs. 1 and 2, forward and backward, beside the dense equations and EleutherAI's sparsify.
+"""Time of one MFN layer's eqs. 1 and 2, compared with the dense equations and EleutherAI's sparsify.
 
-All variants get the same weights, input and incoming gradient, and are timed in turn, round after round; the figure
-is the median time as a ratio to the encoder product h @ W_e.T, which none of them can do without.
+All variants have the same weights, input and incoming gradient, and take turns in each round. Figures are median times
+as a ratio to the encoder product h @ W_e.T, which every variant must compute.
 
     python -m benchmarks.speed.layer [--tokens 2048 --hidden-size 576 --num-features 4608 --k 32 --rounds 15]
 
@@ -10,14 +10,12 @@ writes benchmarks/results/layer.json.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -27,31 +25,35 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.common import records
 from modeling_mfn.model.sparse_code import decode, encode
 
-os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
-from sparsify import SparseCoder, SparseCoderConfig
-
-RESULTS = Path(__file__).parents[1] / "results"
 Variant = Callable[[], Tensor]
 
 
 def dense(h: Tensor, weight: Tensor, bias: Tensor, directions: Tensor, k: int) -> Tensor:
+    """Eqs. 1 and 2 with a dense code (N, m)."""
     z = torch.relu(h @ weight.T + bias)
     values, indices = z.topk(k, dim=-1)
     return torch.zeros_like(z).scatter(-1, indices, values) @ directions
 
 
 def bag_and_autograd(h: Tensor, weight: Tensor, bias: Tensor, directions: Tensor, k: int) -> Tensor:
+    """Eqs. 1 and 2 with a sparse code and torch's own backward."""
     values, indices = torch.relu(h @ weight.T + bias).topk(k, dim=-1, sorted=False)
     return torch.nn.functional.embedding_bag(indices, directions, per_sample_weights=values, mode="sum")
 
 
 def ours(h: Tensor, weight: Tensor, bias: Tensor, directions: Tensor, k: int) -> Tensor:
+    """Eqs. 1 and 2 as MFN layers compute them."""
     return decode(encode(h, weight, bias, k), directions)
 
 
 def sparsify_coder(hidden_size: int, num_features: int, k: int, weights: list[Tensor]) -> Any:
+    """sparsify's autoencoder with the given encoder, encoder bias and decoder."""
+    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+    from sparsify import SparseCoder, SparseCoderConfig
+
     coder = SparseCoder(hidden_size, SparseCoderConfig(num_latents=num_features, k=k, expansion_factor=0))
     for parameter, value in zip((coder.encoder.weight, coder.encoder.bias, coder.W_dec), weights, strict=True):
         parameter.data = value.detach().clone()
@@ -59,19 +61,21 @@ def sparsify_coder(hidden_size: int, num_features: int, k: int, weights: list[Te
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    """Seconds that some work takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main(
-    tokens: Annotated[int, typer.Option(help="N, tokens a batch.")] = 2048,
-    hidden_size: Annotated[int, typer.Option(help="d.")] = 576,
-    num_features: Annotated[int, typer.Option(help="m.")] = 4608,
-    k: Annotated[int, typer.Option(help="K.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Rounds of all variants in turn.")] = 15,
-    seed: Annotated[int, typer.Option(help="Of weights and input.")] = 0,
+    tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 2048,
+    hidden_size: Annotated[int, typer.Option(help="Hidden size d.")] = 576,
+    num_features: Annotated[int, typer.Option(help="Number of features m.")] = 4608,
+    k: Annotated[int, typer.Option(help="Active features per token.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Rounds of all variants.")] = 15,
+    seed: Annotated[int, typer.Option(help="Seed of weights and input.")] = 0,
 ) -> None:
+    """Measures all variants, prints a table and writes the results."""
     torch.manual_seed(seed)
     h = torch.randn(tokens, hidden_size, requires_grad=True)
     directions = torch.nn.functional.normalize(torch.randn(num_features, hidden_size), dim=-1).requires_grad_()
@@ -124,8 +128,7 @@ def main(
         "encoder_product_ms": round(base * 1000, 1),
         "ratios": {name: {part: round(ratio, 2) for part, ratio in parts.items()} for name, parts in ratios.items()},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "layer.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    records.write_record(records.RESULTS / "layer.json", record)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from conftest import make_base, make_mfn
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common import corpora, small_models
+from benchmarks.common import corpora, records, small_models
 from benchmarks.small import fidelity, residual_streams
 
 TOKENS = 3 * 8 * small_models.WINDOW
@@ -40,7 +40,7 @@ def perplexity(model, rows):
 
 def test_dense_and_mfn_runs_measure_what_they_trained(small):
     held_out = small_models.data().held_out
-    record = fidelity.dense("llama", TOKENS)
+    record = fidelity.run_dense("llama", TOKENS)
     for name, folder in (
         ("base_perplexity", small / "base"),
         ("perplexity", fidelity.dense_folder("llama", TOKENS, 0)),
@@ -51,7 +51,7 @@ def test_dense_and_mfn_runs_measure_what_they_trained(small):
     assert record["base_perplexity"] != record["perplexity"]
 
     plain, first = (
-        fidelity.mfn(small / str(epochs), "llama", TOKENS, k=4, teacher="dense", cached_epochs=epochs)
+        fidelity.run_mfn(small / str(epochs), "llama", TOKENS, k=4, teacher="dense", cached_epochs=epochs)
         for epochs in (0, 30)
     )
     assert first["settings"] == plain["settings"] | {"cached_epochs": 30}
@@ -80,7 +80,7 @@ def test_each_run_is_made_once_and_says_how(small, monkeypatch):
     assert len(made) == 1
     record = json.loads((small / "results" / "a" / "b.json").read_text())
     assert record["command"] == "python -m benchmarks.small.fidelity --only a/b"
-    assert record["commit"] == fidelity.COMMIT
+    assert record["commit"] == records.COMMIT
     assert not (small / "results" / "c").exists()
 
 

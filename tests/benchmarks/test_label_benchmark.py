@@ -25,8 +25,8 @@ def found(tmp_path_factory):
     how = labels.Sampling(("w5", "w9 w17"), samples=12, new_tokens=10, seed=0)
     folder = tmp_path_factory.mktemp("labels")
     tokenizer, limits = planted.tokenizer(), {"min_occurrences": 20, "min_words": 3}
-    labelling = labels.label(model, tokenizer, planted.text(96), planted.CONCEPTS, how.seed, folder, **limits)
-    record = {"labelling": labelling} | labels.study(
+    labelling = labels.label_atlas(model, tokenizer, planted.text(96), planted.CONCEPTS, how.seed, folder, **limits)
+    record = {"labelling": labelling} | labels.table_and_steering(
         model, tokenizer, planted.text(8, seed=9), planted.CONCEPTS, how, strength=2.0, shown=10, steering=5,
         folder=folder,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from datasets import concatenate_datasets
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.common import concepts, corpora, small_models
+from benchmarks.common import concepts, corpora, records, small_models
 from benchmarks.small import predictions, recipes, remedies, sensitivity
 from modeling_mfn.evaluation.baselines import models as baseline_models
 from modeling_mfn.evaluation.baselines import saes as baselines
@@ -32,7 +32,7 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     make_base("llama-tied").to(torch.bfloat16).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    return predictions.Study(
+    return predictions.PredictionStudy(
         name="tiny", base=folder, window=WINDOW, layers=(1,), num_features=64, tokens=48 * WINDOW,
         held_out_tokens=6 * WINDOW, learning_rate=1e-3, seeds=2,
     )  # fmt: skip
@@ -69,9 +69,9 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
         "post_hoc_sae",
         lambda base, rows, **given: read_by_saes.append(rows) or post_hoc_sae(base, rows, **given),
     )
-    predictions.run(study, ["P1", "P5"], torch.get_num_threads())
+    predictions.run_study(study, ["P1", "P5"], torch.get_num_threads())
     ((evidence, names, settings, folder, commit),) = found
-    assert commit == recipes.fidelity.COMMIT
+    assert commit == records.COMMIT
     assert len(alone) == 4  # two seeds on all domains and two on one; without the rate loss nothing is other before
 
     assert names == ["P1", "P5"]
@@ -125,12 +125,12 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
     recipes.train_together(model, text(1), 1, tmp_path / "training", learning_rate=study.learning_rate, **made)
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in model.state_dict().items())
 
-    predictions.run(study, ["P1"], torch.get_num_threads())
+    predictions.run_study(study, ["P1"], torch.get_num_threads())
     assert found[1][0].transfers == {}
     assert found[1][2] == settings
     evidence.subjects[RANDOM_SAE][0].mfn_layers[1].encoder.bias.data.add_(1)
-    evidence.subjects[RANDOM_SAE][0].save_pretrained(predictions.Models(study).folder / "random-seed-0")
-    predictions.run(study, ["P1"], torch.get_num_threads())
+    evidence.subjects[RANDOM_SAE][0].save_pretrained(predictions.StudyModels(study).folder / "random-seed-0")
+    predictions.run_study(study, ["P1"], torch.get_num_threads())
     assert found[2][2] != settings
 
     def fail(*args, **kwargs):
@@ -141,7 +141,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
         *((baseline_models, name) for name in ("post_hoc_sae", "fine_tune_sae", "random_sae")),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, fail)
-    models = predictions.Models(study)
+    models = predictions.StudyModels(study)
     sae = evidence.transfers[POST_HOC_SAE][0].model
     by_setting = [
         (recipes.fidelity.FROM_CACHE, "learning_rate", models.mfn),
@@ -151,7 +151,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
         (
             baselines.RECONSTRUCTION_ALONE,
             "lambda_recon",
-            partial(models.beside(recipes.ONE_DOMAIN).tuned_sae, sae=sae, domain="code"),
+            partial(models.baselines_for(recipes.ONE_DOMAIN).tuned_sae, sae=sae, domain="code"),
         ),
     ]
     for place, name, model in by_setting:
@@ -193,7 +193,7 @@ def test_minutes_are_of_a_run_that_makes_everything(tmp_path, monkeypatch):
 @pytest.fixture
 def here(study, monkeypatch):
     """All in this process, of the tiny study."""
-    monkeypatch.setattr(predictions, "small", lambda family, seeds: study)
+    monkeypatch.setattr(predictions, "small_study", lambda family, seeds: study)
     monkeypatch.setattr(predictions, "in_processes", lambda work, on, processes: [work(each) for each in on])
     monkeypatch.setattr(small_models, "data", dict)
     threads = torch.get_num_threads()
@@ -233,7 +233,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
         "training",
     }  # fmt: skip
 
-    models = predictions.Models(study)
+    models = predictions.StudyModels(study)
     held_out = {d: study.data.evaluation(d, 4 * WINDOW) for d in corpora.DOMAINS}
     for domain, rows in held_out.items():  # no remedy is chosen on what the study is judged on
         fresh = study.data.fresh(domain, study.held_out_tokens)
@@ -289,12 +289,11 @@ def test_what_a_setting_does_is_held_against_the_studys_own_seed_by_seed(study, 
     monkeypatch.setattr(sensitivity, "word_tasks", lambda *args, **kwargs: [task])
     monkeypatch.setattr(sensitivity, "RUNS", runs)
     monkeypatch.setattr(sensitivity, "RESULTS", tmp_path / "sensitivity")
-    monkeypatch.setattr(sensitivity, "FIGURE", tmp_path / "figure.svg")
     for cached in (sensitivity.models_of, sensitivity.texts_of):
         cached.cache_clear()
     sensitivity.main(seeds=2)
 
-    models = predictions.Models(study)
+    models = predictions.StudyModels(study)
     windows = concatenate_datasets([study.data.evaluation(d, 4 * WINDOW) for d in corpora.DOMAINS])
     choosing = study.data.sample(study.held_out_tokens, after=study.skip + study.seeds * study.tokens)
     found = json.loads((tmp_path / "sensitivity" / "summary.json").read_text())
@@ -318,7 +317,6 @@ def test_what_a_setting_does_is_held_against_the_studys_own_seed_by_seed(study, 
         alike = [cross_seed_alignment({MFN: of}, windows, choosing).figures[MFN] for of in (own, usual)]
         expected = alike[0]["matched correlation"].value - alike[1]["matched correlation"].value
         assert found[name][sensitivity.ALIGNMENT]["value"] == pytest.approx(expected)
-    assert (tmp_path / "figure.svg").exists()
 
     monkeypatch.setattr(sensitivity, "measure", lambda *args: pytest.fail("this was there"))
     sensitivity.main(seeds=2)
@@ -384,7 +382,7 @@ def test_what_models_of_two_seeds_share(study, data, monkeypatch, shared):
     monkeypatch.setattr(recipes.fidelity, "learn_from_cache", alone)
     for seed in (0, 1):
         with pytest.raises(Start):
-            predictions.Models(study).mfn(seed, recipe=recipes.Recipe(shared=shared, epochs=3))
+            predictions.StudyModels(study).mfn(seed, recipe=recipes.Recipe(shared=shared, epochs=3))
     (weights, rows, epochs, own), (others, other_rows, _, other) = found
     assert (own, epochs) == (0, 3)
     assert torch.equal(weights, others) == (shared != "nothing")
@@ -411,9 +409,9 @@ def test_windows_of_random_tokens_are_for_features_alone(study, data, monkeypatc
     assert np.array_equal(labels[~for_features], before[~for_features])
     assert (after != before)[for_features].mean() == pytest.approx(0.3, abs=0.05)
 
-    models = predictions.Models(study)
+    models = predictions.StudyModels(study)
     alone = [recipes.Recipe(unfamiliar=0.3, unfamiliar_windows=share) for share in (0.0, 1 / 3)]
-    before_joint = {json.dumps(models.before(0, predictions.SOURCE, recipe)) for recipe in alone}
+    before_joint = {json.dumps(models.alone_made_from(0, predictions.SOURCE, recipe)) for recipe in alone}
     assert len(before_joint) == 1
     first, second = (models.mfn(0, predictions.SOURCE, f"share-{number}", of) for number, of in enumerate(alone))
     weights = [model.mfn_layers[1].encoder.weight for model in (first, second)]
@@ -442,7 +440,7 @@ def test_alpha_lies_beside_its_schedule_in_a_step_and_not_after_it(study, data, 
 
     monkeypatch.setattr(recipes.fidelity, "learn_from_cache", lambda *args: None)
     monkeypatch.setattr(recipes.MFNTrainer, "compute_loss", watched)
-    model = predictions.Models(study).mfn(0, recipe=recipes.Recipe(alpha_noise=0.2))
+    model = predictions.StudyModels(study).mfn(0, recipe=recipes.Recipe(alpha_noise=0.2))
     due, alphas = np.array(seen).T
     assert model.config.alpha == 1
     assert (due == 1).sum() > 6

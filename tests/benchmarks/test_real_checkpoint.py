@@ -14,7 +14,7 @@ from datasets import Dataset
 from benchmarks.common import corpora
 from benchmarks.smollm2 import real_checkpoint, sparsify_baseline
 from benchmarks.smollm2.splicing import constant, next_token_losses, reconstruction_figures, spliced, through
-from benchmarks.smollm2.stages import CUT, Study, Trained
+from benchmarks.smollm2.stages import WINDOW_SETTINGS, CheckpointStudy, Trained
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.evaluation.measures.perplexity import perplexity
 from modeling_mfn.training.activation_cache import ActivationCache
@@ -41,13 +41,17 @@ def study(tmp_path_factory):
     make_base("llama-tied").save_pretrained(folder / "base")
     counts = {"train": 12, "joint": 8, "validation": 3, "held_out": 6}
     windows = {name: tokens(rows, T, seed)["input_ids"].numpy() for seed, (name, rows) in enumerate(counts.items())}
-    made = Study(folder / "base", folder / "results", folder, layers=(0, 2), num_features=M, k=K, window=T, batch=4)
-    np.savez(folder / "windows.npz", settings=json.dumps({name: getattr(made, name) for name in CUT}), **windows)
+    made = CheckpointStudy(
+        folder / "base", folder / "results", folder, layers=(0, 2), num_features=M, k=K, window=T, batch=4
+    )
+    np.savez(
+        folder / "windows.npz", settings=json.dumps({name: getattr(made, name) for name in WINDOW_SETTINGS}), **windows
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sparsify_baseline, "train", train_nothing
         )  # the package is no part of the development environment
-        real_checkpoint.run(made)
+        real_checkpoint.run_stages(made)
     return made
 
 
@@ -91,7 +95,7 @@ def test_a_setting_that_was_tried_is_not_tried_again(study, monkeypatch, tmp_pat
     study = dataclasses.replace(study, folder=tmp_path / "models", results=tmp_path / "results")
     models = [make_mfn(make_base("llama-tied"), seed=seed) for seed in (1, 2, 3)]
     losses = {id(model): loss for model, loss in zip(models, (3.0, 2.0, 2.5), strict=True)}
-    monkeypatch.setattr(Study, "validation_loss", lambda self, model: losses[id(model)])
+    monkeypatch.setattr(CheckpointStudy, "validation_loss", lambda self, model: losses[id(model)])
     tried = []
 
     def train(rows, lr):
@@ -146,7 +150,7 @@ def test_mean_ablation_against_a_plain_base_whose_block_gives_out_a_constant(stu
 def test_a_stage_with_a_result_is_left_out(study, capsys):
     file = study.results / "evaluate" / "zero.json"
     before = file.read_text()
-    real_checkpoint.run(study)
+    real_checkpoint.run_stages(study)
     assert capsys.readouterr().out == ""
     assert file.read_text() == before
     assert json.loads(before)["settings"]["num_features"] == M
@@ -238,7 +242,7 @@ def test_windows_are_equal_shares_and_no_part_has_those_of_another(tmp_path, mon
     monkeypatch.setattr(corpora, "texts", lambda domain: (numbered[domain], numbered[domain] + 500))
     monkeypatch.setattr(corpora, "windows", lambda text, tokenizer, length: np.repeat(text[:, None], length, 1))
     monkeypatch.setattr("benchmarks.smollm2.stages.AutoTokenizer.from_pretrained", lambda folder: None)
-    study = Study(
+    study = CheckpointStudy(
         tmp_path, tmp_path, tmp_path, window=T, train_tokens=36 * T, joint_tokens=20 * T, held_out_tokens=5 * T
     )
     found = {name: rows[:, 0] for name, rows in study.windows.items()}

@@ -30,7 +30,7 @@ def test_each_learns_from_the_same_rows_and_is_measured_on_held_out_text(tmp_pat
     for name, value in ({"RESULTS": tmp_path} | small).items():
         monkeypatch.setattr(sae_parity, name, value)
     monkeypatch.setattr(sae_parity, "version", lambda name: "1")
-    trained, asked, train_ours = [], [], sae_parity.ours
+    trained, asked, train_ours = [], [], sae_parity.train_ours
 
     def ours(sae, cache, rows, rate, seed):
         train_ours(sae, cache, rows, rate, seed)
@@ -39,7 +39,7 @@ def test_each_learns_from_the_same_rows_and_is_measured_on_held_out_text(tmp_pat
     def theirs(sae, cache, rows, folder, **settings):
         asked.append((list(rows), settings["optimizer"], settings["lr"]))
 
-    monkeypatch.setattr(sae_parity, "ours", ours)
+    monkeypatch.setattr(sae_parity, "train_ours", ours)
     monkeypatch.setattr(sparsify_baseline, "train", theirs)
     sae_parity.main("llama", 64 * small_models.WINDOW, epochs=2, seed=1, threads=torch.get_num_threads())
 

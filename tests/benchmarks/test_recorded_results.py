@@ -1,0 +1,67 @@
+"""Results that are in the repository: today's code accepts them as its own, so that nothing is measured again."""
+
+import json
+
+import pytest
+
+from benchmarks.common import records, small_models
+from benchmarks.small import fidelity, predictions, recipes, remedies, sensitivity
+from benchmarks.smollm2 import real_checkpoint, stages
+
+OTHER_MACHINE = "-on-another-machine"
+"""Ending of the names of repetitions, which no command makes."""
+OF_WEIGHTS = {"digests", "base_weights"}
+"""Settings that only trained models can tell."""
+
+
+@pytest.fixture
+def study_settings(monkeypatch, tmp_path):
+    """Family -> settings of the study, without a base model."""
+    monkeypatch.setattr(small_models, "base_folder", lambda *_: tmp_path)
+    return {family: predictions.small_study(family, seeds=3).settings() for family in small_models.FAMILIES}
+
+
+def files(*parts):
+    found = sorted(records.RESULTS.joinpath(*parts[:-1]).glob(parts[-1]))
+    assert found
+    return {file: records.read_record(file) for file in found}
+
+
+def as_json(value):
+    return json.loads(json.dumps(value))
+
+
+def settings_of(record):
+    return {name: value for name, value in record["settings"].items() if name not in OF_WEIGHTS}
+
+
+@pytest.mark.parametrize("family", small_models.FAMILIES)
+def test_predictions_and_remedies_have_the_settings_of_the_study(family, study_settings):
+    settings = study_settings[family]
+    changes = {"all domains": recipes.STUDY.changes(), "one domain": recipes.ONE_DOMAIN.changes()}
+    for file, record in files("predictions", family, "*.json").items():
+        assert settings_of(record) == as_json(settings | {"recipes": changes}), file
+    for file, record in files("predictions", family, "remedies", "*/*.json").items():
+        assert settings_of(record) == as_json(settings | {"seeds": 2, "seed": remedies.SEED}), file
+        recipe = remedies.recipes()[f"{file.parent.name}/{file.stem.removesuffix(OTHER_MACHINE)}"]
+        assert record["changes"] == as_json(recipe.changes()), file
+
+
+def test_sensitivity_has_the_settings_of_the_study(study_settings):
+    for file, record in files("sensitivity", "*.json").items():
+        if file.stem != "summary":
+            assert settings_of(record) == as_json(study_settings["llama"] | {"family": "llama"}), file
+            assert record["changes"] == as_json(sensitivity.recipes()[file.stem].changes()), file
+    assert as_json(sensitivity.summary()) == records.read_record(sensitivity.RESULTS / "summary.json")
+
+
+def test_runs_of_fidelity_and_of_the_real_checkpoint_have_names_of_today(tmp_path):
+    for file in files("fidelity", "*/*/*.json"):
+        assert str(file.relative_to(fidelity.RESULTS).with_suffix("")) in fidelity.runs()
+    study = stages.CheckpointStudy(tmp_path, tmp_path, tmp_path)
+    folder = records.RESULTS / "real_checkpoint"
+    for name in real_checkpoint.STAGES:
+        assert records.read_record(folder / f"{name}.json")["settings"] == as_json(study.settings()), name
+    assert {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.json")} == set(
+        real_checkpoint.STAGES
+    )
