@@ -47,11 +47,11 @@ format: $(VENV)/installed
 
 # the documents as a site, in site/: a broken link or a missing docstring fails
 docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 benchmark: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python -m benchmarks.speed.layer
 
 # dense and MFN models side by side: every run that has no result yet, many hours on two cores
@@ -60,21 +60,22 @@ fidelity: $(VENV)/installed
 
 # what reading through features costs SmolLM2-135M: every stage that has no result yet, many hours on two cores
 real-checkpoint: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python -m benchmarks.smollm2.real_checkpoint
 
 # the paper's five predictions on small models: 78 minutes on two cores (time.json)
 predictions: $(VENV)/installed
 	$(BIN)/python -m benchmarks.small.predictions
 
+# --no-compile: Python compiles what is used when it is first imported
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 $(FLOORS_VENV)/installed: pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv $(FLOORS_VENV)
-	$(FLOORS_VENV)/bin/pip install --quiet --constraint constraints-min.txt torch
-	$(FLOORS_VENV)/bin/pip install --quiet --constraint constraints-min.txt --editable ".[all]" pytest pytest-xdist
+	$(FLOORS_VENV)/bin/pip install --quiet --no-compile --constraint constraints-min.txt torch
+	$(FLOORS_VENV)/bin/pip install --quiet --no-compile --constraint constraints-min.txt --editable ".[all]" pytest pytest-xdist
 	touch $@

@@ -1,4 +1,4 @@
-"""One process of a training that `test_distributed.py` starts: python distributed_worker.py SETTINGS.json"""
+"""Trainings of `test_distributed.py`, one after the other: python distributed_worker.py SETTINGS.json"""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import make_base, make_mfn
 from safetensors.torch import save_file
@@ -26,10 +27,8 @@ def allow_fsdp_on_cpu():
     PartialState.__init__ = as_if_on_gpus
 
 
-def main(settings):
-    torch.set_num_threads(1)
-    if "fsdp_config" in settings["arguments"]:
-        allow_fsdp_on_cpu()
+def run_training(settings):
+    """Trains, and leaves logs and weights in the output folder."""
     output = Path(settings["arguments"]["output_dir"])
     model = make_mfn(make_base(settings["base"]), alpha=0.0)
     arguments = MFNTrainingArguments(**settings["arguments"])
@@ -39,7 +38,7 @@ def main(settings):
         masks = [short if place % 16 >= 8 else mask for place, mask in enumerate(data["attention_mask"])]
         data = data.remove_columns("attention_mask").add_column("attention_mask", masks)
     trainer = MFNTrainer(model, arguments, train_dataset=data)
-    trainer.train(resume_from_checkpoint=settings.get("resume"))
+    trainer.train(resume_from_checkpoint=settings["resume"])
     trainer.save_model()
     if arguments.process_index == 0:
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -47,7 +46,17 @@ def main(settings):
         if "fsdp_config" not in settings["arguments"]:
             weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
             save_file(weights, output / "weights.safetensors")
-    trainer.end()
+    return trainer
+
+
+def main(trainings):
+    torch.set_num_threads(1)
+    if "fsdp_config" in trainings[0]["arguments"]:
+        allow_fsdp_on_cpu()
+    for settings in trainings:
+        AcceleratorState._reset_state()
+        trainer = run_training(settings)
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -114,13 +114,17 @@ for thread in threads:
 @pytest.mark.parametrize(
     "first",
     [
-        pytest.param("import modeling_mfn", id="plugin, then Auto classes"),
-        pytest.param("from transformers import AutoConfig, AutoModelForCausalLM", id="Auto classes, then plugin"),
-        pytest.param("from transformers import AutoConfig\nimport modeling_mfn", id="plugin between Auto classes"),
         pytest.param("import modeling_mfn\nfrom transformers import GPT2LMHeadModel", id="Auto classes amid a model"),
+        pytest.param("from transformers import AutoConfig\nimport modeling_mfn", id="plugin between Auto classes"),
         pytest.param("import modeling_mfn.model.modeling_mfn", id="our model first"),
-        pytest.param("import modeling_mfn.training.trainer", id="our trainer first"),
         pytest.param(THREADS, id="four threads"),
+        pytest.param("import modeling_mfn", id="plugin, then Auto classes", marks=pytest.mark.slow),
+        pytest.param("import modeling_mfn.training.trainer", id="our trainer first", marks=pytest.mark.slow),
+        pytest.param(
+            "from transformers import AutoConfig, AutoModelForCausalLM",
+            id="Auto classes, then plugin",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_auto_classes_know_the_model(first, saved, tmp_path):
@@ -147,6 +151,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_model_travels_to_a_spawned_worker(saved, tmp_path):
     (tmp_path / "script.py").write_text(SPAWNED)
     command = [sys.executable, "script.py", *map(str, saved)]
@@ -193,16 +198,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[3] != "plugin")
-assert type(model).__module__.startswith("transformers_modules." if sys.argv[3] == "remote code" else "modeling_mfn.")
 expected = load_file(sys.argv[2])
 ids = expected["input_ids"]
-assert torch.equal(model(ids).logits, expected["logits"])
-assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (2, ids.shape[1] + 3)
+for trust in {"plugin": (False, True), "remote code": (True,)}[sys.argv[3]]:
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=trust)
+    source = {"plugin": "modeling_mfn.", "remote code": "transformers_modules."}[sys.argv[3]]
+    assert type(model).__module__.startswith(source), type(model)
+    assert torch.equal(model(ids).logits, expected["logits"])
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (2, ids.shape[1] + 3)
 """
 
 
-@pytest.mark.parametrize("way", ["plugin", "plugin and trust", "remote code"])
+@pytest.mark.parametrize("way", ["plugin", "remote code"])
 def test_a_model_needs_torch_and_transformers_alone(way, saved, tmp_path, monkeypatch):
     """Loading and generating work where nothing else is installed, neither of ours nor of others."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))

@@ -125,7 +125,7 @@ def _save(trainer: Any, dtype: str) -> None:
 
     trainer.model.to(getattr(torch, dtype))
     trainer.save_model()
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 class TrainCommand(TyperCommand):

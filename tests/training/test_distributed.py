@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed_worker
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -32,8 +33,8 @@ FSDP = {
 }
 
 
-def command(folder, processes, padded=False, unequal=False, resume=None, base="llama-tied", **arguments):
-    """The command line and environment of a training of 16 rows a step."""
+def training(folder, processes=1, padded=False, unequal=False, resume=None, base="llama-tied", **arguments):
+    """Settings of a training of 16 rows a step, for the worker."""
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {
         "output_dir": str(folder),
@@ -48,76 +49,118 @@ def command(folder, processes, padded=False, unequal=False, resume=None, base="l
         "disable_tqdm": True,
         "train_sampling_strategy": "sequential",
     }
-    settings = {"arguments": defaults | arguments, "padded": padded, "unequal": unequal, "resume": resume, "base": base}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    # with --cpu it starts one process alone, unless there is MPI; that the processes run on CPUs is in the arguments
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str("fsdp_config" in arguments).lower()}
+    return {"arguments": defaults | arguments, "padded": padded, "unequal": unequal, "resume": resume, "base": base}
+
+
+def command(folder, trainings, processes=1):
+    """The command line and environment of trainings, one after the other."""
+    (folder / "settings.json").write_text(json.dumps(trainings))
+    launch = [sys.executable]
+    if processes > 1:  # that the processes run on CPUs is in the arguments
+        launch += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--multi_gpu"]
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--main_process_port", "0"]
+    sharded = "fsdp_config" in trainings[0]["arguments"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower()}
     return [*launch, str(WORKER), str(folder / "settings.json")], environment
 
 
-def train(folder, processes, **settings):
-    """(logs, weights) of such a training."""
-    line, environment = command(folder, processes, **settings)
-    run = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+def run(folder, trainings, processes=1):
+    line, environment = command(folder, trainings, processes)
+    found = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+
+
+def result(folder):
+    """(logs, weights) of a training; a sharded one leaves no weights here."""
     weights = folder / "weights.safetensors"
     return json.loads((folder / "logs.json").read_text()), load_file(weights) if weights.exists() else None
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"padded": False, "alpha_start": 0.5, **FIVE},
-        {"padded": True, "alpha_start": 0.5, "rate_floor": 1.0, **FIVE},
-        {"padded": True, "alpha_start": 0.5, "lambda_stab": 0.1, "stability_strength": 0.0, "stability_fraction": 1.0,
-         "stability_pass": "model"},
-        {"padded": False, "mfn_warmup": 2, "gradient_accumulation_steps": 2},
-        {"padded": True, "unequal": True, "alpha_start": 0.5, "lambda_recon": 0.0, "lambda_util": 0.0,
-         "lambda_aux": 0.0, "lambda_rate": 0.5, "lambda_comp": 50.0, "learning_rate": 0.5},
-    ],
-    ids=["five losses", "padded", "model pass", "warm-up and accumulation", "unequal ranks"],
-)  # fmt: skip
-def test_two_processes_have_the_losses_of_one(tmp_path, settings):
-    (one, expected), (two, weights) = (train(tmp_path / str(n), n, **settings) for n in (1, 2))
+def in_this_process(folder, **settings):
+    distributed_worker.run_training(training(folder, **settings))
+    return result(folder)
+
+
+LOSSES = {
+    "five losses": {"padded": False, "alpha_start": 0.5, **FIVE},
+    "padded": {"padded": True, "alpha_start": 0.5, "rate_floor": 1.0, **FIVE},
+    "model pass": {
+        "padded": True, "alpha_start": 0.5, "lambda_stab": 0.1, "stability_strength": 0.0, "stability_fraction": 1.0,
+        "stability_pass": "model",
+    },
+    "warm-up and accumulation": {"padded": False, "mfn_warmup": 2, "gradient_accumulation_steps": 2},
+    "unequal ranks": {
+        "padded": True, "unequal": True, "alpha_start": 0.5, "lambda_recon": 0.0, "lambda_util": 0.0,
+        "lambda_aux": 0.0, "lambda_rate": 0.5, "lambda_comp": 50.0, "learning_rate": 0.5,
+    },
+}  # fmt: skip
+HALF_WAY = {"alpha_start": 0.5, "rate_floor": 1.0, **FIVE}
+# in a warm-up and in the second pass, no gradient arrives at a block's output
+PAST_THE_OUTPUT = {"mfn_warmup": 2, "gradient_accumulation_steps": 2, "rate_floor": 1.0, **FIVE}
+PAST_THE_OUTPUT |= {"stability_pass": "model"}
+SHARDED = {"processes": 2, "fsdp": True, "fsdp_config": FSDP}
+KEPT = HALF_WAY | SHARDED
+KEPT |= {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder with the trainings of LOSSES, by name."""
+    folder = tmp_path_factory.mktemp("two")
+    run(folder, [training(folder / name, processes=2, **settings) for name, settings in LOSSES.items()], processes=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_shards(tmp_path_factory):
+    """The folder with three trainings under FSDP2."""
+    folder = tmp_path_factory.mktemp("sharded")
+    trainings = [
+        training(folder / "half way", **HALF_WAY, **SHARDED),
+        training(folder / "past the output", **PAST_THE_OUTPUT, **SHARDED),
+        training(folder / "kept", **KEPT),
+    ]
+    run(folder, trainings, processes=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_processes_have_the_losses_of_one(tmp_path, two_processes, name):
+    (one, expected), (two, weights) = in_this_process(tmp_path, **LOSSES[name]), result(two_processes / name)
     assert len(one) == len(two) == 4
     for ours, theirs in zip(two, one, strict=True):
-        for name in set(PARTS) & set(theirs):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=1e-4)
+        for part in set(PARTS) & set(theirs):
+            assert ours[part] == pytest.approx(theirs[part], rel=1e-5, abs=1e-6), part
+    for parameter, tensor in expected.items():
+        torch.testing.assert_close(weights[parameter], tensor, atol=1e-4, rtol=1e-4)
 
 
-def test_fsdp2_trains_saves_and_loads(tmp_path):
-    """Sharded parameters: the losses of one process, a model that loads, and a run that goes on from a checkpoint."""
-    settings = {"alpha_start": 0.5, "rate_floor": 1.0, **FIVE}
-    sharded = settings | {"fsdp": True, "fsdp_config": FSDP}
-    (one, _), (two, _) = train(tmp_path / "one", 1, **settings), train(tmp_path / "two", 2, **sharded)
+def test_fsdp2_trains_and_saves(tmp_path, two_shards):
+    """Sharded parameters: the losses of one process, and a model that loads."""
+    (one, _), (two, _) = in_this_process(tmp_path, **HALF_WAY), result(two_shards / "half way")
     for ours, theirs in zip(two, one, strict=True):
         for name in PARTS:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
-    model = MFNForCausalLM.from_pretrained(tmp_path / "two")
+    model = MFNForCausalLM.from_pretrained(two_shards / "half way")
     assert model.config.auto_map["AutoModelForCausalLM"] == "modeling_mfn.MFNForCausalLM"
-    assert (tmp_path / "two" / "modeling_mfn.py").exists()
+    assert (two_shards / "half way" / "modeling_mfn.py").exists()
     for layer in model.mfn_layers.values():
         torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
 
-    sharded |= {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
-    whole, _ = train(tmp_path / "whole", 2, **sharded)
-    resumed, _ = train(tmp_path / "resumed", 2, resume=str(tmp_path / "whole" / "checkpoint-2"), **sharded)
+
+def test_fsdp2_goes_on_from_a_checkpoint(tmp_path, two_shards):
+    checkpoint = two_shards / "kept" / "checkpoint-2"
+    run(tmp_path, [training(tmp_path / "resumed", resume=str(checkpoint), **KEPT)], processes=2)
+    (resumed, _), (whole, _) = result(tmp_path / "resumed"), result(two_shards / "kept")
     assert len(resumed) == len(whole) == 4  # those of the steps before came with the checkpoint
     for ours, theirs in zip(resumed[2:], whole[2:], strict=True):
         for name in PARTS:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 
-def test_fsdp2_has_the_weights_of_losses_that_go_past_the_output(tmp_path):
-    """In a warm-up and in the second pass, no gradient arrives at a block's output."""
-    settings = {"mfn_warmup": 2, "gradient_accumulation_steps": 2, "rate_floor": 1.0, **FIVE, "stability_pass": "model"}
-    one, _ = train(tmp_path / "one", 1, **settings)
-    two, _ = train(tmp_path / "two", 2, fsdp=True, fsdp_config=FSDP, **settings)
+def test_fsdp2_has_the_weights_of_losses_that_go_past_the_output(tmp_path, two_shards):
+    (one, _), (two, _) = in_this_process(tmp_path, **PAST_THE_OUTPUT), result(two_shards / "past the output")
     assert ["util_loss" in step for step in one] == [False, False, True, True]
     for ours, theirs in zip(two, one, strict=True):
         for name in {*PARTS, "grad_norm"} & set(theirs):
@@ -134,8 +177,9 @@ def test_accelerate_reads_the_configurations(file):
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": 3, "rate_floor": 1.0, **FIVE}
-    whole, weights = train(tmp_path / "whole", 1, **settings)
-    line, environment = command(tmp_path / "killed", 1, **settings)
+    run(tmp_path, [training(tmp_path / "whole", **settings)])
+    whole, weights = result(tmp_path / "whole")
+    line, environment = command(tmp_path, [training(tmp_path / "killed", **settings)])
     process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, start_new_session=True)
     until = time.time() + 200
     while not (tmp_path / "killed" / "checkpoint-6").exists() and time.time() < until:
@@ -143,7 +187,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)  # in the middle of a checkpoint, as likely as not
     process.communicate()
     assert not (tmp_path / "killed" / "logs.json").exists(), "it had finished before it was killed"
-    resumed, same = train(tmp_path / "killed", 1, resume=True, **settings)
+    run(tmp_path, [training(tmp_path / "killed", resume=True, **settings)])
+    resumed, same = result(tmp_path / "killed")
     timing = ("epoch", "step", "train_runtime", "train_tokens_per_second")
     for ours, theirs in zip(resumed, whole, strict=True):
         assert {n: v for n, v in ours.items() if n not in timing} == {
