@@ -1,1 +1,1 @@
-"""Sharing on the Hub: the model card, and what of a folder is pushed."""
+"""Sharing on the Hub: the model card, and the upload of a model's folder."""

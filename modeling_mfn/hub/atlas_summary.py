@@ -1,106 +1,112 @@
-"""What a model card shows of an atlas, read from the files of `features/`."""
+"""Figures and labelled features of an atlas, for the model card."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from ..features.atlas.labels import Label, display_order
 from ..features.atlas.schema import FEATURES_FILE, LABELS_FILE
-from ..features.atlas.storage import read_labels
+from ..features.atlas.storage import AtlasNotFoundError, find_folder, read_labels, read_metadata
 from ..model.feature_names import parse_feature
+from .evaluation_file import is_number
+
+COLUMNS = ["name", "firing_rate", "max_activation", "promoted"]
+"""Columns of `features.parquet` that a card shows."""
 
 
 class LabelledFeature(NamedTuple):
-    """One row of the card's table."""
+    """One row of the card's table of features."""
 
     name: str
     """`L6/1234`."""
     label: str
     source: str
     score: float | None
-    firing_rate: float | None
-    """Share of the atlas' tokens."""
+    firing_rate: float
+    """Share of the atlas' tokens on which the feature is active."""
     max_activation: float | None
-    """In units of the code."""
+    """Largest activation in the atlas; None if the feature never fired."""
     promoted_tokens: list[str]
 
 
 class AtlasSummary(NamedTuple):
-    """Figures of the whole atlas, and its labelled features, those with the best scores first."""
+    """Figures of a whole atlas, and its labelled features, the best score first."""
 
     sources: list[str]
-    """Names of the data that the features were seen on, where it has names."""
-    tokens: int | None
+    """Names of the texts in which features were counted, where they have names."""
+    tokens: int
+    """Tokens of these texts."""
     layers: dict[int, dict[str, float]]
-    """Layer -> figure -> value: `dead_share`, `firing_rate_cv`..."""
+    """Layer -> name of a figure -> value: `dead_share`, `firing_rate_cv` and others."""
     labelled: list[LabelledFeature]
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of the figures that some layer has."""
+        return list(dict.fromkeys(name for figures in self.layers.values() for name in figures))
 
 
 def read_atlas(folder_or_repo: str | os.PathLike[str], revision: str | None = None) -> AtlasSummary | None:
-    """The atlas of a model's folder, or of a repository on the Hub, of which nothing but `features/` is downloaded.
-    `None` where there is none; `ValueError` where its files are damaged."""
-    folder = Path(folder_or_repo)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+    """Reads the atlas of a model's folder or repository. Of a repository only `features/` is downloaded.
 
-        folder = Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns="features/*"))
-    features = folder / "features"
-    if not (features / "atlas.json").is_file():
+    Rows of features without a label are never held in memory, so that large atlases can be summarised.
+
+    Returns:
+        The summary; None if there is no atlas.
+
+    Raises:
+        ValueError: If the files of the atlas are damaged.
+    """
+    try:
+        features = find_folder(folder_or_repo, revision)
+    except AtlasNotFoundError:
         return None
     try:
-        atlas = json.loads((features / "atlas.json").read_text(encoding="utf-8"))
-        layers = {int(layer): _numbers(figures) for layer, figures in atlas["layers"].items()}
-        sources = [source["name"] for source in atlas["data"]["sources"] if source["name"] is not None]
-        return AtlasSummary(sources, atlas["data"].get("tokens"), layers, _labelled(features))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        metadata = read_metadata(features)
+        data = metadata["data"]
+        return AtlasSummary(
+            sources=[source["name"] for source in data["sources"] if source["name"] is not None],
+            tokens=int(data["tokens"]),
+            layers={int(layer): _numbers(figures) for layer, figures in metadata["layers"].items()},
+            labelled=_labelled(features),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise ValueError(f"the atlas in {features} is damaged: {error!r}") from error
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in figures.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {name: value for name, value in figures.items() if is_number(value)}
 
 
 def _labelled(features: Path) -> list[LabelledFeature]:
     labels = read_labels(features / LABELS_FILE)
-    best = {parse_feature(label.feature): labels[label.feature][0] for label in labels}
-    rows = _rows(features / FEATURES_FILE, set(best))
-    # token sets last: their areas are often the largest, and a concept says more
-    order = sorted(best, key=lambda place: (_is_token_set(best[place]), display_order(best[place]), place))
-    return [_feature(best[place], rows.get(place, {})) for place in order]
+    best = {label.feature: labels[label.feature][0] for label in labels}
+    rows = _rows(features / FEATURES_FILE, best)
+    ranked = sorted(best.values(), key=_card_order)
+    return [_feature(label, rows[label.feature]) for label in ranked if label.feature in rows]
 
 
-def _is_token_set(label: Label) -> bool:
-    return bool(label.details.get("method") == "tokens")
+def _card_order(label: Label) -> tuple[Any, ...]:
+    # labels by token sets come last: their scores are often the highest, but a concept says more
+    return label.details.get("method") == "tokens", display_order(label), parse_feature(label.feature)
 
 
 def _feature(label: Label, row: dict[str, Any]) -> LabelledFeature:
+    promoted = [str(token["token"]) for token in row["promoted"] or []]
     return LabelledFeature(
-        label.feature,
-        label.label,
-        label.source,
-        label.score,
-        row.get("firing_rate"),
-        row.get("max_activation"),
-        [str(token["token"]) for token in row.get("promoted") or []],
+        label.feature, label.label, label.source, label.score, row["firing_rate"], row["max_activation"], promoted
     )
 
 
-def _rows(file: Path, places: set[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:
-    """The rows of `features.parquet` for these features, of which no others are held."""
-    if not file.is_file():
-        return {}
-    import pyarrow.parquet as parquet
+def _rows(file: Path, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    table = pq.read_table(file, columns=COLUMNS, filters=pc.field("name").isin(list(names)))
+    return {row["name"]: row for row in table.to_pylist()}
 
-    columns = ["layer", "index", "firing_rate", "max_activation", "promoted"]
-    found = {}
-    with parquet.ParquetFile(file) as table:
-        held = [column for column in columns if column in table.schema_arrow.names]
-        for batch in table.iter_batches(columns=held):
-            for row in batch.to_pylist():
-                if (place := (row["layer"], row["index"])) in places:
-                    found[place] = row
-    return found
+
+__all__ = ["AtlasSummary", "LabelledFeature", "read_atlas"]

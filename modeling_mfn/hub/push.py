@@ -1,4 +1,4 @@
-"""Sharing a model on the Hub: what of a folder is public, whether all of it is there, and the upload."""
+"""Upload of a model to the Hub: which files of a folder become public, checks that none is missing, one commit."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ SHARED = (
     *("features/*.json", "features/*.parquet", "training_record.json", "evaluation.json"),
     *(CARD_FILE, "LICENSE*", "NOTICE*"),
 )
-"""What is public of a folder, beside the code that `config.json` names. Nothing else is ever uploaded: folders that a
-training wrote also hold optimizer states, pickled arguments and whatever somebody put there."""
+"""Files of a folder that become public, next to the code that `config.json` names. Nothing else is ever uploaded: the
+folder of a training also holds optimizer states, pickled arguments and perhaps private notes."""
 
-AGAIN = "load the folder with modeling_mfn imported and `save_pretrained` it again"
+SAVE_AGAIN = "load the folder with modeling_mfn imported and `save_pretrained` it again"
 
 
 def check_model(folder: str | os.PathLike[str]) -> list[str]:
-    """Checks that a folder holds a whole MFN model: config, every weight in its shape, and the code that loads it. The
-    weights are not read, only what their files say of themselves.
+    """Checks that a folder holds a complete MFN model: config, every weight in its shape, and the code that loads it.
+
+    Only the headers of the weight files are read.
 
     Returns:
-        The files to share, relative to the folder.
+        Names of the files to share, relative to the folder.
 
     Raises:
-        ValueError: on what is missing, damaged or does not fit.
+        ValueError: If a file is missing or damaged, or a weight does not fit the config.
     """
     folder = Path(folder)
     _check_weights(folder, _expected_shapes(folder))
@@ -61,23 +62,28 @@ def push(
     base_model: str | None = None,
     token: str | bool | None = None,
 ) -> CommitInfo:
-    """Uploads a saved MFN model with its tokenizer, and its atlas, training record and evaluation where it has them, in
-    one commit. Large files that arrived before a connection broke are not sent again. A card that the repository has is
-    kept; where neither it nor the folder has one, one is written into the folder.
+    """Uploads a saved MFN model with its tokenizer in one commit.
+
+    The atlas, the training record and `evaluation.json` are uploaded where the folder has them. A card in the
+    repository is kept. If neither the repository nor the folder has a card, one is written into the folder and
+    uploaded. After a broken connection, call it again: large files that arrived are not sent twice.
 
     Args:
-        folder: what `save_pretrained` or a training wrote.
-        repo_id: `owner/name` on the Hub; made if it is not there.
-        private: make a new repository private; by default what its owner's settings say.
-        revision: branch to push to, which is made if it is not there.
-        commit_message: by default "Upload MFN model".
-        base_model: id on the Hub of the model that was converted, for the card; by default what the config says.
-        token: of the Hub; by default the one that you are logged in with.
+        folder: Folder that `save_pretrained` or a training wrote.
+        repo_id: `owner/name` on the Hub. Created if missing.
+        private: True makes a new repository private. Default: the owner's setting.
+        revision: Branch to push to. Created if missing.
+        commit_message: "Upload MFN model" by default.
+        base_model: Id on the Hub of the model that was converted, for the card. Default: the one in the config.
+        token: Access token. Default: the one of `hf auth login`.
+
+    Returns:
+        Address and id of the commit.
 
     Raises:
-        ValueError: if the folder holds no whole model, or no tokenizer, or if the repository is public and `private` is
-            asked for. Nothing is uploaded then.
-        OSError: if the Hub cannot be reached or refuses.
+        ValueError: If the folder has no complete model or no tokenizer, or if `private` is asked for and the repository
+            is public. Nothing is uploaded then.
+        OSError: If the Hub cannot be reached or refuses.
     """
     folder = Path(folder)
     files = check_model(folder)
@@ -114,25 +120,28 @@ def push_model(
 ) -> CommitInfo:
     """Uploads a model with its code and a model card in one commit. `MFNForCausalLM.push_to_hub` calls it.
 
-    A card that the repository already has is kept. `modeling_mfn.push` shares a saved folder with its training record.
+    A card in the repository is kept. `push` shares a saved folder with its training record.
 
     Args:
-        model: model in memory.
-        repo_id: `owner/name` on the Hub. The repository is made if it does not exist.
-        tokenizer: tokenizer to upload in the same commit.
+        model: Model in memory.
+        repo_id: `owner/name` on the Hub. Created if missing.
+        tokenizer: Tokenizer to upload in the same commit.
         atlas: `FeatureAtlas` to upload as `features/`. It replaces an earlier one.
         commit_message: "Upload MFN model" by default.
-        commit_description: longer text of the commit.
-        private: True makes a new repository private. The default is the owner's setting.
-        token: access token. The default is the one of `hf auth login`.
-        revision: branch to push to. It is made if it does not exist.
-        create_pr: True opens a pull request instead of committing.
-        max_shard_size: size above which the weights are split.
-        tags: more tags for the model card.
+        commit_description: Longer text of the commit.
+        private: True makes a new repository private. Default: the owner's setting.
+        token: Access token. Default: the one of `hf auth login`.
+        revision: Branch to push to. Created if missing.
+        create_pr: True opens a pull request instead.
+        max_shard_size: Size above which the weights are split into several files.
+        tags: Further tags for the model card.
+
+    Returns:
+        Address and id of the commit.
 
     Raises:
-        ValueError: if the repository is public and `private` is asked for.
-        OSError: if the Hub cannot be reached or refuses.
+        ValueError: If `private` is asked for and the repository is public.
+        OSError: If the Hub cannot be reached or refuses.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as scratch:
@@ -154,23 +163,23 @@ def push_model(
 
 
 def _repository(api: HfApi, repo_id: str, private: bool | None) -> str:
-    """Makes the repository if it is not there. Of one that is there the Hub would ignore `private`, and publish."""
+    """Creates the repository if it is missing. For an existing one the Hub would ignore `private`, and publish."""
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
-        raise ValueError(f"{repo_id} is there and public; make it private in its settings on the Hub first")
+        raise ValueError(f"{repo_id} exists and is public; make it private in its settings on the Hub first")
     return repo_id
 
 
 def _keeps_its_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
-    """Whether the repository has a card, which somebody may have edited there; says so."""
+    """Returns True, with a warning, if the repository has a card. Somebody may have edited it there."""
     if not api.file_exists(repo_id, CARD_FILE, revision=revision):
         return False
-    logger.warning(f"the {CARD_FILE} that {repo_id} has is kept; delete it there to have another one uploaded")
+    logger.warning(f"the {CARD_FILE} in {repo_id} is kept; delete it there to upload a new one")
     return True
 
 
 def _expected_shapes(folder: Path) -> dict[str, list[int]]:
-    """Weight -> shape, of those that a file must hold."""
+    """Shape of each weight that the files must hold. Tied weights are stored once."""
     config = read_config(folder)
     with torch.device("meta"):
         model = MFNForCausalLM(config)
@@ -185,11 +194,11 @@ def _check_weights(folder: Path, expected: dict[str, list[int]]) -> None:
             with safe_open(file, framework="pt") as weights:
                 found |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is missing, truncated or no safetensors ({error})") from error
+            raise ValueError(f"{file} is missing, truncated or not safetensors ({error})") from error
     for name, shape in expected.items():
         if found.get(name) != shape:
             there = f"has the shape {found[name]}" if name in found else "is missing"
-            raise ValueError(f"the weight {name} in {folder} {there}; by config.json it has the shape {shape}")
+            raise ValueError(f"the weight {name} in {folder} {there}; config.json asks for {shape}")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -205,15 +214,17 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _code(folder: Path) -> set[str]:
-    """Files of the code that loads the model where this package is not installed."""
+    """Names of the code files that load the model where this package is not installed."""
     named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
     modules = {f"{target.partition('.')[0]}.py" for target in named.values()}
     try:
         needed = {Path(file).name for module in modules for file in get_relative_import_files(folder / module)}
     except FileNotFoundError as error:
-        raise ValueError(f"{error.filename} is missing, without which nobody can load the model; {AGAIN}") from error
+        raise ValueError(
+            f"{error.filename} is missing, and the model cannot be loaded without it; {SAVE_AGAIN}"
+        ) from error
     if not modules:
-        raise ValueError(f"{folder} has no code, without which nobody can load the model; {AGAIN}")
+        raise ValueError(f"{folder} has no code, and the model cannot be loaded without it; {SAVE_AGAIN}")
     return modules | needed
 
 
@@ -224,12 +235,12 @@ def _matching(folder: Path) -> set[str]:
 
 
 def _license(api: HfApi, base_model: str | None) -> str | None:
-    """The license in the base model's card on the Hub, `None` where there is none to be read."""
+    """License in the base model's card on the Hub; None if it cannot be read."""
     if base_model is None:
         return None
     try:
         card = api.model_info(base_model).card_data
-    except Exception:  # whatever keeps it from being read: the license is then said to be unknown
+    except Exception:  # offline, private or missing: the card then says that the license is not known
         return None
     found = card.get("license") if card else None
     return found if isinstance(found, str) else None
@@ -247,7 +258,7 @@ def _upload(
 ) -> CommitInfo:
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # one whole takes the place of another: loaders would mix old shards with new ones, and an old atlas with a new
+    # old shards and old files of an atlas must go, or loaders would mix them with the new ones
     replaced = ["model*.safetensors", INDEX]
     if any(file.startswith("features/") for file in files):
         replaced.append("features/*")
@@ -273,11 +284,11 @@ def _one_clear_error(repo_id: str) -> Iterator[None]:
         if error.response is not None and error.response.status_code in (401, 403):
             raise OSError(
                 f"{constants.ENDPOINT} does not let you write to {repo_id}: log in with `hf auth login`, "
-                "or set HF_TOKEN to a token that may"
+                "or set HF_TOKEN to a token with write access"
             ) from error
         raise OSError(f"{constants.ENDPOINT} refuses the upload to {repo_id}: {error}") from error
-    except Exception as error:  # transports have errors of their own: HTTP, LFS, Xet
+    except Exception as error:  # each transport has its own errors: HTTP, LFS, Xet
         raise OSError(
-            f"the upload to {repo_id} broke off ({error}); nothing of it is public yet, and what arrived is kept: "
-            "run the same again to go on"
+            f"the upload to {repo_id} was interrupted ({error}); nothing of it is public yet: "
+            "run the same command again, which continues it"
         ) from error

@@ -284,16 +284,16 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         """Uploads the model with its code, and with a model card where the package `modeling_mfn` is imported.
 
         Args:
-            repo_id: `owner/name` on the Hub. The repository is made if it does not exist.
-            tokenizer: tokenizer to upload in the same commit.
+            repo_id: `owner/name` on the Hub. Created if missing.
+            tokenizer: Tokenizer to upload in the same commit.
             atlas: `FeatureAtlas` to upload as `features/` in the same commit. It replaces an earlier one.
-            options: arguments of transformers' `push_to_hub`: `private`, `revision`, `commit_message` and others.
+            options: Arguments of transformers' `push_to_hub`: `private`, `revision`, `commit_message` and others.
 
         Returns:
             `huggingface_hub.CommitInfo` of the upload.
 
         Raises:
-            ValueError: if a tokenizer or an atlas is given where the package is not imported.
+            ValueError: If a tokenizer or an atlas is given where the package is not imported.
         """
         if self.publisher is None:
             if tokenizer is not None or atlas is not None:

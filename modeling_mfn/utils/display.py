@@ -1,4 +1,7 @@
-"""Text from data sets and models, made safe to show. Files keep it raw; whatever shows it goes through here."""
+"""Text from data sets and models, made safe to show.
+
+Files keep such text as it is. Everything that shows it calls a function of this module.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ from typing import Any
 from rich.text import Text
 
 HARMLESS_INSIDE = frozenset(" -,;")
-"""What means nothing to Markdown except, for some, where text begins."""
-COMBINING = 4
-"""Combining marks in a row that are shown as such; a pile of them covers the lines around."""
+"""Characters that mean nothing in Markdown, except at the start of a text."""
+MAX_COMBINING_MARKS = 4
+"""Combining marks in a row that are shown as such. More of them would cover the lines above and below."""
 
 
 def visible(text: str, width: int = 80) -> str:
-    r"""Plain text on one line, cut to `width` characters, with `…` where something is missing. What a reader does not
-    see, or what moves other characters about, is shown as an escape of Python (`\n`, `\x1b`, `\u202e`): control and
-    format characters, right-to-left marks among them, spaces but for the usual one, and what is unassigned."""
+    r"""Makes plain text of one line, cut to `width` characters; `…` marks a cut.
+
+    Invisible characters are shown as Python escapes (`\n`, `\x1b`, `\u202e`): control and format characters, unusual
+    spaces, right-to-left marks, and unassigned characters.
+    """
     shown: list[str] = []
     length = 0
     for piece in _visible_characters(text[: width + 1]):  # escapes make it longer, never shorter
@@ -30,32 +35,34 @@ def visible(text: str, width: int = 80) -> str:
 
 
 def visible_lines(text: str) -> str:
-    r"""Plain text of any length, in which line breaks (`\n`) stay, and all else that `visible` escapes is escaped."""
+    r"""Makes plain text of any length. Line breaks (`\n`) stay; all else is escaped as `visible` does."""
     return "\n".join("".join(_visible_characters(line)) for line in text.split("\n"))
 
 
 def _visible_characters(text: str) -> Iterator[str]:
-    """Each character, or its escape."""
+    """Yields each character, or its escape."""
     marks = 0
     for character in text:
         marks = marks + 1 if unicodedata.combining(character) else 0
-        hidden = not character.isprintable() or marks > COMBINING
+        hidden = not character.isprintable() or marks > MAX_COMBINING_MARKS
         yield character.encode("unicode_escape").decode("ascii") if hidden else character
 
 
 def for_terminal(text: str, width: int = 80, style: str = "") -> Text:
-    """Text for rich to print, in which nothing is markup, an emoji code or a terminal's escape sequence."""
+    """Makes text for rich without markup, emoji codes or escape sequences of the terminal."""
     return Text(visible(text, width), style)
 
 
 def visible_token(token: str, width: int = 24) -> str:
-    """`visible`, and spaces shown as U+2423: `"␣king"`."""
+    """Makes a token `visible`, with spaces shown as U+2423: `"␣king"`."""
     return visible(token, width).replace(" ", "␣")
 
 
 def for_table_cell(text: str, width: int = 80) -> str:
-    """Text as Markdown or HTML that shows it literally, in a cell of a table too: ASCII punctuation becomes HTML
-    character references, which by CommonMark stand for no structure."""
+    """Makes Markdown, which is also HTML, that shows a text literally, even in a table.
+
+    ASCII punctuation becomes HTML character references. By CommonMark these never form structure.
+    """
     return "".join(map(_reference, visible(text, width), itertools.count()))
 
 
@@ -65,7 +72,7 @@ def _reference(character: str, place: int) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in GitHub's Markdown. Cells are taken as they are: `for_table_cell` what others wrote."""
+    """Makes a table in GitHub's Markdown. Cells are not escaped: use `for_table_cell` for text of others."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 

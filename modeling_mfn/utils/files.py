@@ -1,4 +1,4 @@
-"""Files and folders that are either as they were or complete, whenever the process that writes them is killed."""
+"""Files and folders that appear complete or not at all, even if the writing process is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """What a JSON file holds, `None` where there is none."""
+    """Reads an object from a JSON file; None if there is no file, `ValueError` if it holds something else."""
     if not file.is_file():
         return None
     try:
@@ -25,15 +25,23 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Writes beside the file, text in UTF-8, then in its place."""
+    """Writes a file so that it is never seen half written. Text is written in UTF-8."""
     beside = file.with_name(f".{file.name}.part")
     beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(beside, file)
 
 
 def check_output(output: Path, overwrite: bool, source: str = "") -> None:
-    """`ValueError` where the output would take the place of something that is not to be replaced: `source`, a file, or,
-    without `overwrite`, a folder with something in it."""
+    """Checks that a folder may be written.
+
+    Args:
+        output: The folder.
+        overwrite: Allow a folder that is not empty.
+        source: Folder of the model that is read. It is never allowed as output.
+
+    Raises:
+        ValueError: If the output is `source`, a file, or a folder that is not empty.
+    """
     if source and output.exists() and output.resolve() == Path(source).resolve():
         raise ValueError(f"{output} is the model itself; choose another folder for the output")
     if output.exists() and not output.is_dir():
@@ -44,7 +52,10 @@ def check_output(output: Path, overwrite: bool, source: str = "") -> None:
 
 @contextmanager
 def new_folder(output: Path, overwrite: bool, source: str = "") -> Iterator[Path]:
-    """A folder beside `output` that takes its place once it is complete; an error leaves everything as it was."""
+    """Gives a new, empty folder that becomes `output` at the end of the context. After an error nothing has changed.
+
+    Arguments and errors are those of `check_output`.
+    """
     check_output(output, overwrite, source)
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +68,4 @@ def new_folder(output: Path, overwrite: bool, source: str = "") -> Iterator[Path
         os.replace(made, output)
 
 
-__all__ = [
-    "check_output",
-    "new_folder",
-    "write_whole",
-]
+__all__ = ["check_output", "new_folder", "read_json", "write_whole"]

@@ -1,4 +1,8 @@
-"""Several processes: their number, sums over them, and tensors from the first."""
+"""Several processes: their number, sums over them, and tensors sent to all of them.
+
+Each function follows the process group of `torch.distributed` that exists when it is called. Without one there is a
+single process. `accelerate.PartialState` would instead keep what it found at first use, or make a group.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,17 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Processes that work together."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index() -> int:
-    """The number of this process among them."""
+    """Number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over processes, without a gradient."""
+    """Sums a tensor over all processes, without a gradient. The given tensor stays as it is."""
     if world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -25,7 +29,10 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """The first process's tensor, in every process."""
+    """Overwrites a tensor with that of process 0, in place, and returns it."""
     if world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
+
+
+__all__ = ["all_reduce_sum", "broadcast", "process_index", "world_size"]

@@ -1,4 +1,4 @@
-"""Area under the ROC curve, from counts."""
+"""Area under the ROC curve, computed from counts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import numpy as np
 
 
 def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """The area under the ROC curve of values that were counted in bins (..., bins), ascending: the chance that a
-    positive's value is larger than a negative's, half of it where both are in the same bin. Exact if equal values alone
-    share a bin. NaN where there are no positives, or no negatives."""
+    """Computes the area under the ROC curve of values counted in bins.
+
+    The area is the probability that a positive has a larger value than a negative; two values in one bin count half.
+    It is exact if only equal values share a bin.
+
+    Args:
+        positives: Count of positives in each bin, (..., bins), in ascending order of the values.
+        negatives: Count of negatives in the same bins.
+
+    Returns:
+        Areas, (...); NaN where there are no positives or no negatives.
+    """
     positives, negatives = positives.astype(np.float64), negatives.astype(np.float64)
     below = negatives.cumsum(-1) - negatives / 2
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -16,6 +25,4 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     return area
 
 
-__all__ = [
-    "auroc",
-]
+__all__ = ["auroc"]

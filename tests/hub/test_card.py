@@ -128,7 +128,7 @@ def test_what_no_file_says_is_said_to_be_missing(folder):
         "Firing rates and dead features: none are recorded (`features/atlas.json`)",
         "is not recorded (`training_record.json`)",
         "no atlas of its features",
-        "whose name this checkpoint does not hold",
+        "not named in this checkpoint",
         "The license of the base model is not known here",
         "- how close the model at alpha 1 comes to its base",
         "- how often each feature fires, on what, and how many are dead",
@@ -335,5 +335,5 @@ def test_the_cards_of_this_repository_have_the_figures_of_their_runs():
     assert [result.metric_value for result in card.data.eval_results] == [figures[name] for name in names]
     rows = dict(row for row in cells(card.text) if len(row) == 2)
     assert rows["blocks with an MFN layer, from 0"] == ", ".join(map(str, figures["layers"]))
-    assert rows["features of each, m"] == f"{figures['num_features']:,}"
+    assert rows["features per layer, m"] == f"{figures['num_features']:,}"
     assert f"{sum(phase['tokens'] for phase in figures['training']):,} tokens" in card.text

@@ -175,7 +175,7 @@ def test_a_card_edited_on_the_hub_is_kept(clients, hub, folder):
     repository = hub.repositories["me/trained"]
     for card in ("as the push left it", "none"):
         repository.commit("main", hub.files("me/trained") | edited | {"features/old.json": b"{}"}, "edit")
-        assert "README.md that me/trained has is kept" in clients.run(mfn, "push", folder, "me/trained"), card
+        assert "README.md in me/trained is kept" in clients.run(mfn, "push", folder, "me/trained"), card
         assert hub.files("me/trained")["README.md"] == edited["README.md"]
         assert "features/old.json" not in hub.files("me/trained")  # the rest was pushed
         (folder / "README.md").unlink(missing_ok=True)
@@ -253,7 +253,7 @@ def test_a_private_repository_without_a_token(clients, hub, folder):
     assert "OSError: " in printed.splitlines()[-1]
     assert "does not let you write to me/model: log in with `hf auth login`" in printed.splitlines()[-1]
     hub.add("me/open", {"a": b""})
-    assert "me/open is there and public" in clients.run(mfn, "push", folder, "me/open", "--private", code=2)
+    assert "me/open exists and is public" in clients.run(mfn, "push", folder, "me/open", "--private", code=2)
     assert set(hub.files("me/open")) == {"a"}
     assert list(hub.repositories) == ["me/trained", "me/open"]
     assert "steered" in clients.run(mfn, "steer", "me/trained", "w5", "--set", "L0/5=clamp:3")
@@ -328,7 +328,7 @@ def test_a_model_pushes_itself(clients, hub, folder):
     repository.commit(
         "main", files | {"README.md": b"---\nlicense: mit\n---\nmine\n", "features/old.json": b"{}"}, "edit"
     )
-    assert "README.md that me/model has is kept" in clients.run(push_model, folder, False)
+    assert "README.md in me/model is kept" in clients.run(push_model, folder, False)
     assert hub.files("me/model")["README.md"].endswith(b"mine\n")
     assert "features/old.json" in hub.files("me/model")
     clients.run(push_model, folder, True)
@@ -369,16 +369,16 @@ def drop_a_weight(file):
 
 
 BREAK = {
-    "is no folder": shutil.rmtree,
+    "is not a folder": shutil.rmtree,
     "no config.json": lambda folder: (folder / "config.json").unlink(),
     "a model of type 'llama'": lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
     "has no weights": lambda folder: [path.unlink() for path in folder.glob("model*s*")],
-    "is missing, truncated or no safetensors": lambda folder: (folder / sorted(shards(folder))[1]).unlink(),
+    "is missing, truncated or not safetensors": lambda folder: (folder / sorted(shards(folder))[1]).unlink(),
     "truncated": lambda folder: shorten(folder / min(shards(folder))),
-    "is missing; by config.json it has": lambda folder: drop_a_weight(folder / min(shards(folder))),
-    "has the shape [80, 32]; by config.json it has the shape [40, 32]": lambda folder: (
-        folder / "config.json"
-    ).write_text((folder / "config.json").read_text().replace('"num_features": 80', '"num_features": 40')),
+    "is missing; config.json asks for": lambda folder: drop_a_weight(folder / min(shards(folder))),
+    "has the shape [80, 32]; config.json asks for [40, 32]": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"num_features": 80', '"num_features": 40')
+    ),
     "sparse_code.py is missing": lambda folder: (folder / "sparse_code.py").unlink(),
     "has no tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
     "is damaged": lambda folder: (folder / "features" / "atlas.json").write_text("{"),
