@@ -1,6 +1,6 @@
-"""Why does the model go on as it does? One predicted token traced to features, and these to the tokens that were read.
-Runs offline once the demo's files are in the cache, on the model of quickstart.py, which it trains if that has not run
-yet.
+"""Trace a predicted token to features, and these features to the tokens that were read.
+
+Uses the model of quickstart.py, which is trained first if it is missing. Runs offline once `mfn demo` has run.
 
 python examples/explain.py
 """
@@ -19,11 +19,11 @@ if not folder.exists():
     runpy.run_path(str(Path(__file__).with_name("quickstart.py")))
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(smollm2())
 
-# The token after the text's last, the likeliest one, against the mean logit of the vocabulary.
+# Explain the likeliest next token, compared with the mean logit of the vocabulary.
 text = "Good my lord, the king is dead, and the"
 explanation = explain(model, tokenizer, text, top=8)
 rich.print(explanation.table())
 explanation.save("runs/explain")  # explanation.json, .png and .svg
 
-# Why this rather than " queen"?
+# Explain why this token is likelier than " queen".
 rich.print(explain(model, tokenizer, text, against=" queen", top=8, trace=0).table())

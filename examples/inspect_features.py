@@ -1,4 +1,4 @@
-"""What the features of a model are about: an atlas in a page. Runs offline once the demo's files are in the cache.
+"""Describe the features of a model with an atlas. Runs offline once `mfn demo` has run.
 
 python examples/inspect_features.py
 """
@@ -7,24 +7,23 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.cli.atlas_table import atlas_table, in_context, interesting_features
-from modeling_mfn.data.text import TextWindows
+from modeling_mfn import FeatureAtlas, MFNForCausalLM, TextWindows
 from modeling_mfn.demo.assets import shakespeare, smollm2
+from modeling_mfn.features.atlas.table import atlas_table, in_context, interesting_features
 from modeling_mfn.utils.display import for_terminal
 
-# A model. This one has fresh features, directions at random: train yours first (examples/quickstart.py).
+# Make a model. Its features are new, with random directions; quickstart.py shows how to train them.
 base = smollm2()
 tokenizer = AutoTokenizer.from_pretrained(base)
 windows = TextWindows(shakespeare()[0][:4], tokenizer, window=128, tokens=4096)
 calibration = {"input_ids": torch.tensor([row["input_ids"] for _, row in zip(range(8), windows, strict=False)])}
 model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, calibration=calibration)
 
-# One pass over the text describes all features. Each text is a source, by which firings are counted.
+# Describe all features in one pass over the text. Firings are also counted per text.
 atlas = FeatureAtlas.build(model, tokenizer, windows)
 atlas.save_pretrained("runs/inspect_features")
 
-# From here on no model is needed, and no torch.
+# Read the atlas. This needs neither the model nor torch.
 atlas = FeatureAtlas.from_pretrained("runs/inspect_features")
 console = Console()
 names = interesting_features(atlas, count=6)
@@ -40,5 +39,5 @@ for source, count in zip(atlas.metadata["data"]["sources"], record.source_counts
 for example in record.examples[:8]:
     console.print(f"{example.activation:8.2f}  ", in_context(example), sep="")
 
-frame = atlas.to_pandas()  # and all of pandas
+frame = atlas.to_pandas()  # for everything else
 print(frame[frame["status"] == "alive"][["name", "firing_rate", "mean_activation", "max_activation"]].describe())

@@ -1,9 +1,8 @@
-"""Share an MFN model on the Hub. Without --repo it is a dry run that needs no network: it prints what would be public,
-and the model card.
+"""Share an MFN model on the Hub. Without --repo nothing is uploaded: the files and the model card are printed.
 
-python examples/share_on_hub.py --model FOLDER                           # what `save_pretrained` or a training wrote
-python examples/share_on_hub.py --model FOLDER --repo me/my-mfn --private
 python examples/share_on_hub.py                                          # makes a small model first
+python examples/share_on_hub.py --model FOLDER                           # FOLDER was written by `save_pretrained`
+python examples/share_on_hub.py --model FOLDER --repo me/my-mfn --private
 """
 
 import argparse
@@ -12,8 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from modeling_mfn import MFNForCausalLM, push
-from modeling_mfn.data.text import load_text, pack
+from modeling_mfn import MFNForCausalLM, load_text, pack, push
 from modeling_mfn.demo.assets import shakespeare, smollm2
 from modeling_mfn.evaluation.measures.perplexity import perplexity_rows
 from modeling_mfn.hub.card import model_card
@@ -22,7 +20,7 @@ from modeling_mfn.hub.push import check_model
 
 
 def save_small_model(folder: Path) -> None:
-    """SmolLM2 with one MFN layer, fitted to 1,024 tokens and not trained, and its perplexities for the card."""
+    """Saves SmolLM2 with one MFN layer, fitted to 1,024 tokens but not trained, and its perplexities for the card."""
     base = smollm2()
     tokenizer = AutoTokenizer.from_pretrained(base)
     windows = pack(load_text(shakespeare()[1][:1]), tokenizer, window=128)
@@ -31,7 +29,7 @@ def save_small_model(folder: Path) -> None:
     model.set_blend(1.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # the card has perplexities from evaluation.json; an atlas, saved beside it, adds features and labels
+    # the card takes perplexities from evaluation.json, and features from an atlas saved in the same folder
     add_perplexities(folder, perplexity_rows(model, None, {"Hamlet": windows.select(range(8, 16))}))
 
 
@@ -46,13 +44,13 @@ def main() -> None:
         save_small_model(folder)
 
     if arguments.repo:
-        # one commit; run it again if the connection breaks, and what arrived is not sent twice
+        # one commit; after a broken connection, run it again: files that arrived are not sent twice
         print(push(folder, arguments.repo, private=arguments.private or None).commit_url)
         return
-    print(f"{folder} is a whole model. This would be public:")
-    for name in check_model(folder):  # ValueError if weights, code or config are missing or do not fit
+    print(f"{folder} holds a complete model. These files would be public:")
+    for name in check_model(folder):  # raises ValueError if weights, code or config are missing or do not fit
         print(f"  {name} {(folder / name).stat().st_size:,} bytes")
-    print("and, unless the folder or the repository has one, this card as README.md:\n")
+    print("and this card as README.md, unless the folder or the repository has a card:\n")
     print(model_card(folder))
 
 

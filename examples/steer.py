@@ -1,5 +1,6 @@
-"""The features that fire on a prompt, turned up and off one at a time, and how the model then goes on. Runs offline
-once the demo's files are in the cache, on the model of quickstart.py, which it trains if that has not run yet.
+"""Turn features of a prompt up or off, one at a time, and see how the text continues.
+
+Uses the model of quickstart.py, which is trained first if it is missing. Runs offline once `mfn demo` has run.
 
 python examples/steer.py
 """
@@ -23,7 +24,7 @@ if not folder.exists():
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(smollm2())
 inputs = tokenizer("The king is dead, and the queen", return_tensors="pt")
 
-# Which features fire, and how much at most? The first token is left out: its residual is like no other's.
+# Find the strongest features. The first token is left out, since attention rests on it and its residual is unusual.
 strongest = {}
 with torch.no_grad():
     for layer, code in model(**inputs, output_codes=True).codes.items():
@@ -31,19 +32,19 @@ with torch.no_grad():
         strongest |= {(layer, index): activations[index].item() for index in activations.topk(3).indices.tolist()}
 
 
-def go_on():
+def continuation():
     tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False, repetition_penalty=1.2)
     text = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :])
-    return Text(visible_lines(text))  # what was generated is neither markup nor a terminal's control sequence
+    return Text(visible_lines(text))  # escapes control characters
 
 
-# Turned up to three times its activation, on every token, also those that are generated; or off.
+# Turn each feature off, or up to three times its activation, on all tokens of the prompt and of the continuation.
 table = Table("feature", "activation", "off", "as it is", "three times as much", show_lines=True)
-plain = go_on()
+plain = continuation()
 for (layer, index), activation in strongest.items():
     with model.steer({(layer, index): Ablate()}):
-        off = go_on()
+        off = continuation()
     with model.steer({(layer, index): Clamp(3 * activation)}):
-        up = go_on()
+        up = continuation()
     table.add_row(f"L{layer}/{index}", f"{activation:.1f}", off, plain, up)
 Console().print(table)

@@ -1,4 +1,4 @@
-"""The scripts that people copy from, on a tiny model."""
+"""Tests of the examples and the demo, on a tiny model."""
 
 import importlib.util
 import io
@@ -105,8 +105,10 @@ def test_the_training_script_says_what_does_not_fit(train_mfn, settings, message
 
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
-    """A tiny model in place of the demo's checkpoint, all of whose text would clear the screen, and verse in place of
-    Shakespeare's."""
+    """Tiny model in place of the demo's checkpoint, and made-up verse in place of Shakespeare's.
+
+    All text that the model generates contains an escape sequence that would clear the screen.
+    """
     shuffled = random.Random(0)
     plays = []
     for number in range(6):
@@ -154,7 +156,7 @@ def test_the_scripts_run_offline(assets, monkeypatch, capsys, script, made):
         assert type(AutoModelForCausalLM.from_pretrained(made)) is MFNForCausalLM
 
 
-def test_the_demo_leaves_a_model_whose_card_says_how_it_was_trained(assets, monkeypatch):
+def test_the_demo_leaves_a_model_whose_card_says_how_it_was_trained(assets, monkeypatch, capsys):
     for name, value in {"LAYERS": [3, 7], "FEATURES": 64, "K": 4, "WINDOW": 16, "BATCH": 2}.items():
         monkeypatch.setattr(demo, name, value)
     for name in ("smollm2", "shakespeare"):
@@ -164,11 +166,20 @@ def test_the_demo_leaves_a_model_whose_card_says_how_it_was_trained(assets, monk
     printed = console.file.getvalue()
     assert "\x1b" not in printed
     assert printed.count(r"\x1b[2J[/red]") >= 2 + 3  # texts, and tokens in the table
+    logs = "".join(capsys.readouterr())
+    assert "explained variance" in logs
+    assert "{" not in logs  # bars, and no dictionaries of figures
+    assert figures["same_logits_at_alpha_0"]
+    assert figures["same_logits_in_a_fresh_process"]
+    assert figures["perplexity_alpha_0"] == figures["base_perplexity"] != figures["perplexity_alpha_1"]
+    assert len(set(figures["texts"].values())) == 2
     record = json.loads((assets / "model" / "training_record.json").read_text())
-    last = figures["training"][-1]
-    assert (record["steps"], record["tokens"]) == (24, last["tokens"]) == (24, 24 * 2 * 16)
-    assert record["figures"]["recon_loss"] == last["recon_loss"]
+    last, steps = figures["training"][-1], demo.JOINT_STEPS
+    assert (record["steps"], record["tokens"]) == (steps, last["tokens"]) == (steps, steps * 2 * 16)
+    assert round(record["figures"]["recon_loss"], 4) == last["recon_loss"]
+    assert figures["steered_feature"] in FeatureAtlas.from_pretrained(assets / "model")
     card = ModelCard.load(assets / "model" / "README.md")
-    assert "24 of 24 planned" in card.text
+    assert f"{steps} of {steps} planned" in card.text
     assert "not recorded" not in card.text
-    assert len(card.data.eval_results) == 3
+    assert len([result for result in card.data.eval_results if result.metric_type == "perplexity"]) == 3
+    assert not (assets / "cache").exists()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .atlas_table import atlas_table, interesting_features
 from .options import console
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ def atlas(
     from accelerate import PartialState
 
     from ..features.atlas import FeatureAtlas
+    from ..features.atlas.table import atlas_table, interesting_features
 
     folder = _output_folder(model, output)
     harvests = _must_harvest(folder, concepts is not None or labels is not None, resume, overwrite)

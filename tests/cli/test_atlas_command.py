@@ -1,4 +1,4 @@
-"""`mfn atlas` as a user runs it, on text that means harm; and the document that describes what it writes."""
+"""Tests of `mfn atlas` as a user runs it, on hostile text, and of the document that describes its files."""
 
 import json
 from itertools import islice
@@ -16,9 +16,9 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.cli.atlas_table import atlas_table
 from modeling_mfn.data.text import TextWindows
 from modeling_mfn.features.atlas import schema
+from modeling_mfn.features.atlas.table import atlas_table
 from modeling_mfn.features.labelling.automatic import label_features
 from modeling_mfn.utils.display import visible
 
@@ -27,7 +27,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "atlas_files.md"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny model that reads bytes, and pieces that are whole hostile strings."""
+    """Folder of a tiny model whose tokens are bytes and whole hostile strings."""
     folder = tmp_path_factory.mktemp("model")
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE({piece: place for place, piece in enumerate(pieces)}, []))
@@ -63,7 +63,7 @@ def test_hostile_text_does_no_harm(model, tmp_path, capsys):
 
 
 def test_what_is_there_stays(model, tmp_path, capsys):
-    """An atlas is not replaced without being asked, nor ever the labels that people gave; bad input leaves nothing."""
+    """An atlas is replaced only when asked, labels by people never. Bad input leaves no files."""
     (tmp_path / "text.txt").write_text("some words, and some more of them. " * 20)
     text, small = ("--text", tmp_path / "text.txt"), ("--window", 16, "--tokens", 160)
     out = tmp_path / "out"
@@ -119,7 +119,7 @@ def test_an_atlas_that_is_there_is_labelled_as_it_is(model, tmp_path, capsys):
     assert {file: file.read_bytes() for file in others} == others
 
 
-def test_a_harvest_that_was_broken_off_is_resumed_or_begun_anew(model, tmp_path, capsys):
+def test_an_interrupted_harvest_is_resumed_or_started_anew(model, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("some words, and some more of them. " * 40)
     out = tmp_path / "out"
     state = out / ".features-harvest"
@@ -130,20 +130,20 @@ def test_a_harvest_that_was_broken_off_is_resumed_or_begun_anew(model, tmp_path,
             yield from islice(super().__iter__(), 20)
             raise KeyboardInterrupt
 
-    def break_off():
+    def interrupt():
         loaded, tokenizer = MFNForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
         rows = Broken([tmp_path / "text.txt"], tokenizer, 16)
         with pytest.raises(KeyboardInterrupt):
             FeatureAtlas.build(loaded, tokenizer, rows, state_folder=state, save_every=8, progress=False)
 
-    break_off()
+    interrupt()
     for options in ((), ("--resume", "--tokens", 640), ("--resume", "--batch-size", 4)):
         assert run(*command, *options) == 2
         assert "(--overwrite)" in capsys.readouterr().err
     assert run("atlas", model, out, "--text", tmp_path / "none.txt", "--overwrite") == 2
     assert list(state.iterdir())  # bad input costs nothing
     assert run(*command, "--resume") == 0
-    break_off()
+    interrupt()
     assert run(*command, "--overwrite", "--tokens", 640) == 0
     assert FeatureAtlas.from_pretrained(out).metadata["data"]["windows"] == 40
     assert not state.exists()

@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it."""
+"""Tests of the command line, run as a user runs it."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from modeling_mfn.cli.main import main
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny base checkpoint with its tokenizer, and a text."""
+    """Folder with a tiny base checkpoint, its tokenizer and a text."""
     make_base("llama-tied").save_pretrained(tmp_path / "base")
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def run(*arguments):
-    """Exit code; 0 where the command just returns."""
+    """Runs a command and returns its exit code, 0 if it just returns."""
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as leaving:

@@ -1,4 +1,4 @@
-"""`mfn steer`: by feature and by label, where, and with text that would rather steer the terminal."""
+"""Tests of `mfn steer`: by feature, by label, at positions, and on text that attacks the terminal."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ def planted_model():
 
 @pytest.fixture(scope="module")
 def folder(planted_model, tmp_path_factory):
-    """A model with an atlas, three of whose features are labelled."""
+    """Folder of a model whose atlas has three labelled features."""
     folder = tmp_path_factory.mktemp("planted")
     planted_model.save_pretrained(folder)
     planted.tokenizer().save_pretrained(folder)
@@ -41,7 +41,7 @@ def folder(planted_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def typical(planted_model):
-    """Mean activation of each feature over the tokens of the atlas' text on which it is active."""
+    """Mean activation of each feature over the tokens of the atlas on which it is active."""
     ids = torch.tensor(planted.text()["input_ids"])
     with torch.no_grad():
         dense = planted_model(ids, output_codes=True).codes[0].to_dense().flatten(0, 1).double()
@@ -57,7 +57,7 @@ def generated(model, interventions, positions="all"):
 
 
 def steered(capsys, folder, *options, prompt=PROMPT):
-    """What is printed under each of the two headings."""
+    """Text printed under each of the two headings."""
     capsys.readouterr()
     assert run("steer", folder, prompt, *options, "--max-new-tokens", NEW) == 0
     printed = capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_prompts_that_no_model_can_go_on_from(folder, tmp_path, capsys):
 
 
 def test_what_the_model_says_cannot_act_on_the_terminal(tmp_path, capsys):
-    """Every token of the vocabulary would."""
+    """Every token of the vocabulary is an escape sequence."""
     names = [f"w{number}" for number in range(3)]
     names += [f"\x1b[{number}J\r\x07[/red]:warning:\n" for number in range(3, 96)]
     words = Tokenizer(WordLevel({name: place for place, name in enumerate(names)}, unk_token="w0"))

@@ -1,4 +1,4 @@
-"""The suite's central claims once more on SmolLM2-135M, the demo's real checkpoint."""
+"""Tests of the central claims on the demo's real checkpoint, SmolLM2-135M."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def batch(tokenizer):
 
 @pytest.fixture(scope="module")
 def wide(tokenizer, batch):
-    """In float64 and at alpha 1, where no rounding can change which features are chosen."""
+    """Model with wide layers in float64, at alpha 1, so that rounding cannot change which features are chosen."""
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float64)
     return MFNForCausalLM.from_base(base, layers=[5, 20], num_features=1152, k=64, alpha=1.0, calibration=dict(batch))

@@ -1,4 +1,4 @@
-"""Model cards: what files say and nothing else, valid for the Hub, and inert whatever the text in them."""
+"""Tests of model cards: they show exactly what the files say, are valid for the Hub, and disarm hostile text."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def tokens_of(markdown):
 
 
 def cells(markdown):
-    """Text of every cell of every table, a list a row."""
+    """Text of every cell of every table, one list per row."""
     rows, inside = [], False
     for token in MARKDOWN.parse(markdown):
         inside = {"tr_open": True, "tr_close": False}.get(token.type, inside)
@@ -169,12 +169,12 @@ def test_people_come_first_and_token_sets_last_and_the_rest_is_counted(folder):
 
 
 def example(card):
-    """The interventions of the card's example."""
+    """Interventions in the card's example."""
     return json.loads(re.search(r"model\.steer\((\{.*\})\)", card.text)[1])
 
 
 def test_the_example_steers_what_is_there_by_as_much_as_it_fires(folder):
-    """Of a model whose activations are small, and which has lost some features; without labels and with them."""
+    """The model has small activations and some pruned features. Its card is made without labels and with them."""
     model = make_mfn(make_base("llama-tied"), layers=[0, 2])
     model.prune_features(2, [0, 1, 7])
     model.config.save_pretrained(folder)
@@ -211,7 +211,7 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(family_base, tmp_path, monkeypatch, labelled):
-    """As it stands, and nobody is asked anything."""
+    """The code is run unchanged, and must not ask for confirmation."""
     model, folder = make_mfn(family_base, layers=[0, 2]), tmp_path / "tiny-mfn"
     tokenizer = word_tokenizer(("The", "weather", "is"))
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
@@ -291,7 +291,7 @@ def test_damaged_files_are_named(folder, file, content, message):
     assert not (folder / "README.md").exists()
 
 
-def test_figures_that_are_no_numbers_stay_out(folder):
+def test_figures_that_are_not_numbers_stay_out(folder):
     write_features(folder, [label("L0/1", "x", score=None)])
     atlas = json.loads((folder / "features" / "atlas.json").read_text())
     atlas["layers"]["0"] |= {"dead_share": math.nan, "note": "text"}
@@ -332,7 +332,8 @@ def test_the_cards_of_this_repository_have_the_figures_of_their_runs():
     figures = json.loads((root / "benchmarks" / "results" / "demo.json").read_text())
     card = ModelCard.load(root / "model_cards" / "smollm2-135m-mfn-demo.md")
     names = ("base_perplexity", "perplexity_alpha_0", "perplexity_alpha_1")
-    assert [result.metric_value for result in card.data.eval_results] == [figures[name] for name in names]
+    found = [result.metric_value for result in card.data.eval_results if result.metric_type == "perplexity"]
+    assert found == [figures[name] for name in names]
     rows = dict(row for row in cells(card.text) if len(row) == 2)
     assert rows["blocks with an MFN layer, from 0"] == ", ".join(map(str, figures["layers"]))
     assert rows["features per layer, m"] == f"{figures['num_features']:,}"

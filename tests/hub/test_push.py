@@ -1,4 +1,4 @@
-"""Sharing on the Hub, against a local one, with the real huggingface_hub in processes of its own."""
+"""Tests of sharing, against a local Hub, with the real huggingface_hub in separate processes."""
 
 import importlib.util
 import json
@@ -30,20 +30,22 @@ PUBLIC = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_
 PUBLIC |= {f"features/{name}" for name in ("atlas.json", "features.parquet", "examples.parquet", "labels.json")}
 PUBLIC |= {"README.md"}
 LARGE_TABLES = 2
-"""Of the atlas, uploaded as large files."""
+"""Tables of the atlas, which are uploaded as large files."""
 PRIVATE = ("training_args.bin", "trainer_state.json", "notes.txt", "secrets.json", "run.py", "checkpoint-5/config.json")
 
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory):
-    """A local Hub, and a server of processes that have imported the package with this Hub as their endpoint: a fork of
-    it costs nothing, and is a client of its own."""
+    """Local Hub, and a fork server whose processes have imported the package with this Hub as their endpoint.
+
+    A fork starts at once, and is a separate client.
+    """
     with LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
         for name, value in hub.environment(home).items():
             patch.setenv(name, value)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["modeling_mfn.cli", "modeling_mfn"])
+        context.set_forkserver_preload(["modeling_mfn.cli.main", "modeling_mfn.features.atlas", "modeling_mfn.hub.push"])
         yield Clients(hub, home, context, tmp_path_factory.mktemp("output"))
 
 
@@ -57,7 +59,7 @@ class Clients:
         return process
 
     def run(self, work, *arguments, code=0, token=TOKEN):
-        """What the client prints. It ends with this exit code, and never prints the token."""
+        """Runs a client and returns its output. Checks its exit code, and that it never prints the token."""
         process = self.start(work, *arguments, token=token)
         process.join()
         printed = self.output.read_text()
@@ -96,7 +98,7 @@ def make_tokenizer():
 
 @pytest.fixture
 def folder(tmp_path):
-    """What a training leaves, in several shards, with an atlas."""
+    """Folder as a training leaves it, with an atlas and weights in several shards."""
     folder = tmp_path / "trained"
     model = make_mfn(make_base("llama-tied"), layers=[0, 2])
     model.save_pretrained(folder, max_shard_size="20kB")
@@ -336,7 +338,7 @@ def test_a_model_pushes_itself(clients, hub, folder):
 
 
 def push_without_the_package(folder):
-    """As the copy of the code does that travels: nobody has set its publisher."""
+    """Pushes a model whose publisher is not set, as in the copy of the code that travels."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     type(model).publisher = None
     with pytest.raises(ValueError, match="need `import modeling_mfn`"):
@@ -353,7 +355,7 @@ def test_code_that_travels_pushes_as_transformers_does(clients, hub, folder):
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own decoders", "shared decoder"])
 def test_a_saved_model_of_every_family_is_whole(base, tmp_path, shared):
-    """Tied weights, which no file has twice, are not missed."""
+    """Tied weights are stored once and are not called missing."""
     make_mfn(base, layers=[0, 2], shared_decoder=shared).save_pretrained(tmp_path)
     assert set(check_model(tmp_path)) >= CODE | {"config.json", "model.safetensors"}
 
@@ -387,7 +389,7 @@ BREAK = {
 
 @pytest.mark.parametrize("message", BREAK)
 def test_what_is_not_whole_is_refused_before_anything_is_sent(folder, capsys, message):
-    """In this process, which is offline: a request would be another error."""
+    """This process is offline, so any request would give another error."""
     BREAK[message](folder)
     with pytest.raises(SystemExit) as leaving:
         mfn("push", folder, "me/trained")
@@ -406,7 +408,7 @@ def test_errors_before_the_first_byte(folder, capsys):
 
 
 def test_the_example_shows_what_would_be_public(folder, capsys, monkeypatch):
-    """In this process, which is offline."""
+    """This process is offline."""
     file = Path(__file__).parents[2] / "examples" / "share_on_hub.py"
     spec = importlib.util.spec_from_file_location("share_on_hub", file)
     script = importlib.util.module_from_spec(spec)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from ..utils.display import for_terminal
+from ...utils.display import for_terminal
 
 if TYPE_CHECKING:
-    from ..features.atlas import Example, FeatureAtlas
+    from .atlas import FeatureAtlas
+    from .records import Example
 
 MAX_FIRING_RATE, MIN_FIRINGS = 0.01, 16
 """A feature is worth showing if it fires on at most this share of tokens, and on at least this many tokens."""
