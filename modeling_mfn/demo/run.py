@@ -253,8 +253,7 @@ def _steer(
 ) -> dict[str, str]:
     """Generates with and without the feature held at a multiple of its typical activation."""
     texts = {"without": _generate(model, tokenizer)}
-    interventions = atlas.steering({feature: Clamp(TIMES_TYPICAL)})
-    with model.steer(interventions):
+    with model.steer(atlas.steering({feature: Clamp(TIMES_TYPICAL)})):
         texts[f"{feature} at {TIMES_TYPICAL:g} times its typical activation"] = _generate(model, tokenizer)
     for title, text in texts.items():
         console.print(f"[bold]{title}[/]: {PROMPT}", end="")

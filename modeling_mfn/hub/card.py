@@ -140,6 +140,10 @@ def _is_id(name: str) -> bool:
 # filters of the template
 
 
+def _code(text: str, width: int = 80) -> str:
+    return f"<code>{for_table_cell(text, width)}</code>"
+
+
 def _environment() -> Environment:
     """Jinja with the filters that make a value safe to stand in Markdown: `cell`, `code`, `python` and `number`."""
     environment = Environment(
@@ -147,7 +151,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "cell": lambda value: for_table_cell(str(value)),
-        "code": lambda text, width=80: f"<code>{for_table_cell(text, width)}</code>",
+        "code": _code,
         "python": lambda text: json.dumps(visible(text), ensure_ascii=False),
         "number": lambda value: f"{value:,.4g}" if is_number(value) else "",
         "whole": lambda value: f"{value:,}" if is_number(value) else "",

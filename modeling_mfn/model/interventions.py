@@ -97,8 +97,8 @@ KINDS: dict[str, type[Intervention]] = {kind.__name__.lower(): kind for kind in 
 """Interventions by their names in JSON."""
 
 
-Interventions = Mapping[FeatureName, Intervention | Mapping[str, Any]]
-"""Feature -> intervention, as an object or as JSON (see `read_intervention`)."""
+Interventions = Mapping[Any, Intervention | Mapping[str, Any]]  # Any: a mapping's key type is invariant
+"""`FeatureName` -> intervention, as an object or as JSON (see `read_intervention`)."""
 
 
 CheckedInterventions = dict[tuple[int, int], Intervention]

@@ -45,7 +45,8 @@ def clients(tmp_path_factory):
         for name, value in hub.environment(home).items():
             patch.setenv(name, value)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["modeling_mfn.cli.main", "modeling_mfn.features.atlas", "modeling_mfn.hub.push"])
+        loaded = ("cli.main", "features.atlas", "hub.push")
+        context.set_forkserver_preload([f"modeling_mfn.{module}" for module in loaded])
         yield Clients(hub, home, context, tmp_path_factory.mktemp("output"))
 
 
