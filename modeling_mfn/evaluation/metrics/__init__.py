@@ -1,5 +1,7 @@
-"""The five predictions' figures as modules of `evaluate`, which need nothing of this package: a folder each, with the
-module and its card, as the Hub has them."""
+"""Measures of the five predictions as metrics of `evaluate`.
+
+Each folder holds a module and its card, as on the Hub, and needs nothing else of this package.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ NAMES = (
 
 
 def path(name: str) -> str:
-    """The folder of a metric, for `evaluate.load`.
+    """Returns the folder of a metric, for `evaluate.load`.
 
     Raises:
         ValueError: if there is no such metric.

@@ -1,4 +1,4 @@
-"""How well the features of two models, or of two seeds of one, match: an `evaluate` metric."""
+"""Alignment of the features of two models, or of two seeds of one model: an `evaluate` metric."""
 
 import datasets
 import evaluate
@@ -6,26 +6,25 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 _DESCRIPTION = """\
-How alike the features of two models are: linear CKA of their codes, and the one-to-one matching of features with the
-largest sum of correlations (Hungarian method), with what it finds by chance.
+Measures how similar the features of two models are: linear CKA of their codes, and the one-to-one matching of features
+with the largest sum of correlations (Hungarian method). The matching is also measured at chance.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of list of float): the first model's code of each token, N rows of m_a activations.
-    references (list of list of float): the second model's code of the same tokens, N rows of m_b activations.
-    center (bool): whether features are centred, so that similarities are Pearson's correlations. With False they are
-        cosines: of directions, given as d rows with a column a feature. Default True.
-    permutations (int): how often chance is measured, with the second model's rows in random order. Default 1.
-    seed (int): of the permutations. Default 0.
+    predictions (list of list of float): code of each token in the first model, N rows of m_a activations.
+    references (list of list of float): code of the same tokens in the second model, N rows of m_b activations.
+    center (bool): True to centre features, so that similarities are Pearson's correlations. With False, similarities
+        are cosines, as for directions, which are given as d rows with one column per feature. Default: True.
+    permutations (int): number of times that chance is measured, with the rows of the second model permuted. Default: 1.
+    seed (int): seed of the permutations. Default: 0.
 
 Returns:
-    cka: linear CKA (Kornblith et al. 2019), from 0 to 1; invariant to rotations, and so blind to single features.
-    mean_similarity: mean over matched pairs. Features that never vary (with center=False: that are 0) have none and
-        are left out.
+    cka: linear CKA (Kornblith et al. 2019), from 0 to 1. It is invariant to rotations and does not see single features.
+    mean_similarity: mean over matched pairs. Features that never vary (with center=False: that are 0) are left out.
     matched_0.7, matched_0.8, matched_0.9: share of matched pairs with at least this similarity.
-    mean_similarity_at_chance: the same of the best matching after a permutation, averaged over permutations; NaN
-        without any.
+    mean_similarity_at_chance: mean similarity of the best matching after a permutation, averaged over permutations. NaN
+        without permutations.
     pairs: number of matched pairs.
 
 Examples:
@@ -59,7 +58,7 @@ _LEVELS = (0.7, 0.8, 0.9)
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class CrossSeedAlignment(evaluate.Metric):
-    """Linear CKA, and the best one-to-one matching of two models' features."""
+    """Linear CKA and the best one-to-one matching of two models' features."""
 
     def _info(self) -> evaluate.MetricInfo:
         rows = datasets.Sequence(datasets.Value("float64"))
@@ -100,24 +99,24 @@ class CrossSeedAlignment(evaluate.Metric):
 def _matrix(rows: list[list[float]], name: str) -> np.ndarray:
     lengths = {len(row) for row in rows}
     if len(lengths) != 1:
-        raise ValueError(f"rows of {name} have lengths {sorted(lengths)}; each has an entry a feature")
+        raise ValueError(f"rows of {name} have lengths {sorted(lengths)}; each must have one entry per feature")
     return np.asarray(rows, np.float64)
 
 
 def _linear_cka(a: np.ndarray, b: np.ndarray) -> float:
-    """|a'b|^2 / (|a'a| |b'b|), Frobenius norms."""
+    """Linear CKA, |a'b|^2 / (|a'a| |b'b|) in Frobenius norms."""
     norms = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
     return float(np.linalg.norm(a.T @ b) ** 2 / norms) if norms > 0 else float("nan")
 
 
 def _matched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P,) cosines of the columns that the best matching pairs."""
+    """(P,) cosines of the columns that the best matching pairs up."""
     matrix = _units(a).T @ _units(b)
     return matrix[linear_sum_assignment(matrix, maximize=True)]
 
 
 def _units(columns: np.ndarray) -> np.ndarray:
-    """The columns that are more than what rounding leaves of a constant, at unit length."""
+    """Columns at unit length, without those that rounding leaves of a constant."""
     norms = np.linalg.norm(columns, axis=0)
     kept = norms > 1e-12 * max(norms.max(initial=0), 1e-300)
     return columns[:, kept] / norms[kept]

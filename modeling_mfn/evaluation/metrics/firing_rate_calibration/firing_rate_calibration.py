@@ -1,4 +1,4 @@
-"""How even features' firing rates are, and how near to their target: an `evaluate` metric."""
+"""Evenness of features' firing rates, and their distance from a target rate: an `evaluate` metric."""
 
 import datasets
 import evaluate
@@ -6,22 +6,22 @@ import numpy as np
 from scipy.special import xlogy
 
 _DESCRIPTION = """\
-How even the firing rates of a sparse code's features are, and how near to a target rho. A feature's firing rate is the
-share of tokens on which it is active.
+Measures how even the firing rates of a sparse code's features are, and how close to a target rho. The firing rate of a
+feature is the share of tokens on which it is active.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of float): firing rates, one a feature, each from 0 to 1.
-    rho (float): target firing rate, above 0 and below 1; by default the mean of the rates.
+    predictions (list of float): firing rates, one per feature, each from 0 to 1.
+    rho (float): target firing rate, above 0 and below 1. Default: the mean of the rates.
 
 Returns:
-    active_features: mean number of active features a token, the sum of the rates.
-    mean, std: of the rates, over features (the population's standard deviation).
+    active_features: mean number of active features per token, which is the sum of the rates.
+    mean, std: mean and population standard deviation of the rates.
     coefficient_of_variation: std / mean.
     kl: mean over features of KL(Bernoulli(rate) || Bernoulli(rho)), in nats.
-    dead_share: share of the features whose rate is 0.
-    evenness: entropy of the features' shares of all firings / log of the number of features.
+    dead_share: share of features whose rate is 0.
+    evenness: entropy of the features' shares of all firings, divided by the log of the number of features.
 
 Examples:
     >>> import evaluate
@@ -44,7 +44,7 @@ _CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class FiringRateCalibration(evaluate.Metric):
-    """Figures of one layer's firing rates."""
+    """Measures of one layer's firing rates."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -58,10 +58,10 @@ class FiringRateCalibration(evaluate.Metric):
     def _compute(self, predictions: list[float], rho: float | None = None) -> dict[str, float]:
         rates = np.asarray(predictions, np.float64)
         if not ((rates >= 0) & (rates <= 1)).all():
-            raise ValueError(f"firing rates are from {rates.min()} to {rates.max()}; they lie between 0 and 1")
+            raise ValueError(f"firing rates are from {rates.min()} to {rates.max()}; they must be between 0 and 1")
         rho = float(rates.mean()) if rho is None else rho
         if not 0 < rho < 1:
-            raise ValueError(f"rho is {rho}; a target firing rate lies between 0 and 1")
+            raise ValueError(f"rho is {rho}; a target firing rate must be between 0 and 1")
         kl = xlogy(rates, rates / rho) + xlogy(1 - rates, (1 - rates) / (1 - rho))
         shares = rates / rates.sum() if rates.any() else np.full_like(rates, np.nan)
         return {

@@ -1,4 +1,4 @@
-"""How well the effects of interventions were predicted: an `evaluate` metric."""
+"""Agreement of predicted and real effects of interventions: an `evaluate` metric."""
 
 import datasets
 import evaluate
@@ -6,22 +6,23 @@ import numpy as np
 from scipy.stats import rankdata
 
 _DESCRIPTION = """\
-How well the changes that interventions make, of logits or of what attention heads and MLPs write, agree with those that
-were predicted, for instance by the gradient.
+Measures how well the changes that interventions make agree with predicted changes, such as those of a gradient. Changes
+are of logits, or of the outputs of attention heads and MLPs.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of float): predicted changes.
-    references (list of float): the changes that were seen, at least one of them other than 0.
+    references (list of float): real changes, at least one of them other than 0.
 
 Returns:
-    correlation: Pearson's. NaN, as the next one, where one of the two never varies.
-    rank_correlation: Spearman's: whether a larger predicted change is a larger real one, as in a dose response.
-    sign_agreement: share of the changes, of those that are not 0, that go in the predicted direction.
-    slope: least squares, through 0, of real on predicted changes; 1 if sizes are right on average. NaN where all
-        predicted ones are 0.
-    relative_error: |real - predicted| / |real|, Euclidean norms; 0 at best, and 1 for a prediction of no change.
+    correlation: Pearson's correlation. NaN where one of the two never varies.
+    rank_correlation: Spearman's correlation, 1 if a larger predicted change is always a larger real change, as in a
+        dose response. NaN where one of the two never varies.
+    sign_agreement: share of the real changes other than 0 that go in the predicted direction.
+    slope: least-squares slope through 0 of real on predicted changes, 1 if sizes are right on average. NaN where all
+        predicted changes are 0.
+    relative_error: |real - predicted| / |real| in Euclidean norms. 0 is best, and a prediction of no change has 1.
 
 Examples:
     >>> import evaluate
@@ -44,7 +45,7 @@ _CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class InterventionPredictability(evaluate.Metric):
-    """Agreement of predicted with real changes."""
+    """Agreement of predicted and real changes."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

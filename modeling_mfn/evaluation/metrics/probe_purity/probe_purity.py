@@ -1,4 +1,4 @@
-"""How well probes separate concepts, and how much better than probes on something else: an `evaluate` metric."""
+"""Quality of probes for concepts, and their gain over a baseline's probes: an `evaluate` metric."""
 
 import datasets
 import evaluate
@@ -6,25 +6,26 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 _DESCRIPTION = """\
-How well a probe of a model's features tells a concept's tokens from others, as the area under the ROC curve (AUROC) of
-its scores on held-out examples; and the gain over a baseline, such as a probe of the residual stream.
+Measures how well a probe of a model's features tells a concept's tokens from others: the area under the ROC curve
+(AUROC) of its scores on held-out examples. Also measures the gain over a baseline, such as a probe of the residual
+stream.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of float): the probe's score of each held-out example; any monotone scale.
+    predictions (list of float): score of each held-out example, on any monotone scale.
     references (list of int): 1 where the example has the concept, else 0.
-    baseline (list of float): scores of the baseline's probe of the same examples. Optional.
-    tasks (list): which task each example belongs to, names or numbers, where there are several concepts. Optional;
-        figures are then means over tasks, each of which needs examples of both labels.
+    baseline (list of float): scores that the baseline's probe gives to the same examples. Optional.
+    tasks (list): name or number of each example's task, where there are several concepts. Optional. Results are then
+        means over tasks, each of which needs examples of both labels.
 
 Returns:
     auroc: area under the ROC curve, the share of pairs of a positive and a negative example in the right order.
     average_precision: mean precision over recall.
-    baseline_auroc: the baseline's, where it is given.
+    baseline_auroc: AUROC of the baseline, where it is given.
     gain: auroc / baseline_auroc - 1.
-    error_reduction: 1 - (1 - auroc) / (1 - baseline_auroc), which can be 10 % where a gain of 10 % would need an AUROC
-        above 1; NaN where the baseline makes no error.
+    error_reduction: 1 - (1 - auroc) / (1 - baseline_auroc). It can be 10 % where a gain of 10 % would need an AUROC
+        above 1. NaN where the baseline makes no error.
 
 Examples:
     >>> import evaluate
@@ -48,7 +49,7 @@ _CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class ProbePurity(evaluate.Metric):
-    """AUROC of a probe's scores, and its gain over a baseline's."""
+    """AUROC of a probe's scores, and its gain over a baseline."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -89,7 +90,7 @@ class ProbePurity(evaluate.Metric):
 
 
 def _groups(labels: np.ndarray, tasks: list[str] | None) -> list[np.ndarray]:
-    """Rows of each task."""
+    """Returns the rows of each task."""
     names, task = np.unique(np.zeros(len(labels), int) if tasks is None else np.asarray(tasks), return_inverse=True)
     groups = [np.flatnonzero(task == place) for place in range(len(names))]
     for name, rows in zip(names, groups, strict=True):

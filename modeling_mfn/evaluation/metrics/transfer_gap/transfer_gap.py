@@ -1,30 +1,30 @@
-"""What a model loses in perplexity on other domains than it was trained on: an `evaluate` metric."""
+"""Loss in perplexity on domains that a model was not trained on: an `evaluate` metric."""
 
 import datasets
 import evaluate
 import numpy as np
 
 _DESCRIPTION = """\
-What a model's features lose in perplexity on domains that they were not trained on, against the base model, or another
-baseline, on the same domains.
+Measures the loss in perplexity of a model's features on domains that they were not trained on, relative to the base
+model or another baseline on the same domains.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of float): the model's perplexity on each target domain.
-    references (list of float): the base model's on the same domains.
-    source (pair of float): the model's and the base model's perplexity on the domain that features were trained on.
+    predictions (list of float): perplexity of the model on each target domain.
+    references (list of float): perplexity of the base model on the same domains.
+    source (pair of float): perplexity of the model and of the base model on the domain that features were trained on.
         Optional.
-    threshold (float): the gap up to which a domain counts as transferred to. Default 0.05.
+    threshold (float): largest gap with which a domain counts as transferred to. Default: 0.05.
 
 Returns:
-    gaps: of each domain, perplexity / reference - 1.
-    mean_gap: their mean.
-    worst_gap: the largest.
-    share_within: share of the domains with a gap of at most the threshold.
-    source_gap, excess_gap: with `source`, the gap at home, and what is lost beyond it elsewhere,
-        (1 + mean_gap) / (1 + source_gap) - 1. A model that is as much worse than its base everywhere transfers without
-        an excess.
+    gaps: gap of each domain, perplexity / reference - 1.
+    mean_gap: mean of the gaps.
+    worst_gap: largest gap.
+    share_within: share of domains with a gap of at most the threshold.
+    source_gap: with `source`, the gap on the source.
+    excess_gap: with `source`, (1 + mean_gap) / (1 + source_gap) - 1. It is 0 for a model that is worse than its base by
+        the same factor on all domains.
 
 Examples:
     >>> import evaluate
@@ -47,7 +47,7 @@ _CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class TransferGap(evaluate.Metric):
-    """Perplexity on target domains against a baseline's."""
+    """Perplexity on target domains relative to a baseline."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -70,14 +70,14 @@ class TransferGap(evaluate.Metric):
         perplexities = np.array([predictions, references], np.float64)
         pairs = perplexities if source is None else np.column_stack([perplexities, source])
         if not (pairs >= 1).all():
-            raise ValueError(f"perplexities are as low as {pairs.min()}; they are at least 1")
+            raise ValueError(f"perplexities are as low as {pairs.min()}; they must be at least 1")
         gaps = perplexities[0] / perplexities[1] - 1
         mean_gap = float(gaps.mean())
         found: dict[str, float | list[float]] = {
             "gaps": gaps.tolist(),
             "mean_gap": mean_gap,
             "worst_gap": float(gaps.max()),
-            # a gap of 5 % is one in decimals, too, which floats are not
+            # a gap of exactly 5 % may be slightly more in floating point
             "share_within": float((gaps <= threshold + 1e-9).mean()),
         }
         if source is not None:
