@@ -1,6 +1,7 @@
-"""Two of the paper's predictions on a small scale: do features fire about equally often, and do models of two seeds
-find the same ones, more so than post-hoc SAEs? Runs offline once the demo's files are in the cache. `mfn evaluate` does
-all five.
+"""Two of the paper's predictions on a small scale, compared with post-hoc SAEs.
+
+P1: do features fire about equally often? P3: do models of two seeds find the same features? `mfn evaluate` measures all
+five. The example runs offline once the demo's files are in the cache.
 
 python examples/evaluate_predictions.py
 """
@@ -12,13 +13,12 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.cli.evaluate import verdict_table
 from modeling_mfn.data.text import load_text, pack
 from modeling_mfn.demo.assets import shakespeare, smollm2
 from modeling_mfn.evaluation.baselines.saes import post_hoc_sae, random_sae
 from modeling_mfn.evaluation.predictions.p1_firing_rates import firing_rate_calibration
 from modeling_mfn.evaluation.predictions.p3_seed_alignment import cross_seed_alignment
-from modeling_mfn.evaluation.report import save_result, write_report
+from modeling_mfn.evaluation.report import save_result, verdict_table, write_report
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE
 
 SIZE = {"layers": [10], "num_features": 1152, "k": 32}
@@ -32,7 +32,7 @@ calibration = {"input_ids": torch.tensor(training[:8]["input_ids"])}
 
 
 def train_mfn(seed, lambda_rate=2.5e-3):
-    """An MFN model whose layer learns in place, with the model's own loss. Far too short to mean anything."""
+    """Trains an MFN model whose layer learns in place. The training is too short for real results."""
     torch.manual_seed(seed)
     model = MFNForCausalLM.from_base(base, calibration=calibration, **SIZE)
     arguments = MFNTrainingArguments(
@@ -44,7 +44,7 @@ def train_mfn(seed, lambda_rate=2.5e-3):
     return model
 
 
-# Every subject is an MFN model: a post-hoc SAE is one on the frozen base, at alpha = 0, on the same tokens.
+# Each subject is an MFN model. A post-hoc SAE is an MFN model at alpha = 0 on the frozen base model.
 subjects = {
     MFN: [train_mfn(seed) for seed in (0, 1)],
     NO_RATE_LOSS: [train_mfn(0, lambda_rate=0.0)],
@@ -57,5 +57,5 @@ for result in results:
     save_result(result, settings, OUTPUT)
 write_report(results, {}, settings, OUTPUT)
 Console().print(verdict_table(results))
-for subject, figures in results[1].figures.items():
-    print(subject, {name: str(figure) for name, figure in figures.items()})
+for subject, estimates in results[1].figures.items():
+    print(subject, {name: str(estimate) for name, estimate in estimates.items()})

@@ -137,7 +137,7 @@ def test_the_plain_package_converts_trains_saves_loads_and_generates(install, tm
 
 NEEDS = {
     "labels": ("scipy", "from modeling_mfn import compare_features"),
-    "evaluate": ("sklearn", "from modeling_mfn.evaluation.predictions import p2_probe_purity"),
+    "evaluate": ("scipy", "from modeling_mfn.evaluation.predictions import p2_probe_purity"),
     "demo": ("gguf", "from modeling_mfn.demo import assets; print(assets.smollm2())"),
 }
 

@@ -32,8 +32,8 @@ from modeling_mfn import MFNForCausalLM
 from modeling_mfn.evaluation.baselines.models import digest_of
 from modeling_mfn.evaluation.intervals import mean
 from modeling_mfn.evaluation.measures.perplexity import perplexity
+from modeling_mfn.evaluation.measures.probe_scores import probe_model
 from modeling_mfn.evaluation.measures.tasks import Task, word_tasks
-from modeling_mfn.evaluation.predictions.p2_probe_purity import probe_model
 from modeling_mfn.evaluation.predictions.p3_seed_alignment import cross_seed_alignment
 from modeling_mfn.evaluation.result import MFN, plain
 

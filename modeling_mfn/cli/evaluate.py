@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+from ..utils.extras import needs
+from .options import console
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,174 +21,213 @@ if TYPE_CHECKING:
 
     from ..evaluation.baselines.models import BaselineModels
     from ..evaluation.predictions.p5_transfer import Transfer
-    from ..evaluation.result import PredictionResult
+    from ..evaluation.study import Evidence
     from ..features.labelling.concepts import Concepts
     from ..model.modeling_mfn import MFNForCausalLM
 
-ALL = "P1,P2,P3,P4,P5"
+ALL_PREDICTIONS = "P1,P2,P3,P4,P5"
+UNEVEN = 2
+"""Ratio of training tokens, of MFN models and baselines, above which a note is printed."""
 
 
 def evaluate(
     model: Annotated[
-        list[str], typer.Argument(help="MFN model: a folder, or an id on the Hub; for P3 those of several seeds.")
+        list[str], typer.Argument(help="MFN model: a folder, or an id on the Hub. P3 needs models of several seeds.")
     ],
     text: Annotated[
         list[str],
         typer.Option(
             "--text",
-            help="Held-out text, as --text of train, or DOMAIN=TEXT; may be given several times. Never text that a "
-            "model was trained on.",
+            help="Held-out text as TEXT or DOMAIN=TEXT, with TEXT as in mfn train. May be repeated. Must not be text "
+            "that a model was trained on.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for results, report, figures and baselines.")] = Path(
         "evaluation"
     ),
-    predictions: Annotated[str, typer.Option(help="Which of the five to measure.")] = ALL,
+    predictions: Annotated[str, typer.Option(help="Predictions to measure.")] = ALL_PREDICTIONS,
     base: Annotated[
-        str | None, typer.Option(help="Base model, to train the baselines on: post-hoc SAEs and a random one.")
+        str | None, typer.Option(help="Base model on which to train the baselines: post-hoc SAEs and random SAEs.")
     ] = None,
     train_text: Annotated[
         list[str] | None,
-        typer.Option("--train-text", help="Text that baselines learn from, as MODEL did."),
+        typer.Option("--train-text", help="Text that baselines learn from, the training text of MODEL."),
     ] = None,
     no_rate: Annotated[
-        list[str] | None, typer.Option("--no-rate", help="For P1: the same model trained without the rate loss.")
+        list[str] | None, typer.Option("--no-rate", help="For P1: MODEL trained without the rate loss.")
     ] = None,
     concepts: Annotated[
         list[Path] | None,
         typer.Option(
-            help="For P2: JSON file of concepts, {name: [word, ...]}; may be given several times, each a group that "
-            "counts as much as another.",
+            help="For P2: JSON file of concepts, {name: [word, ...]}. May be repeated. Each file is a group, and "
+            "groups count alike.",
         ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="For P5: the one DOMAIN of --train-text that MODEL and SAEs learn from.")
+        str | None, typer.Option(help="For P5: the DOMAIN of --train-text that MODEL and the SAEs learn from.")
     ] = None,
     dense: Annotated[
         list[str] | None,
-        typer.Option("--dense", help="For P5: BASE trained on as long as each MODEL, without MFN layers."),
+        typer.Option("--dense", help="For P5: BASE trained on without MFN layers, as long as each MODEL."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to measure on, of each text.")] = 65_536,
     train_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens that baselines learn from, in all: as many as MODEL did.")
+        int, typer.Option(min=1, help="Tokens that baselines learn from, in all. Give as many as MODEL had.")
     ] = 300_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Times that they go through them.")] = 1,
-    window: Annotated[int, typer.Option(min=2, help="Tokens a row.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of samples and intervals.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of baselines through these tokens.")] = 1,
+    window: Annotated[int, typer.Option(min=2, help="Tokens per row.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of samples and intervals.")] = 0,
 ) -> None:
-    """Measure the paper's five predictions, with intervals and beside baselines.
+    """Measure the paper's five predictions, with intervals and baselines.
 
-    What is in the output folder from an earlier run with the same options is taken as it is. Perplexities on each text,
-    of BASE, at alpha 0 and at the model's alpha, go into evaluation.json beside the weights of each MODEL that is a
-    folder; mfn push puts them into the model card.
+    Results of an earlier run with the same options are kept. Perplexities on each text go into evaluation.json next to
+    the weights of each MODEL that is a folder: of BASE, at alpha 0 and at the model's alpha. mfn push puts them into
+    the model card.
 
     Example: mfn evaluate gpt2-mfn gpt2-mfn-seed-1 --text news=held-out.txt --base gpt2 --train-text news=corpus.txt
     """
-    import torch
-    from datasets import concatenate_datasets
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from .. import __version__
-    from ..evaluation.baselines.models import digest_of, digest_of_rows
-    from ..evaluation.comparable import check_alike, check_held_out, tokens_of
-    from ..evaluation.measures.intervention_effects import least_window
-    from ..evaluation.measures.perplexity import perplexity_rows
-    from ..evaluation.predictions.p4_interventions import LATER
-    from ..evaluation.result import MFN, NO_RATE_LOSS
-    from ..evaluation.study import Evidence, check_predictions, measure_predictions
-    from ..hub.evaluation_file import add_perplexities
-    from ..model.modeling_mfn import MFNForCausalLM
+    with needs("evaluate"):
+        from ..evaluation.report import verdict_table
+        from ..evaluation.study import check_predictions, measure_predictions
 
     chosen = check_predictions([name.strip().upper() for name in predictions.split(",")])
-    groups = named_groups(concepts or [])
-    texts, train_texts = named_texts(text), named_texts(train_text or [])
-    _check(texts, train_texts, base, source, dense, len(model), output)
-    if "P4" in chosen and window < (least := least_window(LATER)):
-        raise ValueError(f"window is {window}; P4 needs {least} tokens or more, as it looks at {LATER} after a change")
-    check_alike(model, no_rate or [], base, dense or [], window)
-    tokenizer = AutoTokenizer.from_pretrained(model[0])
-    held_out = {name: read_windows(part, tokenizer, window, tokens) for name, part in texts.items()}
-    share = train_tokens if source else train_tokens // max(1, len(train_texts))  # what one training has of a domain
-    training = {name: read_windows(part, tokenizer, window, share) for name, part in train_texts.items()}
-    check_held_out(held_out, training, window)
-    # of one precision, that of the baselines
-    models = [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in model]
-    subjects: dict[str, Sequence[MFNForCausalLM]] = {MFN: models}
-    if no_rate:
-        subjects[NO_RATE_LOSS] = [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in no_rate]
-    references = [AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in dense or []]
-    baselines, learnt = None, [tokens_of(each) for each in model]
-    if base is not None:
-        baselines = _baselines(base, models[0], training, epochs, output / "baselines")
-        read = epochs * window * (len(training[source]) if source else sum(map(len, training.values())))
-        if uneven := [known for known in learnt if known and not 0.5 < read / known < 2]:
-            note = f"there are models that learnt from {uneven[0]:,} tokens, and baselines learn from {read:,}"
-            Console().print(f"{note}: --train-tokens and --epochs say from how many", markup=False)
-    settings = {
-        "modeling_mfn": __version__, "models": model, "learnt_from_tokens": learnt, "no_rate": no_rate or [],
-        "alpha": [each.config.alpha for of in subjects.values() for each in of], "k": models[0].config.k,
-        "base": base, "dense": dense or [], "source": source,
-        "text": texts, "train_text": train_texts, "concepts": list(groups),
-        "tokens": tokens, "train_tokens": train_tokens, "epochs": epochs, "window": window, "seed": seed,
-        # files may be other ones than they were
-        "digests": [
-            *([] if baselines is None else [baselines.base_digest]),
-            *(digest_of(each) for of in (*subjects.values(), references) for each in of),
-            *(digest_of_rows(rows) for rows in (*held_out.values(), *training.values())),
-            hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:16],
-        ],
-    }  # fmt: skip
-    transfers: Mapping[str, Sequence[Transfer]] = {}
-    plain = None
-    if baselines is not None:
-        plain = baselines.base_model
-        learns_source = source if "P5" in chosen else None
-        stand_ins = None if references or learns_source is None else _frozen(plain, models)
-        subjects |= baselines.subjects(len(models), source)
-        if learns_source is not None:
-            targets = [name for name in held_out if name != source]
-            transfers = baselines.transfers(learns_source, targets, models, stand_ins or references)
-    other = {name: rows.select(range(min(len(rows), tokens // window))) for name, rows in training.items()}
-    choosing = concatenate_datasets(list(other.values())) if other else None
-    evidence = Evidence(subjects, held_out, tokenizer, choosing, groups, transfers, seed)
+    options = _Options(
+        model, _named_texts(text), output, base, _named_texts(train_text or []), no_rate or [], _named_groups(concepts),
+        source, dense or [], tokens, train_tokens, epochs, window, seed,
+    )  # fmt: skip
+    _check(options, chosen)
+    texts = _read_texts(options)
+    models = _load_models(options)
+    baselines = _baselines(options, models.mfn[0], texts.training)
+    settings = _settings(options, texts, models, baselines)
+    evidence = _evidence(options, chosen, texts, models, baselines)
     results = measure_predictions(evidence, chosen, settings, output)
-    for name, each in zip(model, models, strict=True):
-        if Path(name).is_dir():
-            add_perplexities(name, perplexity_rows(each, plain, held_out))
-    Console().print(verdict_table(results))
-    Console().print(f"results, report and figures are in {output}", markup=False)
+    _write_perplexities(options, texts, models, baselines)
+    console.print(verdict_table(results))
+    console.print(f"results, report and figures are in {output}", markup=False)
 
 
-def named_texts(texts: Sequence[str]) -> dict[str, str]:
-    """`DOMAIN=TEXT` or `TEXT`, whose domain is the name of its file -> domain -> text."""
-    named = {}
+@dataclass(frozen=True)
+class _Options:
+    """Options of the command."""
+
+    models: list[str]
+    texts: dict[str, str]
+    output: Path
+    base: str | None
+    train_texts: dict[str, str]
+    no_rate: list[str]
+    groups: dict[str, Concepts]
+    source: str | None
+    dense: list[str]
+    tokens: int
+    train_tokens: int
+    epochs: int
+    window: int
+    seed: int
+
+
+class _Texts(NamedTuple):
+    """Windows of each domain."""
+
+    held_out: dict[str, Dataset]
+    training: dict[str, Dataset]
+
+
+class _Models(NamedTuple):
+    """Models in float32, the precision of the baselines."""
+
+    mfn: list[MFNForCausalLM]
+    no_rate: list[MFNForCausalLM]
+    dense: list[PreTrainedModel]
+    tokenizer: Any
+
+
+def _named_texts(texts: Sequence[str]) -> dict[str, str]:
+    """Returns texts by domain, from `DOMAIN=TEXT`, or from `TEXT` with its file name as the domain."""
+    named: dict[str, str] = {}
     for text in texts:
         name, equals, source = text.partition("=")
         if not equals or Path(text).exists():
             name, source = Path(text).stem, text
         if not name or not source:
-            raise ValueError(f"{text!r} is no text; write DOMAIN=TEXT, or a text alone")
+            raise ValueError(f"{text!r} is not a text; write DOMAIN=TEXT, or a text alone")
         if name in named:
             raise ValueError(f"two texts are of domain {name!r}; give them other names, as DOMAIN=TEXT")
         named[name] = source
     return named
 
 
-def named_groups(files: Sequence[Path]) -> dict[str, Concepts]:
-    """Name of a file, which is that of a group of concepts -> what it holds."""
+def _named_groups(files: Sequence[Path] | None) -> dict[str, Concepts]:
+    """Returns groups of concepts by the names of their files."""
     from ..evaluation.measures.tasks import FORMATTING
     from ..features.labelling.concepts import read_concepts
 
     groups: dict[str, Concepts] = {}
-    for file in files:
+    for file in files or []:
         if file.stem in groups or file.stem == FORMATTING:
             raise ValueError(f"concepts are of {file}, but there is a group {file.stem!r}; give the file another name")
         groups[file.stem] = read_concepts(file)
     return groups
 
 
+def _check(options: _Options, chosen: Sequence[str]) -> None:
+    """Checks options against each other and models against models, before anything is read."""
+    from ..evaluation.comparable import check_alike
+    from ..evaluation.measures.intervention_effects import least_window
+    from ..evaluation.predictions.p4_interventions import LATER_TOKENS
+
+    output, window = options.output, options.window
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; the output must be a folder")
+    if options.base is not None and not options.train_texts:
+        raise ValueError("base is given without train-text; baselines need text to learn from")
+    if options.dense and options.source is None:
+        raise ValueError("dense is given without source; it stands for what BASE learns of that domain, in P5")
+    if options.source is not None:
+        _check_transfer(options, options.source)
+    if "P4" in chosen and window < (least := least_window(LATER_TOKENS)):
+        raise ValueError(f"window is {window}; P4 needs {least} tokens or more, {LATER_TOKENS} of them after a change")
+    check_alike(options.models, options.no_rate, options.base, options.dense, window)
+
+
+def _check_transfer(options: _Options, source: str) -> None:
+    texts, train_texts, dense = options.texts, options.train_texts, options.dense
+    if options.base is None:
+        raise ValueError("source is given without base; P5 compares with SAEs of the base model")
+    for name, given in {"text": texts, "train-text": train_texts}.items():
+        if source not in given:
+            raise ValueError(f"source is {source!r}; {name} has {', '.join(given)}")
+    missing = [name for name in texts if name not in train_texts]
+    if missing or len(texts) < 2:
+        raise ValueError(
+            f"text has {', '.join(texts)} and train-text {', '.join(train_texts)}; P5 needs at least two domains, each "
+            "with train-text for the SAEs that are fine-tuned on it"
+        )
+    if dense and len(dense) != len(options.models):
+        raise ValueError(
+            f"there are {len(dense)} dense models and {len(options.models)} MFN models; give one for each, or none"
+        )
+
+
+def _read_texts(options: _Options) -> _Texts:
+    from transformers import AutoTokenizer
+
+    from ..evaluation.comparable import check_held_out
+
+    tokenizer, window = AutoTokenizer.from_pretrained(options.models[0]), options.window
+    # with a source, one training reads one domain; otherwise it reads an equal share of each
+    share = options.train_tokens // (1 if options.source else max(1, len(options.train_texts)))
+    texts = _Texts(
+        {name: read_windows(text, tokenizer, window, options.tokens) for name, text in options.texts.items()},
+        {name: read_windows(text, tokenizer, window, share) for name, text in options.train_texts.items()},
+    )
+    check_held_out(*texts, window)
+    return texts
+
+
 def read_windows(text: str, tokenizer: Any, window: int, tokens: int) -> Dataset:
-    """The first so many tokens of a text in windows."""
+    """Reads the first tokens of a text, in windows."""
     from datasets import Dataset
 
     from ..data.text import load_text, pack
@@ -196,81 +236,136 @@ def read_windows(text: str, tokenizer: Any, window: int, tokens: int) -> Dataset
     return Dataset.from_list(list(islice(rows, max(1, tokens // window))))
 
 
-def verdict_table(results: Sequence[PredictionResult]) -> Table:
-    """For the terminal: what was found, by which figure, and whether the paper's own criterion is met."""
-    table = Table("prediction", "outcome", "because", "the paper's own criterion", show_lines=True)
-    for result in results:
-        claim, reason, paper = f"{result.prediction} {result.claim}", result.reason, str(result.paper_criterion)
-        table.add_row(Text(claim), result.outcome, Text(reason), Text(paper))
-    return table
+def _load_models(options: _Options) -> _Models:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..model.modeling_mfn import MFNForCausalLM
+
+    return _Models(
+        [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in options.models],
+        [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in options.no_rate],
+        [AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in options.dense],
+        AutoTokenizer.from_pretrained(options.models[0]),
+    )
 
 
-def _check(
-    texts: Mapping[str, str],
-    train_texts: Mapping[str, str],
-    base: str | None,
-    source: str | None,
-    dense: Sequence[str] | None,
-    models: int,
-    output: Path,
-) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; the output must be a folder")
-    if base is not None and not train_texts:
-        raise ValueError("base is given without train-text; baselines need text to learn from")
-    if dense and source is None:
-        raise ValueError("dense is given without source; it stands for what BASE learns of that domain, in P5")
-    if source is None:
-        return
-    if base is None:
-        raise ValueError("source is given without base; P5 compares with SAEs of the base model")
-    for name, of in {"text": texts, "train-text": train_texts}.items():
-        if source not in of:
-            raise ValueError(f"source is {source!r}; {name} has {', '.join(of)}")
-    missing = [name for name in texts if name not in train_texts]
-    if missing or len(texts) < 2:
-        raise ValueError(
-            f"text has {', '.join(texts)} and train-text {', '.join(train_texts)}; P5 needs at least two domains, each "
-            "with train-text for the SAEs that are fine-tuned on it"
-        )
-    if dense and len(dense) != models:
-        raise ValueError(f"there are {len(dense)} dense models and {models} MFN models; give one for each, or none")
-
-
-def _baselines(
-    base: str, like: MFNForCausalLM, training: Mapping[str, Dataset], epochs: int, folder: Path
-) -> BaselineModels:
-    """Of the place and size of an MFN model."""
+def _baselines(options: _Options, like: MFNForCausalLM, training: Mapping[str, Dataset]) -> BaselineModels | None:
+    """Returns baselines with the place and size of an MFN model, or `None` without --base."""
     from datasets import concatenate_datasets
 
     from ..evaluation.baselines.models import BaselineModels
 
-    config = like.config
-    size = {
-        "layers": config.layers, "num_features": config.num_features, "k": config.k, "input_norm": config.input_norm,
-        "decoder_bias": config.decoder_bias, "blend_into": config.blend_into,
-    }  # fmt: skip
+    if options.base is None:
+        return None
+    names = ("layers", "num_features", "k", "input_norm", "decoder_bias", "blend_into")
 
     def rows(domain: str | None, seed: int) -> Dataset:
         windows = training if domain is None else {domain: training[domain]}
         return concatenate_datasets(list(windows.values())).shuffle(seed=seed)
 
-    return BaselineModels(base, rows, size, epochs, folder)
+    size = {name: getattr(like.config, name) for name in names}
+    return BaselineModels(options.base, rows, size, options.epochs, options.output / "baselines")
+
+
+def _settings(options: _Options, texts: _Texts, models: _Models, baselines: BaselineModels | None) -> dict[str, Any]:
+    """Returns everything that results depend on. A result is kept for a run with the same settings."""
+    from .. import __version__
+    from ..evaluation.baselines.models import digest_of, digest_of_rows
+    from ..evaluation.comparable import tokens_of
+
+    learnt = [tokens_of(each) for each in options.models]
+    if baselines is not None:
+        _note_uneven(options, texts.training, learnt)
+    mfn = [*models.mfn, *models.no_rate]
+    groups = json.dumps(options.groups, sort_keys=True)
+    return {
+        "modeling_mfn": __version__, "models": options.models, "learnt_from_tokens": learnt,
+        "no_rate": options.no_rate, "alpha": [each.config.alpha for each in mfn], "k": models.mfn[0].config.k,
+        "base": options.base, "dense": options.dense, "source": options.source,
+        "text": options.texts, "train_text": options.train_texts, "concepts": list(options.groups),
+        "tokens": options.tokens, "train_tokens": options.train_tokens, "epochs": options.epochs,
+        "window": options.window, "seed": options.seed,
+        # a file can change under its name
+        "digests": [
+            *([] if baselines is None else [baselines.base_digest]),
+            *map(digest_of, [*mfn, *models.dense]),
+            *map(digest_of_rows, [*texts.held_out.values(), *texts.training.values()]),
+            hashlib.sha256(groups.encode()).hexdigest()[:16],
+        ],
+    }  # fmt: skip
+
+
+def _note_uneven(options: _Options, training: Mapping[str, Dataset], learnt: Sequence[int | None]) -> None:
+    """Prints a note if baselines learn from far more, or far fewer, tokens than a model did."""
+    rows = len(training[options.source]) if options.source else sum(map(len, training.values()))
+    read = options.epochs * options.window * rows
+    if uneven := [known for known in learnt if known and not 1 / UNEVEN < read / known < UNEVEN]:
+        note = f"a model learnt from {uneven[0]:,} tokens, and baselines learn from {read:,}"
+        console.print(f"{note}: --train-tokens and --epochs set how many", markup=False)
+
+
+def _evidence(
+    options: _Options, chosen: Sequence[str], texts: _Texts, models: _Models, baselines: BaselineModels | None
+) -> Evidence:
+    """Returns the study's evidence. Trains the baselines that are not there yet."""
+    from datasets import concatenate_datasets
+
+    from ..evaluation.result import MFN, NO_RATE_LOSS
+    from ..evaluation.study import Evidence
+
+    subjects: dict[str, Sequence[MFNForCausalLM]] = {MFN: models.mfn}
+    transfers: Mapping[str, Sequence[Transfer]] = {}
+    if models.no_rate:
+        subjects[NO_RATE_LOSS] = models.no_rate
+    if baselines is not None:
+        source = options.source if "P5" in chosen else None
+        stand_ins = None if source is None or models.dense else _frozen(baselines.base_model, models.mfn)
+        subjects |= baselines.subjects(len(models.mfn), options.source)
+        if source is not None:
+            targets = [name for name in texts.held_out if name != source]
+            transfers = baselines.transfers(source, targets, models.mfn, stand_ins or models.dense)
+    most = options.tokens // options.window
+    other = [rows.select(range(min(len(rows), most))) for rows in texts.training.values()]
+    return Evidence(
+        subjects=subjects,
+        held_out=texts.held_out,
+        tokenizer=models.tokenizer,
+        choosing=concatenate_datasets(other) if other else None,
+        groups=options.groups,
+        transfers=transfers,
+        seed=options.seed,
+    )
 
 
 def _frozen(base: PreTrainedModel, models: Sequence[MFNForCausalLM]) -> list[None]:
-    """What stands for dense models if backbones were not trained: the models themselves, at alpha = 0."""
+    """Returns `None` as the dense counterpart of each model, which stands for the model at alpha = 0.
+
+    Raises:
+        ValueError: if the backbone of a model was trained, so that a dense counterpart is needed.
+    """
     import torch
 
     weights = base.base_model.state_dict()
-    for number, model in enumerate(models):
+    for number, model in enumerate(models, start=1):
         own = model.model.backbone.state_dict()
         if any(not torch.equal(own[name], weight.to(own[name])) for name, weight in weights.items()):
             raise ValueError(
-                f"the backbone of model {number + 1} is not that of {base.name_or_path}: it learnt, too; give --dense, "
-                "a model without MFN layers that was trained on as long"
+                f"the backbone of model {number} is not that of {base.name_or_path}: it was trained, too; give "
+                "--dense, a model without MFN layers that was trained as long"
             )
     return [None] * len(models)
 
 
-__all__ = ["evaluate", "verdict_table"]
+def _write_perplexities(options: _Options, texts: _Texts, models: _Models, baselines: BaselineModels | None) -> None:
+    """Writes perplexities into the `evaluation.json` of each model that is a folder."""
+    from ..evaluation.measures.perplexity import perplexity_rows
+    from ..hub.evaluation_file import add_perplexities
+
+    base = None if baselines is None else baselines.base_model
+    for name, each in zip(options.models, models.mfn, strict=True):
+        if Path(name).is_dir():
+            add_perplexities(name, perplexity_rows(each, base, texts.held_out))
+
+
+__all__ = ["evaluate", "read_windows"]

@@ -1,1 +1,1 @@
-"""Measuring MFN models."""
+"""Evaluation of MFN models: the paper's five predictions with intervals, baselines and reports."""

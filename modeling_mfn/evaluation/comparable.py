@@ -1,13 +1,12 @@
-"""Whether models and texts can be held against each other, before anything is trained or measured."""
+"""Checks, before anything is trained or measured, that models and texts can be compared."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from transformers import AutoConfig
 
 from ..data.text import check_window
@@ -15,17 +14,22 @@ from ..model.configuration_mfn import MFNConfig
 from ..training.record import RECORD_FILE
 from ..utils.files import read_json
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 def check_alike(
     models: Sequence[str], no_rate: Sequence[str], base: str | None, dense: Sequence[str], window: int
 ) -> None:
-    """`ValueError` if MFN models are not of the same size, other models not of the size of their backbone, or windows
-    longer than what they read.
+    """Checks that models have the same size and can read windows of this length.
 
     Args:
-        models, no_rate: MFN models, folders or ids on the Hub.
-        base, dense: models of a plain architecture.
-        window: in tokens.
+        models, no_rate: MFN models, each a folder or a Hub id. All must have the size of the first.
+        base, dense: plain models, which must have the size of the first model's backbone.
+        window: tokens per window.
+
+    Raises:
+        ValueError: if a size differs, the first model is not an MFN model, or windows are too long for it.
     """
     first = AutoConfig.from_pretrained(models[0])
     if not isinstance(first, MFNConfig):
@@ -46,7 +50,9 @@ def _shape(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in names}
 
 
-def _check_same(name: str, expected: Mapping[str, Any], others: Sequence[str], describe: Any) -> None:
+def _check_same(
+    name: str, expected: Mapping[str, Any], others: Sequence[str], describe: Callable[[Any], dict[str, Any]]
+) -> None:
     for other in others:
         for what, value in describe(AutoConfig.from_pretrained(other)).items():
             if value != expected[what]:
@@ -54,11 +60,15 @@ def _check_same(name: str, expected: Mapping[str, Any], others: Sequence[str], d
 
 
 def check_held_out(held_out: Mapping[str, Dataset], training: Mapping[str, Dataset], window: int) -> None:
-    """`ValueError` if a text has fewer than two windows, or if most of them are windows of the training text, too.
+    """Checks that held-out texts are long enough and are not training text.
 
     Args:
-        held_out, training: domain -> windows.
-        window: tokens of each.
+        held_out: domain -> windows to measure on.
+        training: domain -> windows that baselines learn from.
+        window: tokens per window.
+
+    Raises:
+        ValueError: if a text has fewer than two windows, or most of its windows are training windows.
     """
     learnt = {tuple(row) for rows in training.values() for row in rows["input_ids"]}
     for name, rows in held_out.items():
@@ -73,7 +83,7 @@ def check_held_out(held_out: Mapping[str, Dataset], training: Mapping[str, Datas
 
 
 def tokens_of(model: str | os.PathLike[str]) -> int | None:
-    """That a model in a folder learnt from when it was trained last, without padding; `None` where that is unknown."""
+    """Returns the number of tokens in a model's last training without padding, or `None` if that is not recorded."""
     record = read_json(Path(model) / RECORD_FILE) or {}
     return record.get("tokens") or None
 

@@ -1,4 +1,12 @@
-"""Estimates with 95 % confidence intervals, by the bootstrap and by seeds."""
+"""Estimates with their 95 % confidence intervals.
+
+- [`mean`]: independent values, in groups that count alike (Student's t);
+- [`mean_of_pairs`]: values of pairs that share members;
+- [`bootstrap`]: any statistic of independent units, by resampling them;
+- [`resampling_weights`], [`percentile_interval`]: equal resamples for several models, so that differences are paired;
+- [`jackknife`]: any statistic of a text, from its values without one group of windows at a time;
+- [`difference`], [`differences_by_seed`]: two estimates compared.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
-
-def with_interval(replicates: np.ndarray) -> Estimate:
-    """The figure of all groups, the first of (1 + G,), with the interval of the mean of its jackknife
-    pseudo-values, G s - (G - 1) s_without_g, around it."""
-    whole, without = replicates[0], replicates[1:]
-    around = mean(len(without) * whole - (len(without) - 1) * without)
-    return Estimate(float(whole), *(float(whole) + end - around.value for end in (around.low, around.high)))
-
+from ..utils.extras import needs
 
 CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A figure and its interval of 95 %; NaN where there is none."""
+    """A number with the ends of its 95 % confidence interval, NaN where there is no interval."""
 
     value: float
     low: float = math.nan
@@ -33,38 +33,15 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g}{interval}"
 
 
-def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """A statistic of samples, with the percentile interval of 95 % from resampling them along their first axis.
-
-    Args:
-        statistic: takes the resampled samples, an array (n, ...) each, and gives a number.
-        samples: arrays (n, ...) of the same n independent units: windows of text, concepts, features. Several are
-            resampled together.
-    """
-    value, numbers = float(statistic(*samples)), np.arange(len(samples[0]))
-    if len(numbers) < 2:
-        return Estimate(value)
-    found = stats.bootstrap(
-        (numbers,),
-        lambda rows: statistic(*(of[rows] for of in samples)),
-        vectorized=False,
-        n_resamples=resamples,
-        batch=100,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=seed,
-    )
-    return Estimate(value, *map(float, found.confidence_interval))
-
-
 def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None) -> Estimate:
-    """The mean of independent values, NaN ones left out, with Student's t interval: a percentile bootstrap of ten
-    values is too narrow and holds their mean in 88 to 90 % of cases instead of 95.
+    """Mean of independent values with Student's t interval. NaN values are left out.
+
+    A percentile bootstrap of ten values would be too narrow: it holds their mean in 88 to 90 % of cases, not in 95.
 
     Args:
         values: (n,).
-        groups: (n,) what each belongs to. Each group counts as much as another, however many values it has; they are
-            taken to spread alike around their groups' means. By default all are of one.
+        groups: (n,) group of each value. Each group counts as much as another, however many values it has. Values are
+            taken to spread equally around the means of their groups. By default there is one group.
     """
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
@@ -78,20 +55,21 @@ def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Any] | np.ndarra
     if freedom == 0:
         return Estimate(value)
     variance = ((values - means[numbers]) ** 2).sum() / freedom
-    margin = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance * (1 / counts).sum()) / len(counts)
+    margin = _students_t(freedom) * math.sqrt(variance * (1 / counts).sum()) / len(counts)
     return Estimate(value, float(value - margin), float(value + margin))
 
 
 def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
-    """The mean of values that belong to pairs, NaN ones left out. Two pairs with an end in common are taken to be
-    correlated, in a way that their residuals tell: sums of products over all such couples of pairs are in the variance
-    (Fafchamps & Gubert 2007, "The formation of risk sharing networks"; Aronow et al. 2015), which is never less than
-    that of independent values. Of pairs without any end in common, all of one weight, the interval is `mean`'s.
+    """Mean of values that belong to pairs, such as the similarity of two features. NaN values are left out.
+
+    Two pairs with a member in common are correlated. The variance therefore includes the products of their residuals
+    (Fafchamps & Gubert 2007, "The formation of risk sharing networks"; Aronow et al. 2015). It is never less than the
+    variance of independent values. Pairs of equal weight that share no member get the interval of [`mean`].
 
     Args:
         values: (P,).
-        ends: (P, 2) int, numbers of what is paired.
-        weights: (P,), at least 0; equal ones by default.
+        ends: (P, 2) int, the two members of each pair.
+        weights: (P,), at least 0. Equal by default.
     """
     values = np.asarray(values, np.float64)
     weights = np.ones(len(values)) if weights is None else weights
@@ -100,36 +78,100 @@ def mean_of_pairs(values: np.ndarray, ends: np.ndarray, weights: np.ndarray | No
         return Estimate(math.nan)
     values, shares = values[known], weights[known] / weights[known].sum()
     value = float(shares @ values)
-    names, places = np.unique(ends[known], return_inverse=True)
-    independent = len(names) / 2  # pairs, if none of them had an end in common
+    members, places = np.unique(ends[known], return_inverse=True)
+    independent = len(members) / 2  # as many pairs as there would be if none shared a member
     if independent < 2:
         return Estimate(value)
     residuals = shares * (values - value)
-    at_ends = np.bincount(places.ravel(), np.repeat(residuals, 2))
+    of_members = np.bincount(places.ravel(), np.repeat(residuals, 2))
     alone = residuals @ residuals
-    variance = max(at_ends @ at_ends - alone, alone) * independent / (independent - 1)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, independent - 1) * math.sqrt(variance))
+    variance = max(of_members @ of_members - alone, alone) * independent / (independent - 1)
+    margin = float(_students_t(independent - 1) * math.sqrt(variance))
     return Estimate(value, value - margin, value + margin)
 
 
+def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Statistic of samples with the percentile interval from resampling their independent units.
+
+    Args:
+        statistic: function of the resampled samples that returns a number.
+        samples: arrays (n, ...) of the same n units: windows of text, concepts, features. They are resampled together.
+        resamples: number of resamples.
+        seed: seed of the resampling.
+    """
+    value, numbers = float(statistic(*samples)), np.arange(len(samples[0]))
+    if len(numbers) < 2:
+        return Estimate(value)
+    with needs("evaluate"):
+        from scipy import stats
+    found = stats.bootstrap(
+        (numbers,),
+        lambda rows: statistic(*(sample[rows] for sample in samples)),
+        vectorized=False,
+        n_resamples=resamples,
+        batch=100,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=seed,
+    )
+    return Estimate(value, *map(float, found.confidence_interval))
+
+
+def resampling_weights(n: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """(1 + R, n) weights of n units, whose product with the units' values is their mean and its bootstrap.
+
+    Each row has the sum 1: equal weights first, then those of R samples with replacement, NaN for a single unit.
+    """
+    samples = generator.multinomial(n, np.full(n, 1 / n), resamples) if n > 1 else np.full((resamples, n), np.nan)
+    return np.concatenate([np.ones((1, n)), samples]) / n
+
+
+def percentile_interval(draws: np.ndarray) -> Estimate:
+    """Value, the first of (1 + R,), with the percentile interval of its R resamples."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(draws[1:], [tail, 100 - tail])
+    return Estimate(float(draws[0]), float(low), float(high))
+
+
+def jackknife(replicates: np.ndarray) -> Estimate:
+    """Statistic of a text with the interval of its jackknife pseudo-values, G s - (G - 1) s_without_g (Tukey 1958).
+
+    Args:
+        replicates: (1 + G,), the statistic of all groups, then without each of the G groups.
+    """
+    whole, without = float(replicates[0]), replicates[1:]
+    spread = mean(len(without) * whole - (len(without) - 1) * without)
+    return Estimate(whole, whole + spread.low - spread.value, whole + spread.high - spread.value)
+
+
 def difference(ours: Estimate, theirs: Estimate) -> Estimate:
-    """Of two independent figures whose intervals are symmetric."""
+    """Difference of two independent estimates whose intervals are symmetric."""
     value, margin = ours.value - theirs.value, math.hypot(ours.high - ours.value, theirs.high - theirs.value)
     return Estimate(value, value - margin, value + margin)
 
 
-def less_by_seed(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Differences from the same seed of a baseline, or from the mean of its seeds where it lacks that one."""
+def differences_by_seed(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Difference of each seed from the same seed of a baseline, or from the baseline's mean where it lacks the seed."""
     average = float(np.mean(theirs))
     return [own - (theirs[seed] if seed < len(theirs) else average) for seed, own in enumerate(ours)]
 
 
+def _students_t(freedom: float) -> float:
+    """Half the width of the interval, in standard errors."""
+    with needs("evaluate"):
+        from scipy import stats
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
 __all__ = [
+    "CONFIDENCE",
     "Estimate",
     "bootstrap",
     "difference",
-    "less_by_seed",
+    "differences_by_seed",
+    "jackknife",
     "mean",
     "mean_of_pairs",
-    "with_interval",
+    "percentile_interval",
+    "resampling_weights",
 ]

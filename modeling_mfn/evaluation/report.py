@@ -1,4 +1,4 @@
-"""Results of predictions as files: one JSON each, figures, and a Markdown report of all of them."""
+"""Files of results: one JSON file and one figure per prediction, and a Markdown report of all predictions."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
+
 from ..utils.display import markdown_table
 from ..utils.files import write_whole
 from .figures import draw
 from .intervals import Estimate
-from .result import PredictionResult, estimates_of, plain
+from .result import MFN, Estimates, PredictionResult, estimates_of, plain
 
 REPORT, FIGURES, FURTHER = "report.md", "figures", "further.json"
-FORMATS = ("png", "svg")
 
 Measures = dict[str, dict[str, dict[str, Estimate]]]
-"""Title -> subject -> name -> figure: what is measured beside the predictions."""
+"""Title of a table -> subject -> name -> estimate, for what is measured next to the predictions."""
 
 
 def save_result(result: PredictionResult, settings: Mapping[str, Any], folder: Path) -> None:
-    """Writes `<prediction>.json`, the result with the settings that made it, and its figures as PNG and SVG."""
+    """Writes `<prediction>.json`, the result with its settings, and then its figure as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": dict(settings), **result.to_json()}
-    for file in _figure_files(result.prediction, folder):
-        file.unlink(missing_ok=True)
-    # before its figures: whatever fails in drawing must not cost the measurement
+    _figure_file(result.prediction, folder).unlink(missing_ok=True)
+    # the measurement is written before its figure, so that an error in drawing does not lose it
     write_whole(folder / f"{result.prediction}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
-    complete_figures(result, folder)
+    complete_figure(result, folder)
 
 
-def complete_figures(result: PredictionResult, folder: Path) -> None:
-    """Draws what there is no file of, after a run that ended in between."""
-    if missing := [file for file in _figure_files(result.prediction, folder) if not file.exists()]:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        figure = draw(result)
-        for file in missing:
-            drawn = BytesIO()
-            figure.savefig(drawn, format=file.suffix[1:], dpi=120)
-            write_whole(file, drawn.getvalue())
+def complete_figure(result: PredictionResult, folder: Path) -> None:
+    """Draws the figure if there is no file of it, as after an interrupted run."""
+    file = _figure_file(result.prediction, folder)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        drawn = BytesIO()
+        draw(result).savefig(drawn, format="svg", metadata={"Date": None})
+        write_whole(file, drawn.getvalue())
 
 
-def _figure_files(prediction: str, folder: Path) -> list[Path]:
-    return [folder / FIGURES / f"{prediction}.{ending}" for ending in FORMATS]
+def _figure_file(prediction: str, folder: Path) -> Path:
+    return folder / FIGURES / f"{prediction}.svg"
 
 
 def load_result(prediction: str, settings: Mapping[str, Any], folder: Path) -> PredictionResult | None:
-    """The result that `save_result` wrote; `None` if there is none, or if other settings made it."""
+    """Returns the result that `save_result` wrote, or `None` if there is none or other settings made it."""
     record = _read(folder / f"{prediction}.json", settings)
     return None if record is None else PredictionResult.from_json(record)
 
@@ -69,61 +69,76 @@ def save_further(measures: Measures, settings: Mapping[str, Any], folder: Path) 
 
 
 def load_further(settings: Mapping[str, Any], folder: Path) -> Measures | None:
-    """What `save_further` wrote with the same settings, if it did."""
+    """Returns the measures that `save_further` wrote, or `None` if there are none or other settings made them."""
     record = _read(folder / FURTHER, settings)
-    return None if record is None else {title: estimates_of(of) for title, of in record["measures"].items()}
+    return None if record is None else {title: estimates_of(table) for title, table in record["measures"].items()}
 
 
 def write_report(
     results: Sequence[PredictionResult], further: Measures | None, settings: Mapping[str, Any], folder: Path
 ) -> Path:
-    """Writes `report.md`, which this returns: the verdicts, each prediction's figures by subject, further measures if
-    there are any."""
+    """Writes `report.md`: settings, outcomes, the estimates of each prediction by subject, and further measures.
+
+    Returns:
+        The file.
+    """
     parts = ["# The paper's five predictions", _settings(settings), verdicts(results)]
     for result in results:
         parts += [f"## {result.prediction}: {result.claim}", f"**{result.outcome}.** {result.reason}"]
         paper = result.paper_criterion
         parts += [f"Criterion: {result.criterion}", f"The paper's own: {paper.criterion} **{paper}**."]
         if result.figures:
-            parts += [_table(result.figures), f"![{result.prediction}]({FIGURES}/{result.prediction}.png)"]
-    for title, figures in (further or {}).items():
-        parts += [f"## {title}", _table(figures)]
+            parts += [_table(result.figures), f"![{result.prediction}]({FIGURES}/{result.prediction}.svg)"]
+    for title, estimates in (further or {}).items():
+        parts += [f"## {title}", _table(estimates)]
     file = folder / REPORT
     write_whole(file, "\n\n".join(parts) + "\n")
     return file
 
 
-def verdicts(results: Sequence[PredictionResult], subject: str = "MFN") -> str:
-    """The table of verdicts in Markdown: of each prediction what was found, the figure that decided with its interval,
-    the baseline's, and whether the paper's own criterion is met."""
+def verdicts(results: Sequence[PredictionResult], subject: str = MFN) -> str:
+    """Returns a Markdown table of outcomes.
+
+    Each row has the estimate that decided, the baseline's, and the paper's own criterion.
+    """
     rows = []
     for result in results:
-        figure, own, against = deciding(result, subject)
-        headline = f"{figure}: {own}" if own else ""
-        rows.append(
-            [f"**{result.prediction}** {result.claim}", result.outcome, headline, against, str(result.paper_criterion)]
-        )
+        name, ours, theirs = deciding(result, subject)
+        headline = f"{name}: {ours}" if ours else ""
+        claim = f"**{result.prediction}** {result.claim}"
+        rows.append([claim, result.outcome, headline, theirs, str(result.paper_criterion)])
     return markdown_table(
         ["prediction", "outcome", "figure that decided [95 %]", "baseline", "the paper's own criterion"], rows
     )
 
 
-def deciding(result: PredictionResult, subject: str = "MFN") -> tuple[str, str, str]:
-    """The name of the figure that decided, what it is of a subject with its interval, and what of the baseline; empty
-    where there is none."""
-    own, baseline = (result.figures.get(name, {}).get(result.headline) for name in (subject, result.baseline))
-    against = "" if baseline is None else f"{result.baseline}: {baseline}"
-    return result.headline.replace("_", " "), "" if own is None else str(own), against
+def verdict_table(results: Sequence[PredictionResult]) -> Table:
+    """Returns a table of outcomes for the terminal: the reason of each, and the paper's own criterion."""
+    table = Table("prediction", "outcome", "because", "the paper's own criterion", show_lines=True)
+    for result in results:
+        claim, reason, paper = f"{result.prediction} {result.claim}", result.reason, str(result.paper_criterion)
+        table.add_row(Text(claim), result.outcome, Text(reason), Text(paper))
+    return table
 
 
-def _table(figures: Mapping[str, Mapping[str, Estimate]]) -> str:
-    names = list(dict.fromkeys(name for of in figures.values() for name in of))
-    rows = [[name.replace("_", " "), *(_cell(of.get(name)) for of in figures.values())] for name in names]
-    return markdown_table(["", *figures], rows)
+def deciding(result: PredictionResult, subject: str = MFN) -> tuple[str, str, str]:
+    """Returns the measure that decided, its estimate for a subject, and its estimate for the baseline.
+
+    An estimate that does not exist is an empty string.
+    """
+    ours, theirs = (result.figures.get(name, {}).get(result.headline) for name in (subject, result.baseline))
+    against = "" if theirs is None else f"{result.baseline}: {theirs}"
+    return result.headline.replace("_", " "), "" if ours is None else str(ours), against
 
 
-def _cell(figure: Estimate | None) -> str:
-    return "" if figure is None else "-" if math.isnan(figure.value) else str(figure)
+def _table(estimates: Estimates) -> str:
+    names = list(dict.fromkeys(name for own in estimates.values() for name in own))
+    rows = [[name.replace("_", " "), *(_cell(own.get(name)) for own in estimates.values())] for name in names]
+    return markdown_table(["", *estimates], rows)
+
+
+def _cell(estimate: Estimate | None) -> str:
+    return "" if estimate is None else "-" if math.isnan(estimate.value) else str(estimate)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -136,12 +151,13 @@ def _text(value: Any) -> str:
 
 __all__ = [
     "Measures",
-    "complete_figures",
+    "complete_figure",
     "deciding",
     "load_further",
     "load_result",
     "save_further",
     "save_result",
+    "verdict_table",
     "verdicts",
     "write_report",
 ]

@@ -1,60 +1,68 @@
-"""What a prediction's measurement is: figures with their intervals, of the MFN models and of each baseline."""
+"""Result of measuring a prediction: estimates of the MFN models and of each baseline, and the outcome."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..model.modeling_mfn import MFNForCausalLM
 from .intervals import Estimate
 
+if TYPE_CHECKING:
+    from ..model.modeling_mfn import MFNForCausalLM
+
 MFN, POST_HOC_SAE, RANDOM_SAE, NO_RATE_LOSS = "MFN", "post-hoc SAE", "random SAE", "MFN without rate loss"
+FINE_TUNED_SAE, RESIDUAL_STREAM = "fine-tuned SAE", "residual stream"
+"""Names of subjects, for which estimates are made.
 
+A post-hoc SAE is an `MFNForCausalLM`, too: the frozen base model at alpha = 0, whose MFN layers learnt reconstruction
+alone. At alpha = 1 the SAE is spliced in.
+"""
 
-RESIDUAL_STREAM = "residual stream"
-"""What a figure can be of. A post-hoc SAE is an `MFNForCausalLM`, too: the frozen base model, at alpha = 0, whose MFN
-layers were trained to reconstruct and nothing else. At alpha = 1 it is the SAE spliced in."""
+Subjects = Mapping[str, Sequence["MFNForCausalLM"]]
+"""Name of a subject -> its models, one per seed. All have MFN layers in the same blocks and the same m and k."""
 
-
-Subjects = Mapping[str, Sequence[MFNForCausalLM]]
-"""Name, one of the above -> its models, one a seed, all with MFN layers in the same blocks and of the same m and k."""
-
+Estimates = Mapping[str, Mapping[str, Estimate]]
+"""Subject -> name of a measure -> estimate."""
 
 Outcome = Literal["confirmed", "partly", "not confirmed", "not measured"]
 
 
 @dataclass(frozen=True)
 class PaperCriterion:
-    """What the paper's own table (section 7) asks for. The paper says nothing of intervals: the figure by itself meets
-    it or not."""
+    """Criterion of the paper's own table (section 7).
+
+    The paper does not mention intervals: the value alone meets the criterion or does not.
+    """
 
     criterion: str
     met: bool | None
     """`None` where it was not measured."""
     name: str
-    """Of the figure."""
+    """Name of the measure."""
     figure: Estimate
+    """Estimate of the MFN models."""
     baseline: str
-    """The subject that the paper compares with."""
+    """Subject that the paper compares with."""
     baseline_figure: Estimate
+    """Estimate of the baseline."""
 
     @classmethod
     def judged(
         cls,
         criterion: str,
-        figures: Mapping[str, Mapping[str, Estimate]],
+        figures: Estimates,
         name: str,
         meets: Callable[[float], bool],
         baseline: str,
     ) -> PaperCriterion:
-        """Of the figure `name` of the MFN models; NaN stands for a subject that was not measured."""
-        figure, against = (figures.get(subject, {}).get(name, Estimate(math.nan)) for subject in (MFN, baseline))
-        met = None if math.isnan(figure.value) else meets(figure.value)
-        return cls(criterion, met, name, figure, baseline, against)
+        """Applies `meets` to the value of the MFN models. A subject that was not measured has NaN."""
+        ours, theirs = (figures.get(subject, {}).get(name, Estimate(math.nan)) for subject in (MFN, baseline))
+        met = None if math.isnan(ours.value) else meets(ours.value)
+        return cls(criterion, met, name, ours, baseline, theirs)
 
     def __str__(self) -> str:
         if self.met is None:
@@ -70,42 +78,42 @@ class PredictionResult:
     prediction: str
     """`P1` to `P5`."""
     claim: str
-    """What the paper predicts."""
+    """Prediction of the paper."""
     criterion: str
-    """When it counts as confirmed, and when as partly so."""
+    """Conditions for the outcomes "confirmed" and "partly"."""
     outcome: Outcome
     reason: str
-    """A sentence: which figure decided, and by how much."""
+    """Sentence with the estimates that decided."""
     headline: str
-    """The name of the figure that decided."""
+    """Name of the measure that decided."""
     figures: dict[str, dict[str, Estimate]]
-    """Subject -> name -> figure, averaged over layers and seeds."""
+    """Subject -> name of a measure -> estimate, averaged over layers and seeds."""
     baseline: str
-    """The subject that the headline is compared with."""
+    """Subject that the headline is compared with."""
     paper_criterion: PaperCriterion
-    """The paper's own, beside the stricter `criterion`."""
+    """The paper's own criterion, next to the stricter `criterion`."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else was measured: by layer, by seed, curves. JSON's types and `Estimate`s alone."""
+    """Further measures: by layer, by seed, curves. Types of JSON and `Estimate` only."""
 
     def to_json(self) -> dict[str, Any]:
-        """Figures become `{"value", "low", "high"}`, and what is not finite null."""
+        """Returns the fields in types of JSON.
+
+        Estimates become `{"value", "low", "high"}`; what is not finite becomes null.
+        """
         return {name: plain(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PredictionResult:
-        """The result that `to_json` made the record of; figures in `details` stay mappings."""
-        paper = record["paper_criterion"]
-        figures = {name: _estimate_of(paper[name]) for name in ("figure", "baseline_figure")}
-        changed = {
-            "figures": estimates_of(record["figures"]),
-            "paper_criterion": PaperCriterion(**{**paper, **figures}),
-        }
-        return cls(**{**record, **changed})
+        """Returns the result that `to_json` made the record from. Estimates in `details` stay mappings."""
+        paper = dict(record["paper_criterion"])
+        paper |= {name: _estimate_of(paper[name]) for name in ("figure", "baseline_figure")}
+        figures = estimates_of(record["figures"])
+        return cls(**{**record, "figures": figures, "paper_criterion": PaperCriterion(**paper)})
 
 
 def estimates_of(record: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
-    """Subject -> name -> figure, of what `plain` made of it."""
-    return {subject: {name: _estimate_of(of) for name, of in own.items()} for subject, own in record.items()}
+    """Returns the estimates by subject and name that [`plain`] made the record from."""
+    return {subject: {name: _estimate_of(part) for name, part in own.items()} for subject, own in record.items()}
 
 
 def _estimate_of(record: Mapping[str, Any]) -> Estimate:
@@ -113,7 +121,7 @@ def _estimate_of(record: Mapping[str, Any]) -> Estimate:
 
 
 def plain(value: Any) -> Any:
-    """Figures and numpy's numbers as what JSON has."""
+    """Returns the value with estimates and NumPy numbers, at any depth, in types of JSON."""
     if isinstance(value, Estimate):
         return {name: plain(part) for name, part in value._asdict().items()}
     if isinstance(value, Mapping):
@@ -126,6 +134,14 @@ def plain(value: Any) -> Any:
 
 
 __all__ = [
+    "FINE_TUNED_SAE",
+    "MFN",
+    "NO_RATE_LOSS",
+    "POST_HOC_SAE",
+    "RANDOM_SAE",
+    "RESIDUAL_STREAM",
+    "Estimates",
+    "Outcome",
     "PaperCriterion",
     "PredictionResult",
     "Subjects",

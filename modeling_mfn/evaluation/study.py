@@ -1,4 +1,4 @@
-"""All that predictions are measured on, brought together once; and the measuring, one result a prediction."""
+"""Study of the five predictions: the evidence that they share, and the measurement of one after the other."""
 
 from __future__ import annotations
 
@@ -15,45 +15,62 @@ from ..data.windows import Windows
 from ..features.labelling.concepts import Concepts
 from .measures.code_stability import code_stability
 from .measures.probe_transfer import probes_across
-from .measures.tasks import Limits, Task, formatting_tasks, without_task, word_tasks
+from .measures.tasks import Limits, Task, formatting_tasks, judged, without_task, word_tasks
 from .predictions.p1_firing_rates import firing_rate_calibration
-from .predictions.p2_probe_purity import judged, probe_purity
+from .predictions.p2_probe_purity import probe_purity
 from .predictions.p3_seed_alignment import cross_seed_alignment
 from .predictions.p4_interventions import intervention_predictability
 from .predictions.p5_transfer import Transfer, transfer_gap
-from .report import Measures, complete_figures, load_further, load_result, save_further, save_result, write_report
+from .report import Measures, complete_figure, load_further, load_result, save_further, save_result, write_report
 from .result import PredictionResult, Subjects
 
 STABILITY_WINDOWS = 48
+"""Approximate number of windows for the stability of codes."""
 MAX_TOKENS = 98_304
-"""Held-out tokens that rates, alignment and transfer are measured on where there are more. Probes need all: words of a
-concept are rare."""
+"""Held-out tokens for firing rates, alignment and transfer. Probes use all: words of a concept are rare."""
 SHARED_LIMITS = Limits(tokens=1600, least_tokens=80)
-"""Of tasks that several domains share."""
+"""Limits of tasks whose tokens several domains share."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Models and texts. What a prediction lacks, it reports as not measured."""
+    """Models and texts. A prediction that lacks some of them is reported as not measured."""
 
     subjects: Subjects
     held_out: Mapping[str, Dataset]
     """Domain -> windows of text that no model was trained on."""
     tokenizer: Any
     choosing: Dataset | None = None
-    """Windows of other text, for what is chosen and not judged: the matching of P3. Without it, that is done on every
-    second held-out window, and judged on the others."""
+    """Windows of other text, on which P3 chooses its matching.
+
+    By default P3 chooses on every second held-out window and is judged on the others.
+    """
     groups: Mapping[str, Concepts] = field(default_factory=dict)
-    """Name of a group -> its concepts, for the probes of P2; those of formatting need none."""
+    """Name of a group -> its concepts, for the probes of P2. Probes of formatting need none."""
     transfers: Mapping[str, Sequence[Transfer]] = field(default_factory=dict)
     """Subject -> its models that learnt from one domain, for P5."""
     seed: int = 0
-    """Of samples, probes and bootstraps."""
+    """Seed of samples, probes and bootstraps."""
 
     @property
     def windows(self) -> Dataset:
-        """The held-out windows of all domains."""
+        """Held-out windows of all domains, one domain after the other."""
         return concatenate_datasets(list(self.held_out.values()))
+
+    def tasks(self, windows: Windows, limits: Limits | None = None) -> list[Task]:
+        """Returns the tasks of words and of formatting in the held-out windows of all domains."""
+        domains = [domain for domain, rows in self.held_out.items() for _ in range(len(rows))]
+        words = word_tasks(self.groups, windows, self.tokenizer, sources=domains, limits=limits, seed=self.seed)
+        formats = formatting_tasks(windows, self.tokenizer, sources=domains, limits=limits, seed=self.seed)
+        return words + formats
+
+
+def spread(windows: Dataset, tokens: int) -> Dataset:
+    """Returns windows that lie evenly among all, with at most this number of tokens but at least one window."""
+    most = max(1, tokens // len(windows[0]["input_ids"]))
+    if len(windows) <= most:
+        return windows
+    return windows.select(np.linspace(0, len(windows) - 1, most).round().astype(int))
 
 
 def _p1(evidence: Evidence) -> PredictionResult:
@@ -62,7 +79,7 @@ def _p1(evidence: Evidence) -> PredictionResult:
 
 def _p2(evidence: Evidence) -> PredictionResult:
     windows = evidence.windows
-    tasks = _tasks(evidence, windows)
+    tasks = evidence.tasks(windows)
     untested = without_task(evidence.groups, tasks)
     return probe_purity(evidence.subjects, windows, tasks, untested=untested, seed=evidence.seed)
 
@@ -76,14 +93,6 @@ def _p3(evidence: Evidence) -> PredictionResult:
     return cross_seed_alignment(evidence.subjects, windows, choosing, seed=evidence.seed)
 
 
-def spread(windows: Dataset, tokens: int) -> Dataset:
-    """At most so many tokens, but for the windows' length: windows that lie evenly among all."""
-    most = max(1, tokens // len(windows[0]["input_ids"]))
-    if len(windows) <= most:
-        return windows
-    return windows.select(np.linspace(0, len(windows) - 1, most).round().astype(int))
-
-
 def _p4(evidence: Evidence) -> PredictionResult:
     return intervention_predictability(evidence.subjects, evidence.windows, seed=evidence.seed)
 
@@ -91,7 +100,7 @@ def _p4(evidence: Evidence) -> PredictionResult:
 def _p5(evidence: Evidence) -> PredictionResult:
     probes, tasks, held_out = None, [], evidence.held_out
     if evidence.transfers:
-        tasks = _tasks(evidence, evidence.windows, SHARED_LIMITS)
+        tasks = evidence.tasks(evidence.windows, SHARED_LIMITS)
         tasks = [task for task, counts in zip(tasks, judged(tasks), strict=True) if counts]
         probes = probes_across(held_out, tasks) if tasks else None
     few = {domain: spread(rows, MAX_TOKENS // len(held_out)) for domain, rows in held_out.items()}
@@ -99,21 +108,18 @@ def _p5(evidence: Evidence) -> PredictionResult:
     return transfer_gap(evidence.transfers, few, probes=probes, concepts=concepts, seed=evidence.seed)
 
 
-def _tasks(evidence: Evidence, windows: Windows, limits: Limits | None = None) -> list[Task]:
-    """Of the windows of all domains, one domain after the other."""
-    tokenizer, seed = evidence.tokenizer, evidence.seed
-    domains = [domain for domain, rows in evidence.held_out.items() for _ in range(len(rows))]
-    tasks = word_tasks(evidence.groups, windows, tokenizer, sources=domains, limits=limits, seed=seed)
-    return tasks + formatting_tasks(windows, tokenizer, sources=domains, limits=limits, seed=seed)
-
-
 PREDICTIONS: dict[str, Callable[[Evidence], PredictionResult]] = {
     "P1": _p1, "P2": _p2, "P3": _p3, "P4": _p4, "P5": _p5,
 }  # fmt: skip
+"""Name of a prediction -> the function that measures it."""
 
 
 def check_predictions(names: Sequence[str]) -> list[str]:
-    """The names in order; `ValueError` if one is none of the five, or there is none."""
+    """Returns the names in order.
+
+    Raises:
+        ValueError: if there is none, or one is not among the five.
+    """
     unknown = [name for name in names if name not in PREDICTIONS]
     if unknown or not names:
         raise ValueError(f"predictions are {', '.join(names) or 'none'}; give some of {', '.join(PREDICTIONS)}")
@@ -123,16 +129,17 @@ def check_predictions(names: Sequence[str]) -> list[str]:
 def measure_predictions(
     evidence: Evidence, names: Sequence[str], settings: Mapping[str, Any], folder: Path, commit: str | None = None
 ) -> list[PredictionResult]:
-    """Measures predictions, and writes each as soon as it is there, and the report with it.
+    """Measures predictions. Writes each result, and the report with it, as soon as it is known.
+
+    A result in the folder that was measured with the same settings is kept.
 
     Args:
         evidence: models and texts.
         names: some of `PREDICTIONS`.
-        settings: JSON's types alone, what the evidence was made from: a result that is there already is taken if it was
-            measured with the same.
-        folder: gets `<prediction>.json`, `further.json`, `figures/` and `report.md`, which has all that was measured
-            with these settings.
-        commit: of the code that measures; goes into the details of each result, if there is one.
+        settings: what the evidence was made from, in types of JSON.
+        folder: folder for `<prediction>.json`, `further.json`, `figures/` and `report.md`. The report has everything
+            that was measured with these settings.
+        commit: commit of the code that measures, for the details of each result.
     """
     results: dict[str, PredictionResult] = {}
 
@@ -149,7 +156,7 @@ def measure_predictions(
                 result.details["commit"] = commit
             save_result(result, settings, folder)
         else:
-            complete_figures(result, folder)
+            complete_figure(result, folder)
         results[name] = result
         report(further)
     if further is None:
@@ -160,15 +167,15 @@ def measure_predictions(
 
 
 def further_measures(evidence: Evidence) -> Measures:
-    """Stability of codes, which section 7 of the paper names next to the five predictions."""
+    """Measures the stability of codes, which section 7 of the paper names next to the five predictions."""
     windows = list(evidence.windows)
-    stability = code_stability(evidence.subjects, windows[:: max(1, len(windows) // STABILITY_WINDOWS)]).figures
+    found = code_stability(evidence.subjects, windows[:: max(1, len(windows) // STABILITY_WINDOWS)]).figures
     return {
         "Stability of codes": {
-            subject: {f"{figure}, {what}": value for what, of in found.items() for figure, value in of.items()}
-            for subject, found in stability.items()
+            subject: {f"{name}, {kind}": value for kind, of in kinds.items() for name, value in of.items()}
+            for subject, kinds in found.items()
         }
     }
 
 
-__all__ = ["PREDICTIONS", "Evidence", "check_predictions", "further_measures", "measure_predictions"]
+__all__ = ["PREDICTIONS", "Evidence", "check_predictions", "further_measures", "measure_predictions", "spread"]

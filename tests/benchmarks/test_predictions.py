@@ -18,11 +18,10 @@ from benchmarks.small import predictions, recipes, remedies, sensitivity
 from modeling_mfn.evaluation.baselines import models as baseline_models
 from modeling_mfn.evaluation.baselines import saes as baselines
 from modeling_mfn.evaluation.measures.perplexity import perplexity
+from modeling_mfn.evaluation.measures.probe_scores import probe_model
 from modeling_mfn.evaluation.measures.tasks import Task
-from modeling_mfn.evaluation.predictions.p2_probe_purity import probe_model
 from modeling_mfn.evaluation.predictions.p3_seed_alignment import cross_seed_alignment
-from modeling_mfn.evaluation.predictions.p5_transfer import FINE_TUNED_SAE
-from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE, plain
+from modeling_mfn.evaluation.result import FINE_TUNED_SAE, MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE, plain
 
 WINDOW = 16
 

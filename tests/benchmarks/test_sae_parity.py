@@ -10,7 +10,7 @@ from conftest import HIDDEN, make_base
 from benchmarks.common import corpora, small_models
 from benchmarks.smollm2 import sae_parity, sparsify_baseline
 from modeling_mfn.evaluation.baselines.saes import training_order
-from modeling_mfn.evaluation.measures.perplexity import reconstruction_errors
+from modeling_mfn.evaluation.measures.reconstruction import reconstruction_errors
 
 
 def explained(sae, windows):

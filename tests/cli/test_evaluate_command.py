@@ -1,4 +1,4 @@
-"""`mfn evaluate` as a user runs it, on tiny models; and what it refuses."""
+"""`mfn evaluate` on tiny models, as a user runs it, and its errors."""
 
 import json
 import random
@@ -22,7 +22,7 @@ WORDS = {"people": ["king", "queen", "lord", "him"], "places": ["tower", "town"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny base model, two MFN models made from it, and verse of two domains: whole, and without the queen."""
+    """Writes a tiny base model, two MFN models made from it, and verse of two domains: whole, and without the queen."""
     folder = tmp_path_factory.mktemp("evaluate")
     shuffled = random.Random(0)
     for name in ("court", "court-train", "town", "town-train"):
@@ -53,7 +53,7 @@ def baselines(folder, *names):
     return ["--base", folder / "base", *texts, "--train-tokens", 1024]
 
 
-def test_all_five_are_measured_beside_baselines_and_what_is_there_stays(folder, tmp_path, capsys, monkeypatch):
+def test_all_five_are_measured_with_baselines_and_kept(folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     options = [*baselines(folder, "court", "town"), "--source", "court", "--output", out]
     options += ["--no-rate", folder / "mfn-1", "--concepts", folder / "concepts.json"]
@@ -90,7 +90,7 @@ def test_what_is_not_given_is_not_measured(folder, tmp_path):
 
 
 def test_another_k_or_base_is_measured_again(folder, tmp_path, monkeypatch, capsys):
-    """Though names of models, weights of the one and path of the other are what they were."""
+    """Results are not kept although the names of models stay."""
     mfn, base = (shutil.copytree(folder / name, tmp_path / name) for name in ("mfn-0", "base"))
     (mfn / "training_record.json").write_text(json.dumps({"tokens": 7_000_000}))
     measured, measure = [], PREDICTIONS["P3"]
@@ -107,12 +107,12 @@ def test_another_k_or_base_is_measured_again(folder, tmp_path, monkeypatch, caps
             assert len(measured) == expected
     settings = json.loads((tmp_path / "out/P3.json").read_text())["settings"]
     assert (settings["k"], settings["alpha"], settings["learnt_from_tokens"]) == (2, [1.0], [7_000_000])
-    note = "there are models that learnt from 7,000,000 tokens, and baselines learn from 1,024"
+    note = "a model learnt from 7,000,000 tokens, and baselines learn from 1,024"
     assert note in " ".join(capsys.readouterr().out.split())
 
 
 def test_perplexities_go_into_the_models_card(folder, tmp_path):
-    """Against transformers' own loss; figures of other text stay, and older ones of the same do not."""
+    """Compares with the loss of transformers. Perplexities of other text stay; older ones of this text are replaced."""
     mfn = tmp_path / "mfn"
     model = MFNForCausalLM.from_pretrained(folder / "mfn-0")
     model.set_blend(0.5)
@@ -167,7 +167,7 @@ def test_what_was_measured_is_reported_though_another_prediction_fails(folder, t
         (["--source", "court"], "source is given without base"),
         (["--base", "{0}/base", "--train-text", "town={0}/town.txt", "--source", "court"], "source is 'court'"),
         (["--text", "court={0}/town.txt"], "two texts are of domain 'court'"),
-        (["--text", "=x"], "'=x' is no text"),
+        (["--text", "=x"], "'=x' is not a text"),
         (["--text", "other={0}/other.txt"], "other.txt"),
         (["--concepts", "{0}/court.txt"], "court.txt"),
         (["--output", "{0}/court.txt"], "court.txt is a file"),
@@ -188,7 +188,7 @@ def test_what_was_measured_is_reported_though_another_prediction_fails(folder, t
         ),
         (
             ["--base", "{0}/other", *OF_BOTH, "--source", "court"],
-            "the backbone of model 1 is not that of {0}/other: it learnt, too; give --dense",
+            "the backbone of model 1 is not that of {0}/other: it was trained, too; give --dense",
         ),
     ],
 )

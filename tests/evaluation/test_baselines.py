@@ -1,4 +1,4 @@
-"""Post-hoc SAEs: the base model to the bit, and a dictionary that is found again."""
+"""Post-hoc SAEs equal the base model bit for bit, and recover a planted dictionary."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from modeling_mfn.evaluation.baselines import saes as baselines
 from modeling_mfn.evaluation.baselines.saes import fine_tune_sae, post_hoc_sae, random_sae, train_sae, training_order
-from modeling_mfn.evaluation.measures.perplexity import reconstruction_errors
+from modeling_mfn.evaluation.measures.reconstruction import reconstruction_errors
 from modeling_mfn.model.modes import at_alpha
 from modeling_mfn.training.activation_cache import ActivationCache
 
@@ -22,7 +22,7 @@ def small_batches(monkeypatch):
 
 
 def text(rows=160, length=32, low=3, high=96, seed=0):
-    """Windows of tokens of a part of the vocabulary, the domain."""
+    """Windows of tokens from a part of the vocabulary, the domain."""
     ids = np.random.default_rng(seed).integers(low, high, (rows, length))
     return Dataset.from_dict({"input_ids": ids.tolist()})
 
@@ -56,7 +56,7 @@ def test_an_sae_is_its_base_to_the_bit_and_explains_more_than_before(base, tmp_p
 
 
 def test_a_seed_and_a_cache(base, tmp_path):
-    """Equal seeds are equal to the bit, from a cache that was there, too; others begin and go another way."""
+    """Equal seeds are equal bit for bit, also from an existing cache. Other seeds differ in directions and order."""
     train = text(40)
     sae = post_hoc_sae(base, train, seed=1, **SIZE)
     cache = ActivationCache.write(sae, train, tmp_path)
@@ -79,7 +79,7 @@ def test_a_fine_tuned_sae_is_another_one_that_knows_the_new_domain(base):
 
 
 class Planted(torch.utils.data.Dataset):
-    """Residual streams that are sums of a few of 48 directions, as an `ActivationCache` would hold them."""
+    """Cache of residual streams, each the sum of a few of 48 directions."""
 
     def __init__(self, rows, length=32, active=3, seed=0):
         generator = torch.Generator().manual_seed(5)

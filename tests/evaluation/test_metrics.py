@@ -1,4 +1,4 @@
-"""The `evaluate` modules: loaded without a network, against closed forms, and against the package's own figures."""
+"""The `evaluate` metrics load without a network and agree with closed forms and with the package's own measures."""
 
 import doctest
 import math
@@ -14,7 +14,7 @@ from datasets import Dataset
 from huggingface_hub import SpaceCard
 from scipy.linalg import hadamard
 
-from modeling_mfn.evaluation.measures.firing_rates import rate_figures
+from modeling_mfn.evaluation.measures.firing_rates import rate_measures
 from modeling_mfn.evaluation.metrics import NAMES, path
 from modeling_mfn.evaluation.predictions.p5_transfer import _of_training
 from modeling_mfn.features.comparison import compare_features
@@ -71,11 +71,11 @@ def test_outputs_are_what_the_cards_list(load):
 @pytest.mark.parametrize("rates", [np.full(9, 0.25), np.linspace(0, 0.9, 40) ** 3, np.eye(1, 8)[0]])
 def test_firing_rates_are_judged_as_p1_does(load, rates):
     found = load("firing_rate_calibration").compute(predictions=rates, rho=0.25)
-    assert list(found.values()) == pytest.approx(list(rate_figures(rates, 0.25).values()))
+    assert list(found.values()) == pytest.approx(list(rate_measures(rates, 0.25).values()))
 
 
 def test_firing_rates_in_closed_form(load):
-    """Rates 0 and 2 rho, half and half, rho being their mean: std rho, CV 1, evenness of half the features."""
+    """Half of the rates are 0 and half are 2 rho: std rho, CV 1, and the evenness of half the features."""
     found = load("firing_rate_calibration").compute(predictions=np.tile([0.0, 0.2], 8))
     kl = (-math.log(0.9) + 0.2 * math.log(2) + 0.8 * math.log(0.8 / 0.9)) / 2
     expected = {"active_features": 1.6, "mean": 0.1, "std": 0.1, "coefficient_of_variation": 1, "kl": kl}
@@ -83,7 +83,7 @@ def test_firing_rates_in_closed_form(load):
 
 
 def test_probe_purity_counts_pairs_in_the_right_order(load):
-    """Positives at 2 and 4 among negatives at 1 and 3: three of four pairs; the baseline has ties, half a pair each."""
+    """Positives at 2 and 4, negatives at 1 and 3: three of four pairs are in order. Ties of the baseline count half."""
     found = load("probe_purity").compute(predictions=[2, 4, 1, 3], references=[1, 1, 0, 0], baseline=[1, 1, 1, 1])
     precision = (1 + 2 / 3) / 2
     expected = {"auroc": 0.75, "average_precision": precision, "baseline_auroc": 0.5, "gain": 0.5}
@@ -91,7 +91,7 @@ def test_probe_purity_counts_pairs_in_the_right_order(load):
 
 
 def test_cross_seed_alignment_of_orthogonal_columns(load):
-    """Two of four features shared, the others uncorrelated: CKA 2/4, half of the pairs matched."""
+    """Two of four features are shared and the others uncorrelated: CKA is 2/4, and half of the pairs match."""
     columns = hadamard(16)[:, 1:].astype(float)
     a, b = columns[:, [0, 1, 2, 3]], columns[:, [7, 1, 0, 9]]
     found = load("cross_seed_alignment").compute(predictions=a, references=b, permutations=0)
@@ -101,7 +101,7 @@ def test_cross_seed_alignment_of_orthogonal_columns(load):
 
 
 def test_cross_seed_alignment_is_that_of_compare_features(load):
-    """On codes with features that never vary, and on directions."""
+    """Compares codes with features that never vary, and directions."""
     models = [make_mfn(make_base("llama-tied"), layers=[1], seed=seed) for seed in (1, 2)]
     for parameters in zip(*(model.mfn_layers[1].parameters() for model in models), strict=True):
         parameters[1].data.lerp_(parameters[0].data, 0.6)
@@ -121,7 +121,7 @@ def test_cross_seed_alignment_is_that_of_compare_features(load):
 
 
 def test_intervention_predictability_with_an_orthogonal_error(load):
-    """real = 2 predicted + an error at right angles and of the same length, all of mean 0."""
+    """The real change is 2 predicted + error. The error is orthogonal to it and as long, and all have mean 0."""
     predicted, error = hadamard(8)[1].astype(float), hadamard(8)[2] * 2.0
     found = load("intervention_predictability").compute(predictions=predicted, references=2 * predicted + error)
     expected = {"correlation": math.sqrt(0.5), "slope": 2, "relative_error": math.sqrt(5 / 8), "sign_agreement": 1}

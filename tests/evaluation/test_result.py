@@ -1,4 +1,4 @@
-"""Figures with intervals, and what is written of them."""
+"""Estimates with intervals, and results as JSON."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from modeling_mfn.evaluation.result import MFN, RANDOM_SAE, PaperCriterion, Pred
     "draw", [lambda random, size: random.normal(size=size), lambda random, size: random.beta(8, 2, size)]
 )
 def test_the_interval_of_ten_values_holds_their_mean_in_95_percent_of_cases(draw):
-    """But for 2 % where they are skewed as the beta distribution is here, as areas under ROC curves may be."""
+    """Coverage may be 2 % less for skewed values, as the beta distribution here and some areas under ROC curves."""
     random, groups = np.random.default_rng(0), [0] * 6 + [1] * 4
     truth = draw(random, 1_000_000).mean()
     samples = draw(random, (2000, 10))
@@ -32,7 +32,7 @@ def test_the_interval_of_a_mean_is_students():
 
 
 def all_pairs(random, members=3, features=60):
-    """Values of pairs, matched by chance, among members whose features have something of their own; and their ends."""
+    """Makes values of randomly matched pairs, to which each feature contributes, and the ends of the pairs."""
     own = random.normal(size=(members, features))
     values, ends = [], []
     for a in range(members):
@@ -78,7 +78,7 @@ def test_the_difference_of_independent_means_is_welchs():
 
 
 def test_many_values_of_one_group_do_not_outvote_another():
-    """Of one value there is no spread: that of the other groups stands for it."""
+    """A group of one value has no spread and takes that of the other groups."""
     found = mean([0.9, 0.5, 0.7, 0.5, 0.7, math.nan], ["a", "b", "b", "b", "b", "b"])
     assert found.value == pytest.approx((0.9 + 0.6) / 2)
     variance = 4 * 0.1**2 / 3
@@ -88,7 +88,7 @@ def test_many_values_of_one_group_do_not_outvote_another():
 
 
 def test_samples_are_resampled_together():
-    """The slope of a line has no spread, however its points are drawn; that of unpaired points has."""
+    """The slope of a line does not depend on the sample of points; the slope of unpaired points does."""
     x = np.random.default_rng(1).normal(size=(50, 1))
 
     def slope(x, y):

@@ -1,4 +1,4 @@
-"""Which windows predictions are measured on."""
+"""Choice of windows on which predictions are measured."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_windows_that_are_taken_lie_evenly_among_all(most):
 
 
 def test_rates_alignment_and_transfer_are_of_no_more_tokens_than_they_need(monkeypatch):
-    """On so many, figures are those of these tokens alone."""
+    """Results are those of the chosen tokens alone."""
     models = [make_mfn(make_base("llama-tied"), seed=seed, layers=[1], num_features=64, k=4) for seed in (0, 1)]
     parts = {name: rows(seed) for seed, name in enumerate(("a", "b"))}
     other = rows(9)
@@ -39,7 +39,7 @@ def test_rates_alignment_and_transfer_are_of_no_more_tokens_than_they_need(monke
         given = Evidence({MFN: models}, held_out, None, other, transfers=transfers)
         return [PREDICTIONS[name](given).to_json() for name in names]
 
-    monkeypatch.setattr(evidence, "_tasks", lambda *args: [])
+    monkeypatch.setattr(Evidence, "tasks", lambda *args: [])
     whole, transfer = measured(parts), measured(parts, ["P5"])
     few = spread(Evidence({}, parts, None).windows, 12 * 16)
     monkeypatch.setattr(evidence, "MAX_TOKENS", 12 * 16)

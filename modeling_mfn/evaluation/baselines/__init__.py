@@ -1,1 +1,1 @@
-"""Baselines: post-hoc SAEs, random SAEs and dense models, trained on the same text."""
+"""Baselines: post-hoc SAEs, fine-tuned SAEs and random SAEs, which learn from the text that MFN models learn from."""

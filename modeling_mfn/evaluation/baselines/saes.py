@@ -1,13 +1,16 @@
-"""Sparse autoencoders (SAEs) that MFN models are held against.
+"""Sparse autoencoders (SAEs) that MFN models are compared with.
 
-Each is an `MFNForCausalLM` whose backbone is the base model, frozen. As it comes, at alpha = 0, it is the base to the
-bit, and its codes are the SAE's; at alpha = 1 it is the SAE spliced in.
+Each is an `MFNForCausalLM` whose backbone is the frozen base model. At alpha = 0, its default, it equals the base model
+bit for bit, and its codes are the codes of the SAE. At alpha = 1 the SAE is spliced in.
 
-The recipe is that of Gao et al. 2024 (arXiv:2406.04093), which EleutherAI's sparsify and SAELens follow, too: TopK, the
-encoder tied to the decoder at the start, the data's mean as the decoder's first bias, decoder rows of unit norm, an
-auxiliary loss for features that are silent, Adam with a warm-up and a learning rate that decays. Dead features start
-again from what the reconstruction lacks (after Bricken et al. 2023). Residual streams are standardised token by token
-unless `input_norm="none"`. `benchmarks/smollm2/sae_parity.py` holds it against sparsify.
+The recipe is that of Gao et al. 2024 (arXiv:2406.04093), as in EleutherAI's sparsify and SAELens:
+
+- TopK, with the encoder tied to the decoder at the start and the mean of the data as the first decoder bias;
+- decoder rows of unit norm, and an auxiliary loss for silent features;
+- Adam with warm-up and a decaying learning rate.
+
+Dead features start again from the reconstruction error (after Bricken et al. 2023). Residual streams are standardised
+token by token unless `input_norm="none"`. `benchmarks/smollm2/sae_parity.py` compares the result with sparsify.
 """
 
 from __future__ import annotations
@@ -29,12 +32,15 @@ from transformers import PreTrainedModel
 from ...model.modeling_mfn import MFNForCausalLM
 from ...training.activation_cache import ActivationCache, CachedResiduals
 from ...training.arguments import MFNTrainingArguments
+from ...training.progress import show_progress
 from ...training.trainer import MFNTrainer
 
 CALIBRATION_WINDOWS = 16
+"""Windows to which biases and the scale are fitted at the start."""
 BATCH_TOKENS = 2048
+"""Approximate number of tokens in a training step."""
 LEARNING_RATE, TUNING_RATE = 1e-2, 4e-3
-"""Peaks, from the start and from what an SAE has learnt already."""
+"""Peak learning rates of a new SAE, and of fine-tuning."""
 RECIPE: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "weight_decay": 0.0,
@@ -42,13 +48,14 @@ RECIPE: dict[str, Any] = {
     "rate_window": 20_000,
     "reinit_dead_every": 10,
 }
-"""Of `MFNTrainingArguments`. A feature that is silent for `rate_window` tokens is dead."""
+"""Settings of `MFNTrainingArguments`. A feature that is silent for `rate_window` tokens is dead."""
 RECONSTRUCTION_ALONE: dict[str, Any] = {
     "trainable": "mfn",
     "alpha_end": 0.0,
     "lambda_recon": 1.0,
     **{f"lambda_{loss}": 0.0 for loss in ("rate", "comp", "stab", "util")},
 }
+"""Settings of `MFNTrainingArguments` that make the reconstruction loss the only one."""
 
 
 def random_sae(
@@ -61,16 +68,19 @@ def random_sae(
     seed: int = 0,
     **settings: Any,
 ) -> MFNForCausalLM:
-    """An untrained SAE: random directions, biases and scale fitted to the first windows.
+    """Makes an untrained SAE: random directions, with biases and scale fitted to the first windows.
 
     Args:
-        base: the base model, or its folder or id, which is loaded in float32.
-        windows: rows with `input_ids` (T,), none of them padding.
+        base: base model, or its folder or Hub id, which is loaded in float32.
+        windows: rows with `input_ids` (T,), without padding.
         num_features: m.
-        k: active features a token.
-        layers: blocks that get one, where MFN layers are: between attention and MLP.
-        seed: of the directions.
-        settings: further ones of `MFNConfig`.
+        k: active features per token.
+        layers: blocks with an SAE, which is at the place of an MFN layer: between attention and MLP.
+        seed: seed of the directions.
+        settings: further settings of `MFNConfig`.
+
+    Raises:
+        ValueError: if a window is padded.
     """
     _check_windows(windows)
     torch.manual_seed(seed)
@@ -96,16 +106,19 @@ def post_hoc_sae(
     folder: str | Path | None = None,
     **settings: Any,
 ) -> MFNForCausalLM:
-    """A TopK SAE for each of some blocks, trained on the residual streams of the frozen base model.
+    """Trains TopK SAEs of some blocks on the residual streams of the frozen base model.
 
     Args:
-        base, windows, num_features, k, layers, settings: as for `random_sae`.
-        epochs: times that training goes through the windows, in another random order each time.
-        learning_rate: its peak.
-        seed: of the directions and of the order.
-        cache: of these windows, layers and base, if there is one: the base then runs once for SAEs of many seeds. By
-            default it is written and removed again.
-        folder: where to write it; by default among the temporary files. A token takes layers x d x 2 bytes.
+        base, windows, num_features, k, layers, settings: see [`random_sae`].
+        epochs: number of passes through the windows, each in another random order.
+        learning_rate: peak learning rate.
+        seed: seed of the directions and of the order.
+        cache: activations of these windows, layers and base. With it the base model runs once for SAEs of many seeds.
+            By default it is written, and removed at the end.
+        folder: folder for that cache, by default among the temporary files. A token takes layers x d x 2 bytes.
+
+    Raises:
+        ValueError: if a window is padded, or the cache is of other windows or layers.
     """
     sae = random_sae(base, windows, num_features=num_features, k=k, layers=layers, seed=seed, **settings)
     _learn(sae, windows, cache, folder, epochs, learning_rate, seed)
@@ -122,8 +135,10 @@ def fine_tune_sae(
     cache: ActivationCache | None = None,
     folder: str | Path | None = None,
 ) -> MFNForCausalLM:
-    """A copy of an SAE that goes on with the residual streams of other windows, such as those of another domain.
-    Arguments are those of [`post_hoc_sae`]; the optimizer is a new one, with a warm-up of its own."""
+    """Trains a copy of an SAE on other windows, such as those of another domain.
+
+    The arguments are those of [`post_hoc_sae`]. The optimizer starts anew, with its own warm-up.
+    """
     _check_windows(windows)
     tuned = copy.deepcopy(sae)
     _learn(tuned, windows, cache, folder, epochs, learning_rate, seed)
@@ -140,16 +155,16 @@ def train_sae(
     seed: int = 0,
     **arguments: Any,
 ) -> None:
-    """Trains the MFN layers of a model to reconstruct cached residual streams, and nothing else, in float32.
+    """Trains the MFN layers of a model in place, in float32, to reconstruct cached residual streams and nothing else.
 
     Args:
-        sae: is changed.
-        cache: of this model.
-        rows: of the cache, in the order of training.
-        learning_rate: its peak.
-        batch_size: rows a step.
-        seed: of the directions in which dead features start again.
-        arguments: of `MFNTrainingArguments`, in place of the recipe's.
+        sae: model to train.
+        cache: cached residual streams of this model.
+        rows: rows of the cache, in the order of training.
+        learning_rate: peak learning rate.
+        batch_size: rows per step.
+        seed: seed of the directions in which dead features start again.
+        arguments: settings of `MFNTrainingArguments` that replace those of the recipe.
     """
     device, dtype, steps = sae.device, sae.dtype, len(rows) // batch_size
     layers = CachedResiduals(sae).float()
@@ -157,7 +172,7 @@ def train_sae(
         settings = {
             "output_dir": folder,
             "max_steps": steps,
-            "warmup_steps": steps // 20,
+            "warmup_steps": steps // 20,  # 5 % of the training
             "per_device_train_batch_size": batch_size,
             "learning_rate": learning_rate,
             "train_sampling_strategy": "sequential",
@@ -169,20 +184,24 @@ def train_sae(
             "seed": seed,
         }
         chosen = MFNTrainingArguments(**(settings | RECIPE | arguments | RECONSTRUCTION_ALONE))
-        MFNTrainer(layers, chosen, train_dataset=Subset(cache, rows)).train()
+        trainer = MFNTrainer(layers, chosen, train_dataset=Subset(cache, rows))
+        show_progress(trainer, "SAE")
+        trainer.train()
     layers.to(device, dtype)
     sae.eval()
 
 
 def training_settings(learning_rate: float) -> dict[str, Any]:
-    """All that tells such a training from another, beside its model, text, epochs and seed; JSON's types alone."""
+    """Returns the settings of a training, without its model, text, epochs and seed, in types of JSON."""
     sizes = {"calibration_windows": CALIBRATION_WINDOWS, "batch_tokens": BATCH_TOKENS}
     return sizes | {"learning_rate": learning_rate} | RECIPE | RECONSTRUCTION_ALONE
 
 
 def training_order(rows: int, epochs: int, batch_size: int, seed: int = 0) -> list[int]:
-    """Numbers of rows in the order of training, in whole batches: a permutation an epoch, the same for every method
-    that is to see the same text."""
+    """Returns the numbers of rows in the order of training, in whole batches: one permutation per epoch.
+
+    Methods that shall see the same text in the same order share it.
+    """
     generator = np.random.default_rng(seed)
     order = np.concatenate([generator.permutation(rows) for _ in range(epochs)])
     return order[: len(order) // batch_size * batch_size].tolist()

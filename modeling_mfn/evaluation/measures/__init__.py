@@ -1,1 +1,1 @@
-"""Measures of one model or dictionary that predictions are made of."""
+"""Measures of one model or dictionary, from which predictions are made."""

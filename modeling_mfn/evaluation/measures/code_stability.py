@@ -1,10 +1,10 @@
-"""Stability of codes (section 7): what stays of a token's code when its input or its context changes."""
+"""Stability of codes (section 7 of the paper): how much of a token's code stays when its input or context changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,28 +13,31 @@ from tqdm.auto import tqdm
 
 from ...data.windows import input_batches
 from ...model.mfn_pass import ReconstructionRequest
-from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
-from ...model.sparse_code import SparseCode
 from ...training.objective import Perturbation
 from ..intervals import Estimate, mean
 from ..result import Subjects
 
+if TYPE_CHECKING:
+    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.sparse_code import SparseCode
+
 UNRELATED, CUT, REPLACED = "another token", "context cut off", "context replaced"
 AGREEMENT = ("Jaccard index", "cosine", "mass kept")
+"""Names of the measures of [`agreement`]."""
 
 Agreements = dict[str, dict[int, dict[str, np.ndarray]]]
-"""Perturbation -> layer -> figure -> (W,), the mean over a window's tokens."""
+"""Perturbation -> layer -> name of a measure -> (W,), the mean over the tokens of each window."""
 
 
 @dataclass(frozen=True)
 class CodeStability:
-    """How much of the codes stays."""
+    """Agreement of codes before and after each perturbation."""
 
     figures: dict[str, dict[str, dict[str, Estimate]]]
-    """Subject -> perturbation -> figure of `agreement`, averaged over layers and seeds."""
+    """Subject -> perturbation -> name of a measure -> estimate, averaged over layers and seeds."""
     by_layer: dict[str, dict[str, dict[int, dict[str, Estimate]]]]
-    """The same by layer."""
+    """Subject -> perturbation -> layer -> name of a measure -> estimate, averaged over seeds."""
 
 
 def code_stability(
@@ -45,28 +48,27 @@ def code_stability(
     batch_size: int = 8,
     seed: int = 0,
 ) -> CodeStability:
-    """What stays of the codes of all subjects when something changes; intervals are Student's t, over windows.
+    """Perturbs all subjects in the same ways and compares their codes. Intervals are Student's t over windows.
 
-    Perturbations, of which each model meets the same:
-
-    - `noise 0.1 on h`: Gaussian noise at an MFN layer's input, of this share of the token's RMS, as the stability
-      loss has it (eq. 8, `stability_pass="layer"`); and other strengths;
-    - `noise 0.1 on embeddings`: the same on the embeddings, through the whole model (section 4.4's training note);
-    - `context cut off`: the first half of a window taken away, the other tokens at the positions that they had;
-      `context replaced`: the first half of the next window in its place. Figures are of the second half's tokens;
-    - `another token`: nothing perturbed, but the codes of other tokens of the window, at random: what codes have in
-      common in any case.
+    - `noise 0.1 on h`: Gaussian noise at the input of an MFN layer, with this share of the token's RMS. The stability
+      loss has the same noise (eq. 8, `stability_pass="layer"`).
+    - `noise 0.1 on embeddings`: noise on the embeddings, which passes through the whole model (training note of
+      section 4.4).
+    - `context cut off`: the first half of a window is taken away; the other tokens keep their positions.
+    - `context replaced`: the first half of the next window is in its place. Both measure tokens of the second half.
+    - `another token`: the code of another, random token of the window, without any perturbation. It shows what codes
+      have in common in any case.
 
     Args:
         subjects: MFN models of any kind.
         windows: at least two, of equal length: rows with `input_ids` (T,), and `attention_mask` (T,) where they are
-            padded at their end.
-        strengths: of the noise, as a share of the RMS.
-        batch_size: windows a forward.
-        seed: of the noise, and of other tokens.
+            padded at the end.
+        strengths: strengths of the noise, as shares of the RMS.
+        batch_size: windows per forward.
+        seed: seed of the noise and of the other tokens.
 
     Raises:
-        ValueError: if there are fewer than two windows, or of fewer than two tokens.
+        ValueError: if there are fewer than two windows, or windows have fewer than two tokens.
     """
     measured = {
         name: [
@@ -77,12 +79,12 @@ def code_stability(
     }
     return CodeStability(
         {
-            name: {kind: _figures([layer for seed in seeds for layer in seed[kind].values()]) for kind in seeds[0]}
+            name: {kind: _estimates([layer for seed in seeds for layer in seed[kind].values()]) for kind in seeds[0]}
             for name, seeds in measured.items()
         },
         {
             name: {
-                kind: {layer: _figures([seed[kind][layer] for seed in seeds]) for layer in layers}
+                kind: {layer: _estimates([seed[kind][layer] for seed in seeds]) for layer in layers}
                 for kind, layers in seeds[0].items()
             }
             for name, seeds in measured.items()
@@ -98,8 +100,10 @@ def measure_stability(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Agreements:
-    """One model's figures, window by window, NaN where no token counts; see `code_stability`. Its random state, and
-    torch's, stay as they were."""
+    """Measures one model window by window, with NaN where no token counts.
+
+    The arguments are those of [`code_stability`]. The random state of torch stays as it was.
+    """
     length = len(windows[0]["input_ids"]) if len(windows) else 0
     if len(windows) < 2 or length < 2:
         raise ValueError(f"there are {len(windows)} windows of {length} tokens; give at least 2 of at least 2")
@@ -122,13 +126,14 @@ def measure_stability(
 
 
 def agreement(code: SparseCode, perturbed: SparseCode) -> dict[str, Tensor]:
-    """What two codes of a token have in common, (..., K) and (..., K') -> (...):
+    """Compares two codes of a token, (..., K) and (..., K').
 
-    - `Jaccard index` |A and B| / |A or B| of the sets of active features;
+    - `Jaccard index`: |A and B| / |A or B| of the sets of active features;
     - `cosine` of the codes;
-    - `mass kept`: share of the code's sum of activations that is of features active in the perturbed one, too.
+    - `mass kept`: share of the code's sum of activations that belongs to features active in the perturbed code, too.
 
-    NaN where no feature is active in the code; 0 where none is in the perturbed one.
+    Returns:
+        (...,) each. NaN where the code has no active feature, 0 where the perturbed code has none.
     """
     z, other = code.values.float(), perturbed.values.float()
     both = (z > 0).unsqueeze(-1) & (other > 0).unsqueeze(-2)
@@ -144,8 +149,8 @@ def agreement(code: SparseCode, perturbed: SparseCode) -> dict[str, Tensor]:
     return {name: values.masked_fill(z.sum(-1) == 0, torch.nan) for name, values in found.items()}
 
 
-Compared = tuple[str, int, SparseCode, SparseCode, Tensor]
-"""Perturbation, layer, the code (B, T, K) and the perturbed one, and which tokens (B, T) count."""
+Compared = tuple[str, int, "SparseCode", "SparseCode", Tensor]
+"""Perturbation, layer, code (B, T, K), perturbed code, and (B, T) bool which tokens count."""
 
 
 def _perturbed(
@@ -154,6 +159,7 @@ def _perturbed(
     partners: dict[str, Tensor],
     strengths: Sequence[float],
 ) -> Iterator[Compared]:
+    """Yields each perturbation at each layer."""
     counted = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     clean = model.model(**inputs, output_reconstructions=True, use_cache=False).reconstructions
     codes = {layer: item.code for layer, item in clean.items()}
@@ -178,6 +184,7 @@ def _changed_contexts(
     codes: dict[int, SparseCode],
     counted: Tensor,
 ) -> Iterator[Compared]:
+    """Yields the codes of second halves of windows after other first halves, or none."""
     length = counted.shape[1]
     half = length // 2
     positions = torch.arange(half, length, device=counted.device).expand(len(counted), -1)
@@ -190,9 +197,9 @@ def _changed_contexts(
 
 
 def _other_tokens(counted: Tensor) -> Tensor:
-    """(B, T) places of other tokens of the row that count: the next one in a random circle through them."""
-    score = torch.rand(counted.shape, device=counted.device).masked_fill(~counted, 2)
-    order = score.argsort(dim=1)  # those that count first
+    """(B, T) position of another token of the row that counts: the next one in a random circle through all of them."""
+    score = torch.rand(counted.shape, device=counted.device).masked_fill(~counted, torch.inf)
+    order = score.argsort(dim=1)  # tokens that count come first
     number = counted.sum(1, keepdim=True).clamp_min(1)
     following = (torch.arange(counted.shape[1], device=counted.device) + 1) % number
     return torch.empty_like(order).scatter_(1, order, order.gather(1, following))
@@ -211,8 +218,8 @@ def _mean_of_rows(values: Tensor, counted: Tensor) -> np.ndarray:
     return values.masked_fill(~counted, torch.nan).nanmean(1).double().cpu().numpy()
 
 
-def _figures(measured: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Estimate]:
-    """Averaged over layers and seeds, of windows."""
+def _estimates(measured: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Estimate]:
+    """Estimates over windows of the averages over layers and seeds."""
     return {name: mean(np.mean([each[name] for each in measured], axis=0)) for name in AGREEMENT}
 
 

@@ -1,36 +1,54 @@
-"""Firing rates of one model's features, and how much features overlap, with what intervals over windows need."""
+"""Firing rates of a model's features and the overlap of features, each with replicates for intervals over windows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csr_array
-from scipy.special import xlogy
 from tqdm.auto import tqdm
 
-from ...features.activations import token_activations
-from ...model.modeling_mfn import MFNForCausalLM
+from ...utils.extras import needs
 
-DUPLICATE = 0.5
-"""The Jaccard index above which two features count as near duplicates."""
+with needs("evaluate"):
+    from scipy import sparse
+    from scipy.sparse import csr_array
+    from scipy.special import xlogy
 
+    from ...features.activations import token_activations
 
-GROUPS = 30
-"""Groups of windows that an interval comes from."""
+if TYPE_CHECKING:
+    from ...model.modeling_mfn import MFNForCausalLM
 
+NEAR_DUPLICATE = 0.5
+"""Jaccard index above which two features count as near duplicates."""
+JACKKNIFE_GROUPS = 30
+"""Groups of windows, each of which is left out once for intervals."""
 
 STD, CV, DEAD, OVERLAP = "firing rate std", "firing rate CV", "dead share", "RMS correlation"
-
+"""Names of the measures that P1 is judged by."""
 
 Replicates = dict[str, np.ndarray]
-"""Name -> (1 + G,): of all windows, then of all but those of each of G groups."""
+"""Name of a measure -> (1 + G,): its value on all windows, then without each of G groups of windows."""
+
+
+class LayerFiring(NamedTuple):
+    """Firing of one layer's features, without pruned ones, on a text of N tokens."""
+
+    rates: np.ndarray
+    """(m,) firing rates."""
+    replicates: Replicates
+    """Measures of `rate_measures` and `overlap_measures`."""
+    tokens: int
+    """N."""
 
 
 def target_rate(model: MFNForCausalLM, rho: float | None = None) -> float:
-    """rho, by default k / m."""
+    """Returns rho, by default k / m.
+
+    Raises:
+        ValueError: if rho is not between 0 and 1.
+    """
     if rho is None:
         return model.config.k / model.config.num_features
     if not 0 < rho < 1:
@@ -38,28 +56,24 @@ def target_rate(model: MFNForCausalLM, rho: float | None = None) -> float:
     return rho
 
 
-class LayerFiring(NamedTuple):
-    """Of one layer's features that are not pruned, on a text of N tokens."""
-
-    rates: np.ndarray
-    """(m,) firing rates."""
-    replicates: Replicates
-    """The figures of `rate_figures` and `overlap_figures`."""
-    tokens: int
-    """N."""
-
-
 def measure_firing(
     model: MFNForCausalLM, windows: Sequence[Mapping[str, Any]], rho: float | None = None, *, batch_size: int = 8
 ) -> dict[int, LayerFiring]:
-    """One model's firing by layer. Of one layer at a time, a few matrices of m x m are held in float32,
-    and each group's counts of pairs as a sparse one.
+    """Measures a model's firing by layer.
+
+    One layer at a time, memory holds a few matrices (m, m) of float32. The counts of pairs in each group are sparse.
+
+    Args:
+        model: MFN model.
+        windows: at least two rows with `input_ids` (T,), and `attention_mask` (T,) where they are padded.
+        rho: target firing rate, by default k / m.
+        batch_size: windows per forward.
 
     Raises:
-        ValueError: if windows are fewer than two or have no token, or `rho` is out of range.
+        ValueError: if there are fewer than two windows, no token counts, or `rho` is not between 0 and 1.
     """
     rho = target_rate(model, rho)
-    number = min(GROUPS, len(windows))
+    number = min(JACKKNIFE_GROUPS, len(windows))
     if number < 2:
         raise ValueError(f"there are {len(windows)} windows; intervals need at least 2")
     groups = [
@@ -79,10 +93,10 @@ def measure_firing(
 
 
 def firing_replicates(groups: Sequence[csr_array], rho: float) -> Replicates:
-    """All figures of one layer, of all groups of tokens and of all but each.
+    """Computes all measures of one layer from all groups of tokens, then without each group.
 
     Args:
-        groups: matrices (N_g, m), 1 where a feature is active on a token; N_g may differ.
+        groups: matrices (N_g, m), 1 where a feature is active on a token. N_g may differ.
         rho: target firing rate.
     """
     pairs = [(active.T @ active).tocsr() for active in groups]
@@ -93,20 +107,20 @@ def firing_replicates(groups: Sequence[csr_array], rho: float) -> Replicates:
     found = [_of_pairs(together, tokens, rho)]
     for of_group, active in zip(pairs, groups, strict=True):
         found.append(_of_pairs(together - of_group.toarray(), tokens - active.shape[0], rho))
-    replicates = {name: np.array([figures[name] for figures in found]) for name in found[0]}
-    replicates[f"{OVERLAP} at chance"][1:] = np.nan  # it is a matter of how many tokens there are, not of which
+    replicates = {name: np.array([measures[name] for measures in found]) for name in found[0]}
+    replicates[f"{OVERLAP} at chance"][1:] = np.nan  # depends on the number of tokens alone
     return replicates
 
 
-def rate_figures(rates: np.ndarray, rho: float) -> dict[str, float]:
-    """How even firing rates (m,) are, and how near to rho:
+def rate_measures(rates: np.ndarray, rho: float) -> dict[str, float]:
+    """Measures how even firing rates (m,) are, and how close to rho.
 
-    - `active features`: their sum, the mean number of active features a token;
-    - `firing rate mean`, `firing rate std` and, the one by the other, `firing rate CV`, over features;
-    - `KL to rho`: mean over features of KL(Bernoulli(p_i) || Bernoulli(rho)), in nats: eq. 6 divided by m;
-    - `dead share`: of features that are never active;
-    - `evenness`: entropy of the features' shares of all firings, divided by log m (Pielou 1966): 1 if all fire equally
-      often.
+    - `active features`: their sum, the mean number of active features per token;
+    - `firing rate mean`, `firing rate std`: over features; `firing rate CV` is their ratio, std / mean;
+    - `KL to rho`: mean over features of KL(Bernoulli(p_i) || Bernoulli(rho)) in nats, which is eq. 6 divided by m;
+    - `dead share`: share of features that are never active;
+    - `evenness`: entropy of the features' shares of all firings, divided by log m (Pielou 1966). It is 1 if all
+      features fire equally often.
     """
     rates = np.asarray(rates, np.float64)
     total = rates.sum()
@@ -123,19 +137,21 @@ def rate_figures(rates: np.ndarray, rho: float) -> dict[str, float]:
     }
 
 
-def overlap_figures(together: np.ndarray, tokens: int) -> dict[str, float]:
-    """How much features are active on the same tokens:
+def overlap_measures(together: np.ndarray, tokens: int) -> dict[str, float]:
+    """Measures how much features are active on the same tokens.
 
-    - `co-activation`: mean over pairs of features of the share of tokens on which both are active. It is
-      E[L0 (L0 - 1)] / (m (m - 1)), whichever features these are; `co-activation at chance` is the mean of p_i p_j;
-    - `RMS correlation`: root of the mean over pairs of phi^2, Pearson's correlation of being active, squared. Pairs are
-      of features that are active on some tokens and not on all. `RMS correlation at chance`: if the tokens were
-      permuted for each feature, phi^2 of every pair had the expectation 1 / (N - 1), whatever the rates;
-    - `near duplicates`: share of the features that are ever active which have a partner with a Jaccard index,
-      |A and B| / |A or B| of the tokens they are active on, above 0.5.
+    - `co-activation`: share of tokens on which both features of a pair are active, averaged over pairs. It is
+      E[L0 (L0 - 1)] / (m (m - 1)), whichever features are active;
+    - `co-activation at chance`: mean of p_i p_j over pairs;
+    - `RMS correlation`: root of the mean over pairs of phi^2, the squared correlation of being active. Pairs are of
+      features that are active on some tokens and not on all;
+    - `RMS correlation at chance`: with permuted tokens, phi^2 of every pair has the expectation 1 / (N - 1), whatever
+      the rates;
+    - `near duplicates`: share of features with a partner whose Jaccard index |A and B| / |A or B| is above 0.5, among
+      features that are ever active.
 
     Args:
-        together: (m, m) float32, on how many tokens each pair is active, and in the diagonal each feature.
+        together: (m, m) float32, number of tokens on which each pair is active. The diagonal counts each feature.
         tokens: N.
     """
     counts = together.diagonal().astype(np.float64)
@@ -171,8 +187,8 @@ def _near_duplicates(together: np.ndarray) -> float:
     alive = counts > 0
     if not alive.any():
         return np.nan
-    # |A and B| / |A or B| > J is |A and B| (1 + J) / J - |A| - |B| > 0
-    excess = together * np.float32((1 + DUPLICATE) / DUPLICATE)
+    # |A and B| / |A or B| > J is the same as |A and B| (1 + J) / J - |A| - |B| > 0
+    excess = together * np.float32((1 + NEAR_DUPLICATE) / NEAR_DUPLICATE)
     excess -= counts
     excess -= counts[:, None]
     np.fill_diagonal(excess, 0)
@@ -180,11 +196,11 @@ def _near_duplicates(together: np.ndarray) -> float:
 
 
 def _of_pairs(together: np.ndarray, tokens: int, rho: float) -> dict[str, float]:
-    return rate_figures(together.diagonal() / tokens, rho) | overlap_figures(together, tokens)
+    return rate_measures(together.diagonal() / tokens, rho) | overlap_measures(together, tokens)
 
 
 def _active(model: MFNForCausalLM, windows: Sequence[Mapping[str, Any]], batch_size: int) -> dict[int, csr_array]:
-    """Layer -> (N, m) float32, 1 where a feature is active."""
+    """Returns (N, m) float32 by layer, 1 where a feature is active."""
     found: dict[int, list[csr_array]] = {layer: [] for layer in model.config.layers}
     for batch in token_activations(model, windows, batch_size=batch_size):
         for layer, code in batch.codes.items():
@@ -193,10 +209,15 @@ def _active(model: MFNForCausalLM, windows: Sequence[Mapping[str, Any]], batch_s
 
 
 __all__ = [
+    "CV",
+    "DEAD",
+    "OVERLAP",
+    "STD",
     "LayerFiring",
+    "Replicates",
     "firing_replicates",
     "measure_firing",
-    "overlap_figures",
-    "rate_figures",
+    "overlap_measures",
+    "rate_measures",
     "target_rate",
 ]

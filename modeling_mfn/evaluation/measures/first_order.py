@@ -1,46 +1,120 @@
-"""How well the derivative along an intervention predicts what it does: figures of one intervention."""
+"""Agreement of the first-order prediction of an intervention, its derivative, with its real effect."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from .intervention_effects import Output, Response
+from ...utils.extras import needs
+from .intervention_effects import Bench, Output, Push, Response, Site, exact_copy, readers
 
-TOP = 20
-"""Tokens looked at as those that an intervention moves most."""
+if TYPE_CHECKING:
+    from ...model.modeling_mfn import MFNForCausalLM
+
+STRENGTHS = (0.0, 0.5, 1.5, 2.0, 4.0)
+"""Multiples of a feature's activation that it is set to. 0 ablates it."""
+TOP_TOKENS = 20
+"""Number of tokens that count as those an intervention moves most."""
+FEATURE, RANDOM_DIRECTION, ADDED = "feature", "random direction", "inactive feature"
+"""Kinds of interventions."""
+
+Measured = dict[str, dict[str, np.ndarray]]
+"""Kind of intervention -> measure -> (sites, layers, S), or (sites, layers, 1) for measures over all strengths."""
 
 
-def response_figures(
-    response: Response, changes: np.ndarray, baseline: Tensor, outputs: Sequence[Output]
-) -> dict[str, np.ndarray]:
-    """Figures at each change (S,), or (1,) where all of them make one. They are at the intervention's token, unless
-    they say otherwise.
+def measure_interventions(
+    model: MFNForCausalLM,
+    sites: Sequence[Site],
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+    description: str = "interventions",
+) -> Measured:
+    """Intervenes at each site on a random active feature of each layer and compares with the derivative.
 
-    - `correlation of logits`: Pearson's, over the vocabulary, of predicted and real change;
-    - `correlation of later logits`: over the vocabulary and the L later tokens;
-    - `correlation of attention`: over all L + 1 tokens and a head's entries before the output projection, averaged over
-      the heads of `outputs`; `correlation of MLP`: over these tokens and the entries of an MLP's output, averaged over
-      MLPs. NaN where `outputs` has none;
-    - `relative error`: |real - predicted| / |real| of the logits' changes;
-    - `sign agreement`: of the 20 tokens whose logits really change most, the share that was predicted to move this way;
-    - `KL`: in nats, to the next-token distribution with the intervention from that without;
-    - `later KL`: its mean over later tokens, as a share of that at the token itself;
-    - `unpredicted tokens`: the share of all real change of next-token probabilities that falls on tokens other than the
-      20 whose probabilities were predicted to change most;
-    - `replaced features`: of those active at the token in later MFN layers, the share that no longer is;
-    - `dose response`: Spearman's correlation, over the changes with 0 among them, of predicted and real change of the
-      logit that has the largest derivative; `linearity`: R2 of the line that fits it best.
+    The model runs at alpha = 1 and in float64. Measures are those of [`response_measures`], NaN where a layer has no
+    active feature. There are three kinds of interventions:
+
+    - `feature`: its activation a is set to strength * a;
+    - `random direction`: the residual stream moves by the same length along a random direction;
+    - `inactive feature`: a feature that is active on an earlier token but not at the site is raised by the same amount,
+      at strengths above 1.
 
     Args:
-        response: with logits that are centred over the vocabulary.
-        changes: (S,) as given to make the response.
+        model: MFN model, which is not changed.
+        sites: tokens at which to intervene.
+        strengths: multiples of the activation, without 1.
+        seed: seed of the choice of features and directions.
+        description: label of the progress bar.
+    """
+    twin = exact_copy(model)
+    layers = twin.config.layers
+    found: Measured = {}
+    for place, site in enumerate(tqdm(sites, description, leave=False)):
+        bench = Bench(twin, site)
+        for row, layer in enumerate(layers):
+            random = np.random.default_rng((seed, place, layer))
+            for kind, changes, response in _interventions(bench, layer, np.array(strengths) - 1, random):
+                baseline = bench.baseline["logits"][0]
+                for name, values in response_measures(response, changes, baseline, readers(twin, layer)).items():
+                    shape = (len(sites), len(layers), len(values))
+                    array = found.setdefault(kind, {}).setdefault(name, np.full(shape, np.nan))
+                    array[place, row] = values
+    return found
+
+
+def _interventions(
+    bench: Bench, layer: int, changes: np.ndarray, random: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray, Response]]:
+    """Yields kind, changes and response of each intervention at one layer."""
+    active = bench.activations(layer)
+    if not active:
+        return
+    feature = int(random.choice(list(active)))
+    direction = torch.from_numpy(random.standard_normal(bench.model.config.hidden_size))
+    pushes = [Push(feature), Push(feature, direction / direction.norm())]
+    both = bench.responses(layer, pushes, active[feature], changes)
+    yield from ((kind, changes, response) for kind, response in zip((FEATURE, RANDOM_DIRECTION), both, strict=True))
+    up, others = changes[changes > 0], bench.seen_before(layer)
+    if len(up) and others:
+        (response,) = bench.responses(layer, [Push(int(random.choice(others)))], active[feature], up)
+        yield ADDED, up, response
+
+
+def response_measures(
+    response: Response, changes: np.ndarray, baseline: Tensor, outputs: Sequence[Output]
+) -> dict[str, np.ndarray]:
+    """Compares predicted and real changes of one intervention, at its own token unless a measure says otherwise.
+
+    - `correlation of logits`: Pearson's correlation of predicted and real change over the vocabulary;
+    - `correlation of later logits`: over the vocabulary and the L later tokens;
+    - `correlation of attention`: over all L + 1 tokens and the entries of a head before the output projection, averaged
+      over the heads of `outputs`. NaN where `outputs` has none;
+    - `correlation of MLP`: over all L + 1 tokens and the entries of an MLP's output, averaged over the MLPs of
+      `outputs`. NaN where `outputs` has none;
+    - `relative error`: |real - predicted| / |real| of the changes of logits;
+    - `sign agreement`: share of the 20 tokens with the largest real change of logits that was predicted to move in the
+      same direction;
+    - `KL`: KL(without || with) of the next-token distributions without and with the intervention, in nats;
+    - `later KL`: its mean over later tokens, as a share of the KL at the token itself;
+    - `unpredicted tokens`: share of the real change of next-token probabilities on tokens other than the 20 with the
+      largest predicted change;
+    - `replaced features`: share of the features active at the token in later MFN layers that no longer are;
+    - `dose response`: Spearman's correlation of predicted and real change over the changes and 0, for the logit with
+      the largest derivative. `linearity` is R2 of the best line through these points.
+
+    Args:
+        response: response with logits that are centred over the vocabulary.
+        changes: (S,) changes that the response was made with.
         baseline: (L + 1, V) logits without intervention.
-        outputs: heads and MLPs to look at.
+        outputs: heads and MLPs to compare.
+
+    Returns:
+        (S,) each, or (1,) for the two measures over all changes.
     """
     sizes = torch.as_tensor(changes, dtype=baseline.dtype, device=baseline.device)
     slope, real = response.derivative["logits"], response.changes["logits"]
@@ -63,12 +137,12 @@ def response_figures(
 
 
 def _times(sizes: Tensor, slope: Tensor) -> Tensor:
-    """(S,) and (...) -> (S, ...)."""
+    """(S, ...) product of each size (S,) with the slope (...)."""
     return sizes.view(-1, *[1] * slope.ndim) * slope
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's over the last dimension; NaN where one does not vary."""
+    """Pearson's correlation over the last dimension, NaN where one of the two does not vary."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
@@ -93,12 +167,12 @@ def _mlps(response: Response, sizes: Tensor, outputs: Sequence[Output]) -> Tenso
 
 
 def _sign_agreement(predicted: Tensor, real: Tensor) -> Tensor:
-    most = real.abs().topk(min(TOP, real.shape[-1]), dim=-1).indices
+    most = real.abs().topk(min(TOP_TOKENS, real.shape[-1]), dim=-1).indices
     return (predicted.gather(-1, most).sign() == real.gather(-1, most).sign()).double().mean(-1)
 
 
 def _divergence(baseline: Tensor, change: Tensor) -> Tensor:
-    """KL(without | with), (S, L + 1)."""
+    """(S, L + 1) KL(without || with)."""
     before, after = baseline.log_softmax(-1), (baseline + change).log_softmax(-1)
     return (before.exp() * (before - after)).sum(-1)
 
@@ -106,7 +180,7 @@ def _divergence(baseline: Tensor, change: Tensor) -> Tensor:
 def _unpredicted(baseline: Tensor, slope: Tensor, change: Tensor) -> Tensor:
     before = baseline.softmax(-1)
     expected = before * (slope - before @ slope)
-    most = expected.abs().topk(min(TOP, len(expected))).indices
+    most = expected.abs().topk(min(TOP_TOKENS, len(expected))).indices
     moved = ((baseline + change).softmax(-1) - before).abs()
     return 1 - moved[:, most].sum(-1) / moved.sum(-1)
 
@@ -116,8 +190,18 @@ def _dose_response(changes: np.ndarray, slope: np.ndarray, real: np.ndarray) -> 
     dose, answer = np.append(changes, 0.0), np.append(real[:, token], 0.0)
     if np.ptp(answer) == 0:
         return {"dose response": np.array([np.nan]), "linearity": np.array([np.nan])}
-    rank = stats.spearmanr(dose * slope[token], answer).statistic
+    with needs("evaluate"):
+        from scipy.stats import spearmanr
+    rank = spearmanr(dose * slope[token], answer).statistic
     return {"dose response": np.array([rank]), "linearity": np.array([np.corrcoef(dose, answer)[0, 1] ** 2])}
 
 
-__all__ = ["response_figures"]
+__all__ = [
+    "ADDED",
+    "FEATURE",
+    "RANDOM_DIRECTION",
+    "STRENGTHS",
+    "Measured",
+    "measure_interventions",
+    "response_measures",
+]

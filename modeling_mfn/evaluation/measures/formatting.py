@@ -1,6 +1,7 @@
-"""What can be said of a token's form from the text alone: of the token itself, and of where it stands.
+"""Formatting of a token as its text tells it: properties of the token itself, and of its place in a window.
 
-Each function marks what it reads with 1 (it has it), 0 (it has not) or -1 (it says nothing).
+Each function returns marks: `YES` where the property is there, `NO` where it is missing, `NEITHER` where the token says
+nothing about it.
 """
 
 from __future__ import annotations
@@ -14,33 +15,39 @@ YES, NO, NEITHER = 1, 0, -1
 
 
 def all_capitals(token: str) -> int:
-    """Among tokens of two letters or more."""
+    """Marks tokens in capitals, among tokens of two letters or more."""
     return (YES if token.isupper() else NO) if len(token) > 1 and token.isalpha() else NEITHER
 
 
 def capitalised(token: str) -> int:
-    """Among tokens of two letters or more, the first one a capital and the rest not."""
+    """Marks tokens of which only the first letter is a capital, among tokens of two letters or more."""
     return (YES if token.istitle() else NO) if len(token) > 1 and token.isalpha() else NEITHER
 
 
 def number(token: str) -> int:
-    """Digits, against letters."""
+    """Marks tokens of digits, among tokens of digits and tokens of letters."""
     return YES if token.isdecimal() else NO if token.isalpha() else NEITHER
 
 
 def in_brackets(text: str) -> np.ndarray:
-    """Within (), [] or {}, also of several lines. Brackets themselves say nothing, nor does what is before one that
-    closes without having been opened, unless other brackets are around it: they may be open from before the text."""
+    """Marks characters within (), [] or {}, over line ends, too.
+
+    Brackets themselves say nothing. Neither does text before a bracket that closes without having been opened: it may
+    be in brackets that opened before the window. Text within further brackets is marked in any case.
+    """
     characters = np.array(list(text))
     opens, closes = np.isin(characters, list("([{")), np.isin(characters, list(")]}"))
     depth = np.cumsum(opens.astype(int) - closes)
-    unmatched = -np.minimum.accumulate(np.minimum(depth, 0))  # those that had closed by then
+    unmatched = -np.minimum.accumulate(np.minimum(depth, 0))  # closing brackets so far that had not been opened
     outside = np.where(unmatched < unmatched.max(initial=0), NEITHER, NO)
     return np.where(opens | closes, NEITHER, np.where(depth + unmatched > 0, YES, outside))
 
 
 def in_quotes(text: str) -> np.ndarray:
-    """Within double quotes of one line; quotes themselves say nothing, nor does what follows one that does not end."""
+    """Marks characters within double quotes of one line.
+
+    Quotes themselves say nothing. Neither does the rest of a line after a quote that does not end.
+    """
     marks = np.full(len(text), NO)
     for match in re.finditer(r'(?m)"[^"\n]*("|$)', text):
         marks[match.start() : match.end()] = NEITHER
@@ -50,19 +57,19 @@ def in_quotes(text: str) -> np.ndarray:
 
 
 def starts_line(text: str) -> np.ndarray:
-    """The first character of a line that is no space."""
+    """Marks the first character of each line that is not a space."""
     return _without_first_line(text, _in(text, r"(?m)^[^\S\n]*\S", last_only=True))
 
 
 def in_indented_line(text: str) -> np.ndarray:
-    """In a line that starts with a space or tab."""
+    """Marks characters of lines that start with a space or tab."""
     return _without_first_line(text, _in(text, r"(?m)^[ \t]+\S.*$"))
 
 
 def before_punctuation(text: str) -> np.ndarray:
-    """A word that punctuation follows, among words: what comes next, not what is there."""
+    """Marks words before punctuation, among words. The property is about the next token, not about the word."""
     marks = np.full(len(text), NEITHER)
-    marks[_in(text, r"\w+(?=\W)") == YES] = NO  # the last word may go on
+    marks[_in(text, r"\w+(?=\W)") == YES] = NO  # the last word of a window may go on
     marks[_in(text, r"\w+(?=[,.;:!?])") == YES] = YES
     return marks
 
@@ -72,7 +79,7 @@ OF_TOKENS: dict[str, Callable[[str], int]] = {
     "capitalised": capitalised,
     "number": number,
 }
-"""Name -> function of a token's text, without spaces around it."""
+"""Name -> function of the text of a token without the spaces around it."""
 
 IN_CONTEXT: dict[str, Callable[[str], np.ndarray]] = {
     "in brackets": in_brackets,
@@ -81,11 +88,11 @@ IN_CONTEXT: dict[str, Callable[[str], np.ndarray]] = {
     "in an indented line": in_indented_line,
     "before punctuation": before_punctuation,
 }
-"""Name -> function of a window's text, which marks each character."""
+"""Name -> function of the text of a window, which marks each character."""
 
 
 def marks_of_window(tokens: Sequence[str], mark: Callable[[str], np.ndarray]) -> np.ndarray:
-    """(T,) marks of a window's tokens: that of the first character which is no space; -1 for spaces alone."""
+    """(T,) mark of each token: the mark of its first character that is not a space, `NEITHER` if it has only spaces."""
     lengths = np.array([len(token) for token in tokens])
     first = np.array([len(token) - len(token.lstrip()) for token in tokens])
     blank = first == lengths
@@ -94,7 +101,7 @@ def marks_of_window(tokens: Sequence[str], mark: Callable[[str], np.ndarray]) ->
 
 
 def _in(text: str, pattern: str, last_only: bool = False) -> np.ndarray:
-    """Marks of the characters that matches of a pattern cover, or of the last one of each."""
+    """Marks the characters that matches of a pattern cover, or only the last character of each match."""
     marks = np.full(len(text), NO)
     for match in re.finditer(pattern, text):
         marks[match.end() - 1 if last_only else match.start() : match.end()] = YES
@@ -102,10 +109,10 @@ def _in(text: str, pattern: str, last_only: bool = False) -> np.ndarray:
 
 
 def _without_first_line(text: str, marks: np.ndarray) -> np.ndarray:
-    """A window may begin in the middle of a line."""
+    """Takes the marks of the first line away, since a window may begin in the middle of a line."""
     end = text.find("\n")
     marks[: len(text) if end < 0 else end] = NEITHER
     return marks
 
 
-__all__ = ["IN_CONTEXT", "OF_TOKENS", "marks_of_window"]
+__all__ = ["IN_CONTEXT", "NEITHER", "NO", "OF_TOKENS", "YES", "marks_of_window"]

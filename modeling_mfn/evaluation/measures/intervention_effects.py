@@ -1,7 +1,7 @@
-"""What a small push along a direction says that a large one will do to a model, and what it does.
+"""Effects of an intervention at one token: its derivative, and the real change at several strengths.
 
-A push moves one feature's activation at one token, or the residual stream behind the MFN layer along another direction
-by as much. Its effects are on the logits, the heads and the MLPs that come after, at this token and later ones.
+A push moves the activation of one feature, or moves the residual stream behind its MFN layer along another direction by
+the same length. Effects are recorded on logits, attention heads and MLPs, at this token and at later ones.
 """
 
 from __future__ import annotations
@@ -24,47 +24,56 @@ from ...model.modeling_mfn import MFNForCausalLM
 from ...model.sparse_code import SparseCode
 
 STEP = 1e-6
-"""Of the central difference, in activations of the feature. In float64 its error is some 1e-9 of the derivative, and
-hardly ever does another feature cross TopK's edge on so short a way."""
+"""Step of the central difference, in activations of the feature.
+
+In float64 its error is some 1e-9 of the derivative. A step this small hardly ever changes the choice of TopK.
+"""
 
 Output = str | tuple[str, int]
 """`"logits"`, `("attention", block)` or `("MLP", block)`."""
 
 
 class Site(NamedTuple):
-    """A token in a text."""
+    """Token of a text at which to intervene."""
 
     tokens: Tensor
-    """(p + 1 + L,) the text to the last token that effects are looked for on."""
+    """(p + 1 + L,) text up to the last token on which effects are recorded."""
     position: int
     """p, at least 1."""
 
 
 class Push(NamedTuple):
-    """A direction behind an MFN layer. One that is no feature's has the norm of `feature`'s."""
+    """Direction behind an MFN layer. A direction other than the feature's own is scaled to the norm of that."""
 
     feature: int
-    """Index."""
+    """Index of the feature."""
     direction: Tensor | None = None
-    """(d,) of unit norm; `None` for the feature's own."""
+    """(d,) of unit norm, `None` for the feature's own direction."""
 
 
 class Response(NamedTuple):
-    """What a push does to each output at L + 1 tokens, its own the first. n is the vocabulary for logits, which are
-    centred; d for MLPs; and (heads, d / heads) for attention, before its output projection."""
+    """Effect of a push on each output at L + 1 tokens, of which its own is the first.
+
+    The size n of an output is V for logits, which are centred, and d for MLPs. It is (heads, d / heads) for attention
+    before its output projection.
+    """
 
     derivative: dict[Output, Tensor]
-    """(L + 1, n), by the change in activations of the feature."""
+    """(L + 1, n), per change in activations of the feature."""
     changes: dict[Output, Tensor]
-    """(S, L + 1, n), at S sizes of the change."""
+    """(S, L + 1, n), real change at S strengths."""
     replaced: Tensor
-    """(S,) share of the features active at the token in later MFN layers that no longer are; NaN behind the last one.
-    Where TopK chooses others the derivative, which takes the choice as it is, misses a jump."""
+    """(S,) share of the features active at the token in later MFN layers that no longer are.
+
+    NaN behind the last MFN layer. Where TopK chooses other features, the derivative misses a jump: it takes the choice
+    as fixed.
+    """
 
 
 def sample_sites(windows: Windows, count: int, later: int, seed: int = 0) -> list[Site]:
-    """Random tokens, each in another window as long as there are enough: behind the first quarter, and with at least
-    `later` tokens to come. Padding is taken away.
+    """Draws random tokens, each from another window as long as there are enough windows.
+
+    A token lies behind the first quarter of its window and has at least `later` tokens behind it. Padding is removed.
 
     Raises:
         ValueError: if there is no window, or one is too short.
@@ -85,7 +94,7 @@ def sample_sites(windows: Windows, count: int, later: int, seed: int = 0) -> lis
 
 
 def least_window(later: int) -> int:
-    """Tokens of the shortest window that `sample_sites` takes."""
+    """Length in tokens of the shortest window that [`sample_sites`] accepts."""
     return next(length for length in itertools.count(later + 2) if max(1, length // 4) < length - later)
 
 
@@ -95,10 +104,10 @@ def _text(window: Mapping[str, Any]) -> Tensor:
 
 
 def exact_copy(model: MFNForCausalLM) -> MFNForCausalLM:
-    """The model in float64 and evaluation mode, at alpha = 1; the model itself stays as it is."""
+    """Copies a model to float64, in evaluation mode and at alpha = 1."""
     twin: MFNForCausalLM = copy.deepcopy(model).double().eval().requires_grad_(False)
     twin.set_blend(1.0)
-    twin.set_attn_implementation("sdpa")  # the eager one rounds its softmax to float32
+    twin.set_attn_implementation("sdpa")  # eager attention rounds its softmax to float32
     norm = family_of(model.config.text_config).norm
     for parent in list(twin.modules()):
         for name, child in list(parent.named_children()):
@@ -110,11 +119,11 @@ def exact_copy(model: MFNForCausalLM) -> MFNForCausalLM:
 
 
 class Bench:
-    """A model at a site. The text before it, which no push can change, is read once."""
+    """A model at a site, ready for pushes. The text before the site is read once: no push can change it."""
 
     @torch.no_grad()
     def __init__(self, model: MFNForCausalLM, site: Site) -> None:
-        """The model is an `exact_copy`."""
+        """Reads the text of a site with a model that [`exact_copy`] made."""
         self.model = model
         ids, here = site.tokens[None].to(model.device), site.position
         before = model.model(input_ids=ids[:, :here], use_cache=True, output_codes=True)
@@ -123,22 +132,29 @@ class Bench:
         self.ids = ids[:, here:]
         self.here = torch.arange(here + 1)[None] == here
         self.baseline, self.codes = self._run([{}])
-        """Output -> (1, L + 1, n), and layer -> code (1, L + 1, K)."""
+        """Outputs (1, L + 1, n) and codes by layer (1, L + 1, K) without a push."""
 
     def activations(self, layer: int) -> dict[int, float]:
-        """Features that are active at the site -> activation."""
+        """Returns the activations of features that are active at the site."""
         code = self.codes[layer]
         pairs = zip(code.indices[0, 0].tolist(), code.values[0, 0].tolist(), strict=True)
         return {index: value for index, value in pairs if value > 0}
 
     def seen_before(self, layer: int) -> list[int]:
-        """Features that are active on some token before, but not at the site."""
+        """Returns features that are active on some earlier token but not at the site."""
         code = self.codes_before[layer]
         return sorted(set(code.indices[code.values > 0].tolist()) - set(self.activations(layer)))
 
     @torch.no_grad()
     def responses(self, layer: int, pushes: Sequence[Push], activation: float, changes: np.ndarray) -> list[Response]:
-        """What pushes at a layer do, all in one forward. `changes` are in multiples of `activation`."""
+        """Runs pushes at one layer in a single forward.
+
+        Args:
+            layer: block index.
+            pushes: pushes to compare.
+            activation: activation that changes are multiples of.
+            changes: (S,) strengths.
+        """
         sizes = [STEP, -STEP, *changes.tolist()]
         rows: list[Interventions] = []
         vectors = self.ids.new_zeros(len(pushes) * len(sizes), self.model.config.hidden_size, dtype=self.model.dtype)
@@ -162,7 +178,7 @@ class Bench:
         return found
 
     def _replaced(self, layer: int, codes: dict[int, SparseCode]) -> Tensor:
-        """(B,) for rows of codes (B, L + 1, K)."""
+        """(B,) see `Response.replaced`, for codes (B, L + 1, K)."""
         shares = [codes[layer].values.new_full((len(codes[layer].values),), torch.nan)]
         for later in (each for each in codes if each > layer):
             (before, active), (after, positive) = (
@@ -184,14 +200,14 @@ class Bench:
 
 
 def readers(model: MFNForCausalLM, layer: int) -> list[Output]:
-    """What comes after an MFN layer: the MLP of its own block, and attention and MLP of every later one."""
+    """Returns the outputs that read an MFN layer: the MLP of its block, and attention and MLP of every later block."""
     later = range(layer + 1, model.config.num_hidden_layers)
     return [("MLP", layer), *((name, block) for block in later for name in ("attention", "MLP"))]
 
 
 @contextmanager
 def recorded(model: MFNForCausalLM) -> Iterator[dict[Output, Tensor]]:
-    """Yields what heads and MLPs of all blocks give in the next forward: (B, T, heads, d / heads) and (B, T, d)."""
+    """Records the outputs of heads (B, T, heads, d / heads) and of MLPs (B, T, d) in the next forward."""
     outputs: dict[Output, Tensor] = {}
     config, family = model.config.text_config, family_of(model.config.text_config)
     handles = []
@@ -215,8 +231,10 @@ def recorded(model: MFNForCausalLM) -> Iterator[dict[Output, Tensor]]:
 
 @contextmanager
 def moved(layer: MFNLayer, vectors: Tensor) -> Iterator[None]:
-    """What an MFN layer gives for the first token of each row is moved by the row's vector (B, d), in the units in
-    which features add: standardised ones where the layer standardises, and as far as alpha reaches."""
+    """Moves the output of an MFN layer at the first token of each row by that row's vector (B, d).
+
+    Vectors are in the units in which features add: standardised where the layer standardises, and scaled by alpha.
+    """
 
     def move(module: MFNLayer, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         std = module.standardise(arguments[0][:, 0]).std
@@ -235,4 +253,4 @@ def _norm(layer: MFNLayer, feature: int) -> float:
     return layer.rows_of(torch.tensor([feature])).decoder.values.norm().item()
 
 
-__all__ = ["Bench", "Push", "Response", "Site", "exact_copy", "readers", "sample_sites"]
+__all__ = ["Bench", "Output", "Push", "Response", "Site", "exact_copy", "least_window", "readers", "sample_sites"]

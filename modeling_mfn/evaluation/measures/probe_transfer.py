@@ -1,43 +1,60 @@
-"""Probes that are fitted on text of one domain and judged on that of others: whether features mean the same there."""
+"""Probes fitted on text of one domain and judged on others: do features mean the same there?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
-from ...data.windows import Windows
-from ...features.activations import activations_at
-from ...model.modeling_mfn import MFNForCausalLM
-from ..predictions.p5_transfer import Probes
+from ...utils.extras import needs
 from .probes import area, fit_sparse, scaled
 from .tasks import Task, rows_of, task_places
 
+with needs("evaluate"):
+    from scipy.sparse import csr_array
+
+    from ...features.activations import activations_at
+
+if TYPE_CHECKING:
+    from ...data.windows import Windows
+    from ...model.modeling_mfn import MFNForCausalLM
+
 LEAST_TOKENS = 10
+"""Minimum of tokens of each label in one domain and on one side."""
+
+Probes = Callable[["MFNForCausalLM", str], Mapping[str, Sequence[float]]]
+"""(model, source) -> domain -> area under the ROC curve of each concept.
+
+The probes read the model's codes. They are fitted on text of the source and judged on held-out text of the domain. All
+calls have the same concepts, with NaN where there is too little text.
+"""
 
 
 def joined(windows: Mapping[str, Windows]) -> list[Mapping[str, Any]]:
-    """The windows of all domains, one domain after the other: the text that tasks for `probes_across` are of. Made for
-    each domain by itself they would split words differently, and a probe might be judged on words that it was fitted
-    to."""
+    """Windows of all domains, one domain after the other: the text that tasks for [`probes_across`] are made of.
+
+    Tasks made for each domain on its own would split words differently. A probe might then be judged on words that it
+    was fitted to.
+    """
     return [row for rows in windows.values() for row in rows]
 
 
 def probes_across(
     windows: Mapping[str, Windows], tasks: Sequence[Task], *, num_features: int = 5, batch_size: int = 8
 ) -> Probes:
-    """The `probes` of `transfer_gap`: for each task a probe of few features (`probes.fit_sparse`), chosen and fitted
-    on the training side of the source's text and judged on the held-out side of each domain's; a mean over layers. NaN
-    where a domain has fewer than ten tokens of a label on the side that is needed.
+    """Makes the probes that P5 asks for.
+
+    Each task has a probe of few features ([`probes.fit_sparse`]). It is chosen and fitted on the training side of the
+    source, and judged on the held-out side of each domain. Areas are means over layers. They are NaN where a domain has
+    fewer than ten tokens of a label on the side that is needed.
 
     Args:
         windows: domain -> windows, all of one length.
-        tasks: of `joined(windows)`, with limits so wide that each domain has its share.
-        num_features: the most that a probe reads.
-        batch_size: windows a forward.
+        tasks: tasks on `joined(windows)`, with limits that leave each domain its share.
+        num_features: number of features that a probe reads.
+        batch_size: windows per forward.
     """
     text, places = joined(windows), task_places(tasks)
     ends = np.cumsum([len(list(rows)) for rows in windows.values()])
@@ -61,7 +78,7 @@ def probes_across(
 def _areas(
     code: csr_array, labels: np.ndarray, fitted: np.ndarray, judged: Sequence[np.ndarray], num_features: int
 ) -> list[float]:
-    """Under the ROC curve of a probe that is fitted on some rows (n,) bool, on each of several others."""
+    """Areas of a probe that is fitted on some rows (n,) bool, on each of several other sets of rows."""
     if not _enough(labels, fitted):
         return [np.nan] * len(judged)
     code = scaled(code, fitted)
@@ -73,4 +90,4 @@ def _enough(labels: np.ndarray, rows: np.ndarray) -> bool:
     return int(np.bincount(labels[rows], minlength=2).min()) >= LEAST_TOKENS
 
 
-__all__ = ["joined", "probes_across"]
+__all__ = ["Probes", "joined", "probes_across"]

@@ -1,10 +1,11 @@
-"""Tasks for probes: tokens of a text that have something, or have not, and how to split them so that a probe cannot
-pass by heart.
+"""Tasks for probes: tokens of a text that have a property, and as many that lack it, split so that memory cannot help.
 
-Words are split by lemma, so that a probe is judged on words that it never saw. Kinds of tokens (a number, capitals) are
-split by token, and what depends on the context (within brackets, at the start of a line) by window. Tokens come in
-pairs, one that has it and one that has not: from the same source of text, such as a domain, or from the same window
-where tokens are split by window. So what a text is about tells nothing.
+- Words of a concept are split by lemma: a probe is judged on words that it never saw.
+- Kinds of tokens (a number, capitals) are split by token.
+- Properties of the context (in brackets, at the start of a line) are split by window.
+
+Tokens come in pairs, one with the property and one without. Both are from the same source of text, such as a domain, or
+from the same window where tokens are split by window. The topic of a text therefore says nothing about the label.
 """
 
 from __future__ import annotations
@@ -12,49 +13,54 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ...data.tokens import token_texts
-from ...data.windows import Windows
 from ...features.labelling.concepts import LEFT_OUT, Concepts, Lexicon, WordFinder, check_concepts
-from .formatting import IN_CONTEXT, OF_TOKENS, marks_of_window
+from .formatting import IN_CONTEXT, NEITHER, OF_TOKENS, YES, marks_of_window
+
+if TYPE_CHECKING:
+    from ...data.windows import Windows
 
 FORMATTING = "formatting"
+"""Group of the tasks that [`formatting_tasks`] makes."""
 
 
 class Limits(NamedTuple):
-    """How much of the text a task takes, and how much it needs."""
+    """Maximum and minimum numbers of tokens and units in a task."""
 
     occurrences: int = 8
-    """The most tokens of one unit and label: frequent words shall not decide."""
+    """Maximum of tokens of one unit and label, so that frequent words do not decide."""
     tokens: int = 400
-    """The most tokens of one label and side."""
+    """Maximum of tokens of one label on one side."""
     least_units: int = 10
-    """Units of each label on each side, or there is no task."""
+    """Minimum of units of each label on each side. There is no task with fewer."""
     least_tokens: int = 40
-    """Tokens of each label on each side, or there is no task."""
+    """Minimum of tokens of each label on each side. There is no task with fewer."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """n tokens, half of them positive on either side, and in each source or window that pairs are taken from."""
+    """Tokens to tell apart, n in all. Half of them are positive on either side, and in each source or window."""
 
     name: str
     group: str
-    """"concepts", "polarity", "part of speech" or "formatting"."""
+    """Name of the group of concepts, or "formatting"."""
     places: np.ndarray
     """(n,) int64, ascending: T * window + position."""
     labels: np.ndarray
     """(n,) bool."""
     shuffled: np.ndarray
-    """(n,) bool, the control: labels dealt out anew among the units of each side; among the tokens of each unit where
-    units have both labels."""
+    """(n,) bool, control labels.
+
+    Labels are dealt out anew among the units of each side, or among the tokens of each unit that has both labels.
+    """
     units: np.ndarray
-    """(n,) int64, what the tokens are split by: lemma, token or window. All tokens of a unit are on one side."""
+    """(n,) int64, lemma, token or window that the split is by. All tokens of a unit are on one side."""
     held_out: np.ndarray
-    """(n,) bool, the side that probes are judged on and never fitted or chosen on."""
+    """(n,) bool, the side on which probes are judged. Nothing is fitted or chosen on it."""
 
 
 def word_tasks(
@@ -66,22 +72,24 @@ def word_tasks(
     limits: Limits | None = None,
     seed: int = 0,
 ) -> list[Task]:
-    """Each concept against the words of the other concepts of its group, at the token that ends a word. A group of two
-    concepts makes one task. Concepts of which the text has too little make none, nor does a group's only concept
-    (`without_task` names them); the first token of a window, which knows nothing of what was before it, is left out.
+    """Makes a task of each concept against the words of the other concepts in its group.
+
+    A word is at the token that ends it. A group of two concepts makes one task. A concept that is alone in its group,
+    or has too few words in the text, makes none; [`without_task`] names these. The first token of a window is left out,
+    because the model has not seen what was before it.
 
     Args:
-        groups: name -> concepts: {"part of speech": {"nouns": ["dog", ["mouse", "mice"]], "verbs": [...]}}. Forms of a
-            word are one unit.
-        windows: the text.
-        tokenizer: the model's.
-        sources: where each window is from, such as its domain: a task takes as many positive tokens as negative ones
-            from each. By default all windows are from one.
+        groups: name -> concepts: {"part of speech": {"nouns": ["dog", ["mouse", "mice"]], "verbs": [...]}}. The forms
+            of a word are one unit.
+        windows: text.
+        tokenizer: tokenizer of the model.
+        sources: source of each window, such as its domain. A task takes as many positive as negative tokens from each.
+            By default all windows are from one source.
         limits: see [`Limits`].
-        seed: of the split and of the tokens chosen.
+        seed: seed of the split and of the choice of tokens.
 
     Raises:
-        ValueError: if windows differ in length, there are none, or sources are not as many.
+        ValueError: if there is no window, windows differ in length, or there is not one source per window.
     """
     ids, counted = token_arrays(windows)
     source = _numbered(sources, ids)
@@ -101,13 +109,13 @@ def word_tasks(
 
 
 def without_task(groups: Mapping[str, Concepts], tasks: Sequence[Task]) -> dict[str, list[str]]:
-    """Group -> its concepts of which `word_tasks` made no task, where there are any."""
+    """Returns the concepts by group for which `word_tasks` made no task. Groups that lack none are left out."""
     made = {(task.group, task.name) for task in tasks}
     missing = {}
     for group, concepts in groups.items():
         titles = _titles(list(concepts))
-        whose = titles * 2 if len(concepts) == 2 else titles
-        missing[group] = [name for name, title in zip(concepts, whose, strict=True) if (group, title) not in made]
+        of_concepts = titles * 2 if len(concepts) == 2 else titles
+        missing[group] = [name for name, title in zip(concepts, of_concepts, strict=True) if (group, title) not in made]
     return {group: names for group, names in missing.items() if names}
 
 
@@ -119,8 +127,11 @@ def formatting_tasks(
     limits: Limits | None = None,
     seed: int = 0,
 ) -> list[Task]:
-    """Tasks that are computed from the text of tokens alone: those of `formatting.OF_TOKENS`, split by token, and those
-    of `formatting.IN_CONTEXT`, split by window. Arguments are those of `word_tasks`."""
+    """Makes tasks from the text of tokens alone.
+
+    Tasks of `formatting.OF_TOKENS` are split by token, those of `formatting.IN_CONTEXT` by window. The arguments are
+    those of [`word_tasks`].
+    """
     ids, counted = token_arrays(windows)
     source, limits = _numbered(sources, ids), limits or Limits()
     texts = token_texts(tokenizer)
@@ -131,32 +142,47 @@ def formatting_tasks(
         generator = np.random.default_rng([seed, number])
         marks = np.array([mark(text.strip()) for text in texts])
         half = _rank(marks, generator) % 2 == 1
-        candidates = _Candidates.of(np.where(counted, marks[ids], -1), ids, half[ids], source)
+        candidates = _Candidates.of(np.where(counted, marks[ids], NEITHER), ids, half[ids], source)
         tasks += _task(name, FORMATTING, candidates, limits, generator)
     window = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
     half = np.random.default_rng(seed).integers(0, 2, len(ids)).astype(bool)
     for number, (name, mark_text) in enumerate(IN_CONTEXT.items(), len(OF_TOKENS)):
         marks = np.stack([marks_of_window([texts[token] for token in row], mark_text) for row in ids])
-        candidates = _Candidates.of(np.where(counted, marks, -1), window, half[window], window)
+        candidates = _Candidates.of(np.where(counted, marks, NEITHER), window, half[window], window)
         tasks += _task(name, FORMATTING, candidates, limits, np.random.default_rng([seed, number]))
     return tasks
 
 
+def judged(tasks: Sequence[Task]) -> np.ndarray:
+    """(tasks,) bool, the tasks that an outcome depends on: tasks of words, or all if there are none of words."""
+    of_words = np.array([task.group != FORMATTING for task in tasks], bool)
+    return of_words if of_words.any() else ~of_words
+
+
 def task_places(tasks: Sequence[Task]) -> np.ndarray:
-    """(P,) all places of some tasks, ascending and distinct. `ValueError` if there is no task."""
+    """(P,) all places of the tasks, ascending and distinct.
+
+    Raises:
+        ValueError: if there is no task.
+    """
     if not tasks:
         raise ValueError("there are no tasks; give more text, or concepts whose words it has")
     return np.unique(np.concatenate([task.places for task in tasks]))
 
 
 def rows_of(task: Task, places: np.ndarray) -> np.ndarray:
-    """(n,) where a task's tokens are among the places of `task_places`."""
+    """(n,) index of each token of a task among the places of [`task_places`]."""
     return np.searchsorted(places, task.places)
 
 
 def token_arrays(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """(N, T) token ids, and (N, T) bool, which may be in a task: all but padding and each window's first token.
-    `ValueError` if windows differ in length, or there are none."""
+    """Returns token ids (N, T), and (N, T) bool which of them may be in a task.
+
+    Padding and the first token of each window may not.
+
+    Raises:
+        ValueError: if there is no window, or windows differ in length.
+    """
     rows = list(windows)
     lengths = {len(row["input_ids"]) for row in rows}
     if len(lengths) != 1:
@@ -167,20 +193,20 @@ def token_arrays(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numbered(sources: Sequence[str] | None, ids: np.ndarray) -> np.ndarray:
-    """(N, T) int64, the number of each token's source."""
+    """(N, T) int64, number of the source of each token."""
     if sources is not None and len(sources) != len(ids):
-        raise ValueError(f"there are {len(sources)} sources for {len(ids)} windows; give one a window")
+        raise ValueError(f"there are {len(sources)} sources for {len(ids)} windows; give one per window")
     numbers = np.zeros(len(ids), np.int64) if sources is None else np.unique(sources, return_inverse=True)[1]
     return np.broadcast_to(numbers[:, None], ids.shape)
 
 
 def _titles(names: Sequence[str]) -> list[str]:
-    """Of a group's tasks: two concepts make one, each being what the other is not."""
+    """Titles of a group's tasks. Two concepts make one task, as each lacks what the other has."""
     return [" or ".join(names)] if len(names) == 2 else list(names)
 
 
 def _occurring(concepts: Concepts, known: set[str]) -> Concepts:
-    """Concepts without the words of which a text has no form."""
+    """Concepts without the words that have no form in the text."""
 
     def occurs(forms: tuple[str, ...]) -> bool:
         return any(known.issuperset(re.findall(r"\w+", form.casefold())) for form in forms)
@@ -189,55 +215,58 @@ def _occurring(concepts: Concepts, known: set[str]) -> Concepts:
 
 
 class _Candidates(NamedTuple):
-    """Tokens that a task may take."""
+    """Tokens (n,) that a task may take."""
 
     places: np.ndarray
     labels: np.ndarray
     units: np.ndarray
     held_out: np.ndarray
     strata: np.ndarray
-    """Numbers of where a token is paired with one of the other label."""
+    """Number of the source or window within which tokens are paired."""
 
     @classmethod
     def of(cls, marks: np.ndarray, units: np.ndarray, held_out: np.ndarray, strata: np.ndarray) -> _Candidates:
-        """From arrays (N, T); marks are 1, 0, or -1 where a token says nothing."""
-        places = np.flatnonzero(marks >= 0)
-        return cls(places, marks.ravel()[places] == 1, *(of.ravel()[places] for of in (units, held_out, strata)))
+        """Takes the marked tokens from arrays (N, T)."""
+        places = np.flatnonzero(marks != NEITHER)
+        return cls(places, marks.ravel()[places] == YES, *(of.ravel()[places] for of in (units, held_out, strata)))
 
     def chosen(self, rows: np.ndarray) -> _Candidates:
         return _Candidates(*(column[rows] for column in self))
 
     def limited(self, most: int, generator: np.random.Generator) -> _Candidates:
-        """At most so many tokens of each unit and label."""
-        return self.chosen(_rank(self.units * 2 + self.labels, generator) < most)
+        """Keeps at most this number of tokens of each unit and label."""
+        return self.chosen(_rank(_combined(self.units, self.labels), generator) < most)
 
     def paired(self, most: int, generator: np.random.Generator) -> _Candidates:
-        """As many tokens of either label in each stratum of a side; at most so many pairs a side."""
-        stratum = self.strata * 2 + self.held_out
-        stratum_and_label = stratum * 2 + self.labels
-        counts = np.bincount(stratum_and_label, minlength=2 * (stratum.max(initial=-1) + 1))
-        rank = _rank(stratum_and_label, generator)
-        rows = np.flatnonzero(rank < counts.reshape(-1, 2).min(1)[stratum])
-        numbers = stratum[rows] * len(rank) + rank[rows]
-        _, first, pair = np.unique(numbers, return_index=True, return_inverse=True)
+        """Keeps as many tokens of either label in each stratum of a side, and at most this number of pairs per side."""
+        stratum = _combined(self.strata, self.held_out)
+        rank = _rank(_combined(stratum, self.labels), generator)
+        counts = [np.bincount(stratum[self.labels == label], minlength=stratum.max(initial=0) + 1) for label in (0, 1)]
+        rows = np.flatnonzero(rank < np.minimum(*counts)[stratum])
+        _, first, pair = np.unique(_combined(stratum[rows], rank[rows]), return_index=True, return_inverse=True)
         kept = _rank(self.held_out[rows][first], generator) < most
         return self.chosen(rows[kept[pair]])
 
 
+def _combined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,) int64, one number for each combination of two columns, in lexicographic order."""
+    columns = (first.astype(np.int64), second.astype(np.int64))
+    return np.ravel_multi_index(columns, [int(column.max(initial=0)) + 1 for column in columns])
+
+
 def _task(name: str, group: str, candidates: _Candidates, limits: Limits, generator: np.random.Generator) -> list[Task]:
-    """The task, or none if there is too little of it."""
+    """Returns the task, or nothing if there are too few tokens or units for it."""
     of = candidates.limited(limits.occurrences, generator).paired(limits.tokens, generator)
-    side_and_label = of.held_out * 2 + of.labels
-    tokens = np.bincount(side_and_label, minlength=4)
-    units = [len(np.unique(of.units[side_and_label == which])) for which in range(4)]
-    if tokens.min() < limits.least_tokens or min(units) < limits.least_units:
+    parts = [(of.held_out == side) & (of.labels == label) for side in (False, True) for label in (False, True)]
+    tokens, units = min(part.sum() for part in parts), min(len(np.unique(of.units[part])) for part in parts)
+    if tokens < limits.least_tokens or units < limits.least_units:
         return []
     shuffled = _shuffled(of.labels, of.units, of.held_out, generator)
     return [Task(name, group, of.places, of.labels, shuffled, of.units, of.held_out)]
 
 
 def _rank(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The place of each member within its group, by chance: (n,) int64."""
+    """(n,) int64, random place of each member within its group."""
     order = np.lexsort((generator.random(len(groups)), groups))
     ordered = groups[order]
     starts = np.searchsorted(ordered, ordered)
@@ -249,6 +278,7 @@ def _rank(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def _shuffled(
     labels: np.ndarray, units: np.ndarray, held_out: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
+    """(n,) bool, the control labels of a [`Task`]."""
     _, first, unit = np.unique(units, return_index=True, return_inverse=True)
     if (labels != labels[first][unit]).any():
         by_chance = np.lexsort((generator.random(len(units)), units))
@@ -262,4 +292,15 @@ def _shuffled(
     return of_unit[unit]
 
 
-__all__ = ["Limits", "Task", "formatting_tasks", "rows_of", "task_places", "token_arrays", "without_task", "word_tasks"]
+__all__ = [
+    "FORMATTING",
+    "Limits",
+    "Task",
+    "formatting_tasks",
+    "judged",
+    "rows_of",
+    "task_places",
+    "token_arrays",
+    "without_task",
+    "word_tasks",
+]

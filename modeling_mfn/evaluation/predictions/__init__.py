@@ -1,1 +1,1 @@
-"""The paper's five predictions, one module each."""
+"""The paper's five predictions (section 7), one module each."""

@@ -1,78 +1,76 @@
-"""P5: what features that were learnt on one domain are worth on others.
+"""P5, transfer: "Features transfer better across domains than post-hoc SAE baselines", at most 5 % perplexity loss.
 
-Everything is measured through features alone (alpha = 1), against a dense model of the same training, so that what such
-a training forgets of other domains is charged to nobody's features. A post-hoc SAE's dense model is its base. The
-backbone of an MFN model that was trained with its features is another one; what it loses by itself stands beside.
+Measured: what features that were learnt on one domain, the source, are worth on others, the targets.
+
+- The loss in perplexity is through features alone (alpha = 1) and relative to a dense model of the same training. What
+  such a training forgets of other domains is therefore not charged to the features. The dense model of a post-hoc SAE
+  is its base model.
+- The backbone of an MFN model that was trained with its features is another one. Its own loss is a further measure.
+- The excess over the loss on the source is compared, too. It does not favour models that already lose much there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedModel
 
-from ...data.windows import Windows
-from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import at_alpha
-from ..intervals import CONFIDENCE, Estimate, less_by_seed, mean
-from ..measures.perplexity import reconstruction_errors, window_losses
-from ..result import MFN, POST_HOC_SAE, Outcome, PaperCriterion, PredictionResult
+from ..intervals import Estimate, differences_by_seed, mean, percentile_interval, resampling_weights
+from ..measures.perplexity import window_losses
+from ..measures.reconstruction import reconstruction_errors
+from ..result import FINE_TUNED_SAE, MFN, POST_HOC_SAE, Estimates, Outcome, PaperCriterion, PredictionResult
 
-FINE_TUNED_SAE = "fine-tuned SAE"
-LIMIT = 0.05
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ...data.windows import Windows
+    from ...model.modeling_mfn import MFNForCausalLM
+    from ..measures.probe_transfer import Probes
+
 CLAIM = "Features transfer better across domains than those of post-hoc SAEs"
+MAX_LOSS = 0.05
 PAPER_CRITERION = "At most 5 % perplexity loss across domains; baseline: a fine-tuned SAE."
 CRITERION = (
-    "Perplexity through features learnt on one domain is, on the others, (a) at most 5 % above that of the dense model "
-    "of the same training; this loss is below that (b) of a post-hoc SAE spliced into the base and (c) of the same SAE "
-    "fine-tuned on each of the others; and (d) its excess over the loss on the source, (1 + loss on the others) / (1 + "
-    "loss on the source) - 1, is below that of the SAE that was not fine-tuned: what is lost everywhere says nothing "
-    "of transfer. Confirmed: all four, each with its whole interval and in every seed. Partly: (d), and (a) or (b), "
-    "in the same sense. Intervals are from resampling windows of text."
+    "Loss is the perplexity through features that were learnt on one domain, relative to the dense model of the same "
+    "training. Intervals are from resampling windows of text. "
+    "Confirmed if all of these hold, each with its whole interval and in every seed. "
+    "(a) The loss on other domains is at most 5 %. "
+    "(b) It is below that of a post-hoc SAE spliced into the base. "
+    "(c) It is below that of the same SAE fine-tuned on each of the other domains. "
+    "(d) Its excess over the loss on the source is below that of the SAE that was not fine-tuned. The excess is (1 + "
+    "loss on the others) / (1 + loss on the source) - 1: what is lost everywhere says nothing about transfer. "
+    "Partly confirmed if (d), and (a) or (b), hold in the same sense."
 )
 HEADLINE, EXCESS = "perplexity_loss_targets", "excess_gap"
 
-Probes = Callable[[MFNForCausalLM, str], Mapping[str, Sequence[float]]]
-"""(model, source) -> domain -> AUROC of each concept: of probes on the model's codes that were fitted on text of the
-source, on held-out text of the domain. Concepts are the same in all calls, NaN where there is too little text."""
+Draws = dict[str, np.ndarray]
+"""Measure -> (1 + R,): its value, then its value in each of R resamples."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Features of one training, which has a seed and a source."""
+    """Features of one training, which has one seed and one source."""
 
     source: str
-    """The one domain that they were learnt from."""
+    """Domain that the features were learnt from."""
     model: MFNForCausalLM
     reference: PreTrainedModel | None = None
-    """What the perplexity through features is held against: for an MFN model its base model after a dense training on
-    the same tokens. By default the model at alpha = 0, which is right where the backbone was frozen."""
+    """Dense model that the perplexity through features is compared with.
+
+    For an MFN model it is its base model after a dense training on the same tokens. By default it is the model itself
+    at alpha = 0, which is right where the backbone was frozen.
+    """
     tuned: Mapping[str, MFNForCausalLM] = field(default_factory=dict)
-    """Domain -> the model that was fine-tuned on it and takes the place of `model` there."""
+    """Domain -> the model that was fine-tuned on it, which takes the place of `model` there."""
 
     def on(self, domain: str) -> MFNForCausalLM:
-        """The model that is measured on a domain."""
+        """Returns the model that is measured on a domain."""
         return self.tuned.get(domain, self.model)
-
-
-class Measured(NamedTuple):
-    """A training on N windows of one domain."""
-
-    losses: np.ndarray
-    """(N,) nats a token, through features alone."""
-    around: np.ndarray
-    """(N,) nats a token, with nothing read through features (alpha = 0)."""
-    reference: np.ndarray
-    """(N,) nats a token, of the dense model."""
-    errors: np.ndarray
-    """(N, L), see `reconstruction_errors`."""
-    distances: np.ndarray
-    """(N, L), see there."""
 
 
 def transfer_gap(
@@ -85,82 +83,88 @@ def transfer_gap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> PredictionResult:
-    """P5, from held-out text of several domains.
-
-    Figures are means over a subject's trainings, and over targets, which are all domains but a training's source.
+    """Measures P5. Measures are means over a subject's trainings and over targets.
 
     - `perplexity_loss_source`, `perplexity_loss_targets`: perplexity through features / that of the reference - 1;
-    - `transfer_gap`: the second less the first; `excess_gap`: (1 + the second) / (1 + the first) - 1, which does not
-      favour who loses much already on the source;
-    - `backbone_loss_source`, `backbone_loss_targets`: perplexity at alpha = 0 / that of the reference - 1: the part of
-      the loss that is the backbone's, as far as one that has learnt to read features can tell without them;
-    - `perplexity_targets`, `reference_perplexity_targets`: what a loss is relative to, as geometric means;
-    - `explained_variance_source`, `explained_variance_targets`: of what the encoders read at the model's own alpha, a
-      mean over layers;
-    - `probe_auroc_source`, `probe_auroc_targets`, `probe_auroc_gap`: with probes, means over the concepts that were
-      measured everywhere, each group of which counts alike; the gap is the first less the second.
+    - `transfer_gap`: loss on targets minus loss on the source;
+    - `excess_gap`: (1 + loss on targets) / (1 + loss on the source) - 1;
+    - `backbone_loss_source`, `backbone_loss_targets`: perplexity at alpha = 0 / that of the reference - 1. This is the
+      backbone's part of the loss, as far as a backbone that reads features can tell without them;
+    - `perplexity_targets`, `reference_perplexity_targets`: geometric means over targets;
+    - `explained_variance_source`, `explained_variance_targets`: of encoder inputs at the model's own alpha, averaged
+      over layers;
+    - `probe_auroc_source`, `probe_auroc_targets`, `probe_auroc_gap`: with probes, means over concepts that were
+      measured everywhere, with equal weight for each group. The gap is source minus targets.
 
-    Intervals are from resampling the windows of each domain, the same ones for all models, so that differences are
-    paired; those of probes are Student's t, over concepts. What differs from seed to seed is in
-    `details["by_domain"]`, and the concepts of probes in `details["probed"]`.
+    Intervals are from resampling the windows of each domain. All models have the same resamples, so differences are
+    paired. Intervals of probes are Student's t over concepts. `details["by_domain"]` has each seed on its own, and
+    `details["probed"]` the concepts of probes.
 
     Args:
-        subjects: name -> trainings, one for each seed and source. The verdict needs `MFN`, `POST_HOC_SAE` and
-            `FINE_TUNED_SAE`; others are measured beside.
+        subjects: name -> trainings, one for each seed and source. The outcome needs `MFN`, `POST_HOC_SAE` and
+            `FINE_TUNED_SAE`.
         windows: domain -> held-out windows.
-        probes: how to tell that probes carry over.
+        probes: see [`probe_transfer.probes_across`].
         concepts: (group, name) of each concept that `probes` has.
-        batch_size: windows a forward.
-        resamples: number of them.
-        seed: of the resampling.
+        batch_size: windows per forward.
+        resamples: number of resamples.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: if there are fewer than two domains, a training names one that is not there, or concepts are not
-            those of probes.
+        ValueError: if there are fewer than two domains, a subject has no training, a training names an unknown domain,
+            or concepts are not those of probes.
     """
     texts = {domain: list(rows) for domain, rows in windows.items()}
     _check(subjects, texts)
-    weights = _resampled({domain: len(rows) for domain, rows in texts.items()}, resamples, seed)
-    measure = _Measure(texts, batch_size)
-    draws: dict[str, dict[str, np.ndarray]] = {}
-    figures: dict[str, dict[str, Estimate]] = {}
+    generator, measure = np.random.default_rng(seed), _Measure(texts, batch_size)
+    weights = {domain: resampling_weights(len(rows), resamples, generator) for domain, rows in texts.items()}
+    draws: dict[str, Draws] = {}
     by_domain: dict[str, list[dict[str, Any]]] = {}
     by_seed: dict[str, dict[str, list[float]]] = {}
     for name, transfers in subjects.items():
         found = [{domain: _draws(measure(each, domain), weights[domain]) for domain in texts} for each in transfers]
         of_trainings = [_of_training(each.source, of) for each, of in zip(transfers, found, strict=True)]
-        draws[name] = {figure: np.mean([of[figure] for of in of_trainings], 0) for figure in of_trainings[0]}
-        by_seed[name] = {figure: [float(of[figure][0]) for of in of_trainings] for figure in (HEADLINE, EXCESS)}
-        figures[name] = {figure: _figure(values) for figure, values in draws[name].items()}
+        draws[name] = {key: np.mean([of[key] for of in of_trainings], 0) for key in of_trainings[0]}
+        by_seed[name] = {key: [float(of[key][0]) for of in of_trainings] for key in (HEADLINE, EXCESS)}
         by_domain[name] = [
-            {"source": each.source} | {domain: {n: _figure(v) for n, v in of[domain].items()} for domain in texts}
+            {"source": each.source} | {domain: _intervals(of[domain]) for domain in texts}
             for each, of in zip(transfers, found, strict=True)
         ]
+    estimates = {name: _intervals(own) for name, own in draws.items()}
     probed: dict[str, list[str]] = {}
     if probes is not None and subjects:
-        probes = cache(probes)  # a model and a source are asked for once a target
-        areas = {name: _probe_areas(transfers, list(texts), probes) for name, transfers in subjects.items()}
-        if (given := next(iter(areas.values())).shape[-1]) != len(concepts):
-            raise ValueError(f"probes have {given} areas, and concepts are {len(concepts)}; give one for each")
-        known = ~np.isnan(np.concatenate([*areas.values()])).any((0, 1))
-        kept = [concept for concept, is_known in zip(concepts, known, strict=True) if is_known]
-        for group, concept in kept:
-            probed.setdefault(group, []).append(concept)
-        for name, of in areas.items():
-            figures[name] |= _probe_figures(of[..., known], [group for group, _ in kept])
+        of_probes, probed = _probe_estimates(subjects, list(texts), probes, concepts)
+        estimates = {name: own | of_probes[name] for name, own in estimates.items()}
     less = {
-        name: {figure: _figure(draws[MFN][figure] - draws[name][figure]) for figure in (HEADLINE, EXCESS)}
+        name: _intervals({key: draws[MFN][key] - draws[name][key] for key in (HEADLINE, EXCESS)})
         for name in (POST_HOC_SAE, FINE_TUNED_SAE)
         if MFN in draws and name in draws
     }
-    outcome, reason = _verdict(figures, less, by_seed)
+    outcome, reason = _judge(estimates, less, by_seed)
     details = {"by_domain": by_domain, "by_seed": by_seed, "mfn_less_baseline": less, "probed": probed}
-    paper = PaperCriterion.judged(PAPER_CRITERION, figures, HEADLINE, lambda loss: loss <= LIMIT, FINE_TUNED_SAE)
-    return PredictionResult("P5", CLAIM, CRITERION, outcome, reason, HEADLINE, figures, FINE_TUNED_SAE, paper, details)
+    paper = PaperCriterion.judged(PAPER_CRITERION, estimates, HEADLINE, lambda loss: loss <= MAX_LOSS, FINE_TUNED_SAE)
+    return PredictionResult(
+        "P5", CLAIM, CRITERION, outcome, reason, HEADLINE, estimates, FINE_TUNED_SAE, paper, details
+    )
+
+
+class Measured(NamedTuple):
+    """Measurement of a training on N windows of one domain."""
+
+    losses: np.ndarray
+    """(N,) nats per token, through features alone."""
+    around: np.ndarray
+    """(N,) nats per token at alpha = 0, with nothing read through features."""
+    reference: np.ndarray
+    """(N,) nats per token of the dense model."""
+    errors: np.ndarray
+    """(N, L), see `reconstruction_errors`."""
+    distances: np.ndarray
+    """(N, L), see `reconstruction_errors`."""
 
 
 class _Measure:
-    """Runs each model on each domain once, however many trainings share it."""
+    """Runs each model once per domain, however many trainings share it."""
 
     def __init__(self, windows: Mapping[str, Windows], batch_size: int) -> None:
         self._windows, self._batch_size = windows, batch_size
@@ -180,20 +184,8 @@ class _Measure:
         return reconstruction_errors(model, self._windows[domain], self._batch_size)
 
 
-def _resampled(counts: Mapping[str, int], resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Domain -> (1 + R, N) weights of its windows, each row of sum 1: equal ones, then those of R samples with
-    replacement, NaN where there is one window alone. Their product with figures of windows is a mean, and its
-    bootstrap."""
-    generator = np.random.default_rng(seed)
-    weights = {}
-    for domain, n in counts.items():
-        samples = generator.multinomial(n, np.full(n, 1 / n), resamples) if n > 1 else np.full((resamples, n), np.nan)
-        weights[domain] = np.concatenate([np.ones((1, n)), samples]) / n
-    return weights
-
-
-def _draws(measured: Measured, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Name -> (1 + R,): its value, and that of each resample."""
+def _draws(measured: Measured, weights: np.ndarray) -> Draws:
+    """Measures of a training on one domain."""
     losses, around, reference, errors, distances = (weights @ part for part in measured)
     return {
         "perplexity": np.exp(losses),
@@ -204,8 +196,8 @@ def _draws(measured: Measured, weights: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _of_training(source: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The same for source and targets."""
+def _of_training(source: str, found: Mapping[str, Draws]) -> Draws:
+    """Measures of a training on its source and over targets, from those on each domain."""
     own = found[source]
     targets = {name: np.stack([of[name] for domain, of in found.items() if domain != source]) for name in own}
     loss = targets["perplexity_loss"].mean(0)
@@ -223,15 +215,37 @@ def _of_training(source: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> 
     }
 
 
-def _figure(draws: np.ndarray) -> Estimate:
-    """The value, the first of (1 + R,), with the percentile interval of the resamples."""
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(draws[1:], [tail, 100 - tail])
-    return Estimate(float(draws[0]), float(low), float(high))
+def _intervals(draws: Draws) -> dict[str, Estimate]:
+    return {name: percentile_interval(values) for name, values in draws.items()}
+
+
+def _probe_estimates(
+    subjects: Mapping[str, Sequence[Transfer]],
+    domains: Sequence[str],
+    probes: Probes,
+    concepts: Sequence[tuple[str, str]],
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, list[str]]]:
+    """Estimates of each subject over concepts that were measured everywhere, and these concepts by group."""
+    ask = cache(probes)  # several targets share a model and a source
+    areas = {name: _probe_areas(transfers, domains, ask) for name, transfers in subjects.items()}
+    if (given := next(iter(areas.values())).shape[-1]) != len(concepts):
+        raise ValueError(f"probes have {given} areas, and concepts are {len(concepts)}; give one for each")
+    known = ~np.isnan(np.concatenate([*areas.values()])).any((0, 1))
+    kept = [concept for concept, is_known in zip(concepts, known, strict=True) if is_known]
+    groups = [group for group, _ in kept]
+    estimates = {}
+    for name, of in areas.items():
+        source, target = of[..., known].mean(0)
+        estimates[name] = {
+            "probe_auroc_source": mean(source, groups),
+            "probe_auroc_targets": mean(target, groups),
+            "probe_auroc_gap": mean(source - target, groups),
+        }
+    return estimates, {group: [name for of, name in kept if of == group] for group in dict.fromkeys(groups)}
 
 
 def _probe_areas(transfers: Sequence[Transfer], domains: Sequence[str], probes: Probes) -> np.ndarray:
-    """(pairs, 2, concepts): AUROC on the source and on a target."""
+    """(pairs, 2, concepts) AUROC on the source and on one target, for each pair of a training and a target."""
     pairs = []
     for transfer in transfers:
         for domain in domains:
@@ -241,31 +255,21 @@ def _probe_areas(transfers: Sequence[Transfer], domains: Sequence[str], probes: 
     return np.array(pairs, np.float64)
 
 
-def _probe_figures(areas: np.ndarray, groups: Sequence[str]) -> dict[str, Estimate]:
-    source, target = areas.mean(0)
-    return {
-        "probe_auroc_source": mean(source, groups),
-        "probe_auroc_targets": mean(target, groups),
-        "probe_auroc_gap": mean(source - target, groups),
-    }
-
-
-def _verdict(
-    figures: Mapping[str, Mapping[str, Estimate]],
-    less: Mapping[str, Mapping[str, Estimate]],
-    by_seed: Mapping[str, Mapping[str, Sequence[float]]],
+def _judge(
+    estimates: Estimates, less: Estimates, by_seed: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> tuple[Outcome, str]:
-    if missing := [name for name in (MFN, POST_HOC_SAE, FINE_TUNED_SAE) if name not in figures]:
+    """Applies `CRITERION`. Returns the outcome and the reason."""
+    if missing := [name for name in (MFN, POST_HOC_SAE, FINE_TUNED_SAE) if name not in estimates]:
         return "not measured", f"There is no {' and no '.join(missing)}."
-    own = figures[MFN][HEADLINE]
+    own = estimates[MFN][HEADLINE]
 
-    def below(baseline: str, figure: str) -> bool:
-        of_seeds = less_by_seed(by_seed[MFN][figure], by_seed[baseline][figure])
-        return less[baseline][figure].high < 0 and max(of_seeds) < 0
+    def below(baseline: str, name: str) -> bool:
+        of_seeds = differences_by_seed(by_seed[MFN][name], by_seed[baseline][name])
+        return less[baseline][name].high < 0 and max(of_seeds) < 0
 
-    within = own.high <= LIMIT and max(by_seed[MFN][HEADLINE]) <= LIMIT
+    within = own.high <= MAX_LOSS and max(by_seed[MFN][HEADLINE]) <= MAX_LOSS
     better = {name: below(name, HEADLINE) for name in (POST_HOC_SAE, FINE_TUNED_SAE)}
-    # one that was fine-tuned on the others has learnt there, and has no gap to compare
+    # an SAE that was fine-tuned on the targets has learnt there and has no gap to compare
     carried = below(POST_HOC_SAE, EXCESS)
     outcome: Outcome = "not confirmed"
     if carried and within and all(better.values()):
@@ -273,21 +277,21 @@ def _verdict(
     elif carried and (within or better[POST_HOC_SAE]):
         outcome = "partly"
     compared = "; ".join(
-        f"{_percent(figures[name][HEADLINE])} with the {name}, which is {'' if better[name] else 'not surely '}more"
+        f"{_percent(estimates[name][HEADLINE])} with the {name}, which is {'' if better[name] else 'not surely '}more"
         for name in better
     )
     reason = (
         f"On other domains perplexity through features is {_percent(own)} above the dense model's, "
         f"{'' if within else 'not surely '}within 5 % in all seeds; {compared}. The excess over the loss on the source "
-        f"is {_percent(figures[MFN][EXCESS])}, and {_percent(figures[POST_HOC_SAE][EXCESS])} with the {POST_HOC_SAE}: "
-        f"{_percent(less[POST_HOC_SAE][EXCESS])}, {'' if carried else 'not surely '}less."
+        f"is {_percent(estimates[MFN][EXCESS])}, and {_percent(estimates[POST_HOC_SAE][EXCESS])} with the "
+        f"{POST_HOC_SAE}: {_percent(less[POST_HOC_SAE][EXCESS])}, {'' if carried else 'not surely '}less."
     )
     return outcome, reason
 
 
-def _percent(figure: Estimate) -> str:
-    interval = "" if np.isnan(figure.low) else f" [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
-    return f"{100 * figure.value:.1f}{interval} %"
+def _percent(estimate: Estimate) -> str:
+    interval = "" if np.isnan(estimate.low) else f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"{100 * estimate.value:.1f}{interval} %"
 
 
 def _check(subjects: Mapping[str, Sequence[Transfer]], windows: Mapping[str, Windows]) -> None:
@@ -301,4 +305,4 @@ def _check(subjects: Mapping[str, Sequence[Transfer]], windows: Mapping[str, Win
                 raise ValueError(f"{name} has the domain {min(unknown)!r}; windows are of {', '.join(windows)}")
 
 
-__all__ = ["FINE_TUNED_SAE", "Transfer", "transfer_gap"]
+__all__ = ["Transfer", "transfer_gap"]

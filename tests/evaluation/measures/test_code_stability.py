@@ -1,4 +1,4 @@
-"""Stability of codes: against sets and dense codes, and against other ways to run the same perturbation."""
+"""Stability of codes, compared with sets, dense codes and other ways to run the perturbations."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def windows(padded=False):
 
 
 def compare(dense, other):
-    """Of one token's dense codes (m,), by sets."""
+    """Agreement of two dense codes (m,) of one token, by sets."""
     a, b = (set(code.nonzero().flatten().tolist()) for code in (dense, other))
     if not a:
         return [np.nan] * 3
@@ -43,7 +43,7 @@ def compare(dense, other):
 
 
 def of_windows(dense, other, counted):
-    """(W, 3) of codes (W, T, m)."""
+    """(W, 3) mean agreement in each window, of codes (W, T, m)."""
     rows = [
         [compare(dense[row, at], other[row, at]) for at in counted[row].nonzero().flatten()]
         for row in range(len(dense))
@@ -57,7 +57,7 @@ def assert_agree(found, dense, other, counted):
 
 
 def test_agreement_is_that_of_sets():
-    """Codes that share some features, an inactive pair of an active feature's index, and codes with nothing active."""
+    """Covers shared features, an inactive pair with the index of an active one, and codes without an active feature."""
     generator = torch.Generator().manual_seed(0)
     indices = torch.stack([torch.randperm(9, generator=generator)[:4] for _ in range(80)]).reshape(2, 8, 5, 4)
     values = torch.randn(2, 8, 5, 4, generator=generator).relu()
@@ -77,8 +77,8 @@ def dense_codes(model, **inputs):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_changed_contexts(family_base, padded):
-    """A context cut off is one that attention does not see; a replaced one is the next window's, in the last one the
-    first's."""
+    """Attention does not see a context that is cut off. A replaced context is that of the next window; the last window
+    has the context of the first."""
     model = make_mfn(family_base, layers=[0, 2])
     data = windows(padded)
     found = measure_stability(model, data, strengths=(), batch_size=3)
@@ -100,7 +100,7 @@ def test_changed_contexts(family_base, padded):
 
 
 def test_noise(family_base):
-    """None changes nothing; more leaves less; in the first layer, noise on h is what its encoder makes of it."""
+    """Strength 0 changes nothing, and more noise leaves less. In the first layer the encoder sees the noise on h."""
     model = make_mfn(family_base, layers=[0, 2]).train()
     before = torch.get_rng_state()
     found = measure_stability(model, windows(True), strengths=(0.0, 0.1, 0.5))
@@ -119,7 +119,7 @@ def test_noise(family_base):
 
 
 def test_noise_is_of_the_stated_share_of_the_rms(family_base, monkeypatch):
-    """The noise that the layers and the embeddings were given, recovered from what they were given."""
+    """Recovers the noise on layers and embeddings from their inputs."""
     model = make_mfn(family_base, layers=[0])
     given = []
     layer = model.mfn_layers[0]
@@ -137,7 +137,7 @@ def test_noise_is_of_the_stated_share_of_the_rms(family_base, monkeypatch):
 
 
 def test_another_token_is_another_one(family_base):
-    """Every token that counts is compared with one, none with itself, unless there is no other, or with padding."""
+    """Each token that counts is compared with another such token, and with itself only if there is no other."""
     torch.manual_seed(1)
     counted = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
     places = torch.stack([_other_tokens(counted) for _ in range(50)])

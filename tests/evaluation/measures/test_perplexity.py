@@ -1,4 +1,4 @@
-"""Next-token losses against transformers' own."""
+"""Next-token losses, compared with those of transformers."""
 
 import math
 

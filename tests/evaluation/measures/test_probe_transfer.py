@@ -1,4 +1,4 @@
-"""Probes of one domain on others, against a plain transcription."""
+"""Probes of one domain on others, compared with a plain transcription."""
 
 import math
 
@@ -19,7 +19,7 @@ WIDE = Limits(occurrences=1000, tokens=10_000, least_units=4, least_tokens=12)
 
 
 def without(words, rows, seed):
-    """Random text in which some words do not occur."""
+    """Random text without some words."""
     ids = np.array(planted.text(rows, seed=seed)["input_ids"])
     return Dataset.from_dict({"input_ids": np.where(np.isin(ids, [planted.token_of(w) for w in words]), 5, ids)})
 
@@ -38,7 +38,7 @@ def tasks():
 
 
 def transcription(model, task: Task, source, target, size):
-    """A probe of the best features on training tokens of the source, on held-out ones of the target."""
+    """Area on held-out tokens of the target, for a probe of the best features on training tokens of the source."""
     found = activations_at(model, joined(WINDOWS), task.places).codes[0].toarray()
     ends = np.cumsum([len(rows) for rows in WINDOWS.values()])
     domain = np.array([list(WINDOWS)[int((window >= ends).sum())] for window in task.places // 16])
@@ -70,7 +70,7 @@ def test_few_features_against_a_transcription(tasks, size):
 
 
 def test_in_the_transfer_of_features(tasks):
-    """Concepts that a domain lacks are left out of all."""
+    """A concept that one domain lacks is left out everywhere."""
     model = planted.model()
     model.set_blend(0.0)
     probes = probes_across(WINDOWS, tasks)

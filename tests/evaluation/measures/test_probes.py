@@ -1,10 +1,11 @@
-"""Probes and information: against plain scikit-learn on dense arrays, and on planted codes."""
+"""Probes and information, compared with plain scikit-learn on dense arrays, and on planted codes."""
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score, roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
 from modeling_mfn.evaluation.measures import probes
 from modeling_mfn.evaluation.measures.probes import (
@@ -23,7 +24,7 @@ CONCEPT, MEMORY = 0, 1
 
 
 def make_task(seed=0):
-    """Words 0 to 39, half of them positive, half of either held out; each occurs 6 times."""
+    """Makes a task of words 0 to 39. Half are positive, half of either label are held out, and each occurs 6 times."""
     generator = np.random.default_rng(seed)
     units = generator.permutation(np.repeat(np.arange(WORDS), OCCURRENCES))
     label, held_out = np.arange(WORDS) % 2 == 0, np.arange(WORDS) // 2 % 2 == 0
@@ -35,7 +36,7 @@ def make_task(seed=0):
 
 
 def make_codes(task, seed=0, memory_alone=False):
-    """(n, 60): a feature of the concept, one of its training words, others that are about words or about nothing."""
+    """(n, 60) codes: a feature of the concept, a feature of its training words, and features of words or of nothing."""
     generator = np.random.default_rng(seed)
     words = generator.random((WORDS, 60)) * (generator.random((WORDS, 60)) < 0.1)
     codes = words[task.units] + generator.random((len(task.units), 60)) * (
@@ -84,20 +85,25 @@ def test_probes_are_those_of_scikit_learn_on_dense_arrays(sparse, monkeypatch):
 
 
 def test_regularisation_is_chosen_by_words_that_a_fold_has_not():
-    """Weak regularisation fits words by heart, which helps within training words alone."""
-    task = make_task()
-    generator = np.random.default_rng(2)
-    by_heart = np.zeros((len(task.units), WORDS + 1))
-    by_heart[np.arange(len(task.units)), task.units] = 30.0
-    by_heart[:, -1] = task.labels + generator.normal(0, 1.0, len(task.units))
-    found = linear_probe(scaled(by_heart, ~task.held_out), task)
-    assert found.held_out == pytest.approx(area(by_heart[task.held_out, -1], task.labels[task.held_out]), abs=1e-9)
-    fold = probes._folds(task, 0)
-    assert set(fold[task.held_out]) == {-1}
-    assert all(len(set(fold[task.units == unit])) == 1 for unit in range(WORDS))
-    for label in (False, True):
-        sizes = np.bincount(fold[~task.held_out & (task.labels == label)], minlength=3) / OCCURRENCES
-        assert sizes.max() - sizes.min() <= 1
+    """Weak regularisation fits words by heart: better on folds that share words, worse on words it has not seen."""
+    task, generator = make_task(), np.random.default_rng(2)
+    of_words = generator.random((WORDS, 200)) * (generator.random((WORDS, 200)) < 0.2)
+    of_labels = task.labels[:, None] + 4 * generator.random((len(task.units), 20))
+    train, test, labels = ~task.held_out, task.held_out, task.labels[~task.held_out]
+    features = scaled(csr_array(np.hstack([of_words[task.units], of_labels])), train)
+    regressions = [LogisticRegression(C=c, solver="liblinear", tol=1e-3) for c in probes.STRENGTHS]
+
+    def best(folds):
+        areas = [cross_val_score(each, features[train], labels, cv=folds, scoring="roc_auc") for each in regressions]
+        return int(np.argmax(np.mean(areas, axis=1)))
+
+    fitted = [each.fit(features[train], labels).decision_function(features[test]) for each in regressions]
+    held_out = [roc_auc_score(task.labels[test], values) for values in fitted]
+    by_words = StratifiedGroupKFold(3, shuffle=True, random_state=5).split(labels, labels, task.units[train])
+    chosen, by_heart = best(list(by_words)), best(StratifiedKFold(3, shuffle=True, random_state=5))
+    assert linear_probe(features, task, seed=5).held_out == pytest.approx(held_out[chosen], abs=1e-12)
+    assert chosen < by_heart
+    assert held_out[chosen] > held_out[by_heart] + 0.05
 
 
 def test_nothing_is_learnt_from_the_held_out_side():
@@ -171,7 +177,7 @@ def test_areas_of_columns_are_those_of_scikit_learn(kind):
 
 
 def test_a_clean_feature_is_chosen_before_a_strong_one():
-    """Whatever the scale of each: the second fires ten times as strongly, and on half of the other words, too."""
+    """The second feature fires ten times as strongly, and on half of the other words, too."""
     task = make_task()
     generator = np.random.default_rng(0)
     codes = np.zeros((len(task.units), 2))

@@ -1,4 +1,4 @@
-"""Probe tasks: against a count by hand of words, brackets and quotes, and what splits and shuffled labels must keep."""
+"""Probe tasks, compared with counts by hand of words, brackets and quotes; properties of splits and shuffled labels."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ FEW = Limits(occurrences=4, tokens=60, least_units=4, least_tokens=12)
 
 
 def characters():
-    """A tokenizer whose tokens are bytes."""
+    """Makes a tokenizer whose tokens are bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = Tokenizer(BPE({"<end>": 0} | {letter: 1 + i for i, letter in enumerate(alphabet)}, []))
     model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -32,7 +32,7 @@ def characters():
 
 
 def check_splits(task, limits):
-    """What holds for every task."""
+    """Checks properties of every task."""
     assert (np.diff(task.places) > 0).all()
     assert not set(task.units[task.held_out]) & set(task.units[~task.held_out])
     for side in (False, True):
@@ -104,7 +104,7 @@ def test_two_concepts_are_one_task_and_too_little_text_is_none():
     ],
 )
 def test_marks_of_characters(name, text, marks):
-    """What spaces and line ends, here |, are marked with has no effect."""
+    """Marks of spaces and of line ends, here |, have no effect and are not compared."""
     found = ["01."[mark] for mark in IN_CONTEXT[name](text.replace("|", "\n")).tolist()]
     assert "".join(" " if of in " |" else mark for of, mark in zip(text, found, strict=True)) == marks
 
@@ -147,7 +147,7 @@ def test_formatting_tasks_are_what_a_scan_of_each_window_says():
 
 
 def test_shuffled_labels_of_windows_say_nothing_of_the_true_ones():
-    """Although far more tokens were there than the limit."""
+    """Labels stay independent although there are far more tokens than the limit."""
     tokenizer, correlations, cut, limits = characters(), [], 0, FEW._replace(tokens=30)
     letters = np.array(list("aaaaabbbb.\n  ()"))
     for seed in range(20):
@@ -166,7 +166,7 @@ def test_shuffled_labels_of_windows_say_nothing_of_the_true_ones():
 
 
 def test_what_source_a_text_is_from_says_nothing():
-    """Animals are common in one source, rare in another, and all that there is in a third, which has capitals."""
+    """Animals are common in one source, rare in another, and the only words in a third."""
     generator, tokenizer = np.random.default_rng(0), planted.tokenizer()
     animals, foods = ([planted.token_of(word) for word in words] for words in planted.CONCEPTS.values())
     shares = {"farm": 0.9, "kitchen": 0.2, "zoo": 1.0}

@@ -1,4 +1,4 @@
-"""P1: figures against dense float64 counts, closed forms, planted duplicates, and judged models of both families."""
+"""P1: measures compared with dense float64 counts, closed forms and planted duplicates; outcomes in both families."""
 
 import json
 
@@ -10,7 +10,7 @@ from datasets import Dataset
 from scipy.sparse import csr_array
 from scipy.special import kl_div
 
-from modeling_mfn.evaluation.intervals import Estimate, bootstrap, with_interval
+from modeling_mfn.evaluation.intervals import Estimate, bootstrap, jackknife
 from modeling_mfn.evaluation.measures.firing_rates import (
     CV,
     DEAD,
@@ -18,8 +18,8 @@ from modeling_mfn.evaluation.measures.firing_rates import (
     STD,
     firing_replicates,
     measure_firing,
-    overlap_figures,
-    rate_figures,
+    overlap_measures,
+    rate_measures,
 )
 from modeling_mfn.evaluation.predictions.p1_firing_rates import firing_rate_calibration, judge
 from modeling_mfn.evaluation.result import MFN, NO_RATE_LOSS, POST_HOC_SAE, RANDOM_SAE
@@ -33,7 +33,7 @@ def windows(rows=40, length=16, padded=False, seed=3):
 
 
 def dense_figures(active, rho):
-    """The same, of a dense (N, m) array of 0 and 1, pair by pair."""
+    """Computes all measures from a dense (N, m) array of 0 and 1, pair by pair."""
     number, size = active.shape
     rates = active.mean(0)
     divergence = kl_div(rates, rho) + kl_div(1 - rates, 1 - rho)
@@ -67,7 +67,7 @@ def dense_figures(active, rho):
 
 
 def random_activity(number=400, size=24, seed=0):
-    """Features of unequal rates that depend on each other: one silent, one always active, two nearly the same."""
+    """Makes dependent features of unequal rates: one silent, one always active, two nearly equal."""
     random = np.random.default_rng(seed)
     topics = random.random((number, 4)) < 0.3
     active = random.random((number, size)) < (0.02 + 0.3 * topics[:, np.arange(size) % 4]) * random.random(size)
@@ -88,7 +88,7 @@ def test_figures_and_leave_one_out_are_those_of_dense_counts():
 
 
 def test_even_rates_at_rho_have_no_deviation():
-    figures = rate_figures(np.full(50, 0.04), 0.04)
+    figures = rate_measures(np.full(50, 0.04), 0.04)
     assert figures == pytest.approx(
         {"active features": 2, "firing rate mean": 0.04, STD: 0, CV: 0, "KL to rho": 0, DEAD: 0, "evenness": 1},
         abs=1e-12,
@@ -96,9 +96,9 @@ def test_even_rates_at_rho_have_no_deviation():
 
 
 def test_half_of_the_features_silent_in_closed_form():
-    """Rates 0 and 2 rho: std rho, CV 1; each silent feature costs -log(1 - rho)."""
+    """Rates are 0 and 2 rho: std rho and CV 1. Each silent feature costs -log(1 - rho)."""
     rho = 0.1
-    figures = rate_figures(np.tile([0.0, 2 * rho], 8), rho)
+    figures = rate_measures(np.tile([0.0, 2 * rho], 8), rho)
     kl = (-np.log(1 - rho) + 2 * rho * np.log(2) + (1 - 2 * rho) * np.log((1 - 2 * rho) / (1 - rho))) / 2
     assert (figures[STD], figures[CV], figures[DEAD]) == pytest.approx((rho, 1, 0.5))
     assert figures["KL to rho"] == pytest.approx(kl)
@@ -106,11 +106,11 @@ def test_half_of_the_features_silent_in_closed_form():
 
 
 def overlap(active):
-    return overlap_figures((active.T @ active).astype(np.float32), len(active))
+    return overlap_measures((active.T @ active).astype(np.float32), len(active))
 
 
 def test_mean_co_activation_knows_no_more_than_the_number_of_active_features():
-    """Four of 40 features a token, at random or always the same four together: correlation alone tells them apart."""
+    """Four of 40 features per token, random or always the same four: only the correlation differs."""
     random = np.random.default_rng(1)
     number = 4000
     spread = np.argsort(random.random((number, 40)), axis=1) < 4
@@ -124,7 +124,7 @@ def test_mean_co_activation_knows_no_more_than_the_number_of_active_features():
 
 
 def test_correlation_of_permuted_tokens_is_that_at_chance():
-    """The mean of phi^2 over permutations is 1 / (N - 1), of rare and of frequent features."""
+    """The mean of phi^2 over permutations is 1 / (N - 1), for rare and for frequent features."""
     random = np.random.default_rng(2)
     active = np.repeat([[1.0], [0.0]], [3, 57], axis=0) * np.ones(12)
     active[:30, 6:] = 1
@@ -152,7 +152,7 @@ def test_the_interval_is_about_that_of_a_bootstrap_over_windows():
         return total.std() / total.mean()
 
     replicates = np.array([cv(counts), *(cv(np.delete(counts, row, 0)) for row in range(30))])
-    found, expected = with_interval(replicates), bootstrap(cv, counts, resamples=2000)
+    found, expected = jackknife(replicates), bootstrap(cv, counts, resamples=2000)
     assert found.value == expected.value
     assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.25)
     assert found.low < found.value < found.high
@@ -179,7 +179,7 @@ def test_a_models_figures_are_those_of_its_dense_codes(family_base, padded):
 
 
 def with_rates(base, spread, seed=1):
-    """An MFN model whose encoder's bias makes some features fire more often than others."""
+    """Makes an MFN model whose encoder bias lets some features fire more often than others."""
     model = make_mfn(base, layers=[0, 1], seed=seed)
     for layer in model.mfn_layers.values():
         layer.encoder.bias.data += spread * torch.linspace(-1, 1, 80)
@@ -187,7 +187,7 @@ def with_rates(base, spread, seed=1):
 
 
 def test_prediction(family_base):
-    """The same directions with more and less even rates; every condition is judged by its whole interval."""
+    """Compares equal directions with more and less even rates. Each condition is judged by its whole interval."""
     even = [with_rates(family_base, 0, seed) for seed in (1, 2)]
     uneven = [with_rates(family_base, 4, seed) for seed in (1, 2)]
     data = windows(20)

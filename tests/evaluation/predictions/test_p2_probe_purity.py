@@ -1,4 +1,4 @@
-"""P2 from end to end: planted models whose purity is known, and a plain scikit-learn transcription."""
+"""P2 from end to end, on planted models of known purity and compared with a plain scikit-learn transcription."""
 
 import json
 from types import SimpleNamespace
@@ -13,13 +13,13 @@ from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 
 from modeling_mfn.evaluation.intervals import bootstrap
+from modeling_mfn.evaluation.measures.probe_scores import probe_model, probe_tokens
 from modeling_mfn.evaluation.measures.probes import best_feature_information
 from modeling_mfn.evaluation.measures.tasks import Limits, Task, word_tasks
 from modeling_mfn.evaluation.predictions import p2_probe_purity as probing
 from modeling_mfn.evaluation.predictions.p2_probe_purity import (
     BASE_RESIDUAL_STREAM,
     TOKEN_IDENTITY,
-    probe_model,
     probe_purity,
 )
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE, RESIDUAL_STREAM
@@ -41,7 +41,7 @@ def tasks_of(data):
 
 
 def rotated(model):
-    """The same features read off another basis of the residual stream: no coordinate of h is a feature any more."""
+    """Rotates the residual stream, so that no coordinate of h is a feature any more."""
     torch.manual_seed(3)  # of which no coordinate tells animals and foods by chance
     rotation = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN))[0]
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_places_are_found_again_in_a_padded_text(family_base):
 
 
 def test_planted_features_are_pure_and_memories_fail():
-    """Feature 0 has animals, weakly three foods; feature 1 four animals. A random SAE has neither."""
+    """Feature 0 fires on animals and weakly on three foods, feature 1 on four animals. A random SAE has neither."""
     data = text()
     tasks = tasks_of(data)
     assert [task.name for task in tasks] == ["animals", "foods"]
@@ -115,7 +115,7 @@ def test_planted_features_are_pure_and_memories_fail():
 
 
 def test_averages_are_those_of_a_dense_transcription(family_base):
-    """Two seeds, two layers; alpha and mode stay."""
+    """Averages two seeds and two layers. Alpha and mode of the models stay."""
     data = text()
     tasks = tasks_of(data)
 
@@ -159,13 +159,13 @@ def test_averages_are_those_of_a_dense_transcription(family_base):
 
 
 def test_token_identity_against_counts():
-    """Half of the words are held in, each of two tokens; the last one tells the label but for one in ten."""
+    """Words have two tokens, of which the last one tells the label in nine cases of ten. Half are held out."""
     generator = np.random.default_rng(0)
     labels, held_out = np.tile([True, False], 200), np.repeat([False, True], 200)
     tokens = np.where(labels ^ (generator.random(400) < 0.1), 7, generator.choice([8, 9], 400))
     windows = [{"input_ids": [3, token]} for token in tokens]
     task = Task("t", "g", np.arange(400) * 2 + 1, labels, generator.permutation(labels), np.arange(400), held_out)
-    found = probing.probe_tokens(windows, [task]).set_index("probe")["held_out"]
+    found = probe_tokens(windows, [task]).set_index("probe")["held_out"]
     expected = roc_auc_score(labels[200:], tokens[200:] == 7)
     assert found["purity"] == pytest.approx(expected)
     assert found["linear probe"] == pytest.approx(expected, abs=0.03)
@@ -178,8 +178,13 @@ ALL_OF = {(MFN, "code"): 0.90, (MFN, "residual"): 0.85, (POST_HOC_SAE, "code"): 
 
 
 def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alpha=0.0, added=None, untold=0):
-    """`probe_purity` of two seeds whose areas are given, with noise by task, but for what is added to an MFN model's
-    by seed, and to all of tasks by group. Of the first so many tasks the token alone tells nothing."""
+    """Runs `probe_purity` on two seeds with given areas and noise by task.
+
+    Args:
+        by_seed: (probe, seed) -> addition to the area of MFN codes.
+        added: group -> addition to all areas of its tasks.
+        untold: number of tasks, the first ones, on which the token alone tells nothing.
+    """
     noise = np.random.default_rng(0).normal(0, 0.01, len(groups))
     noise = noise + [(added or {}).get(group, 0) for group in groups]
     areas = {"purity": PURE | dict(pure), LINEAR: ALL_OF | dict(linear)}
@@ -252,7 +257,7 @@ def test_outcomes(given, outcome, monkeypatch):
 
 
 def test_groups_count_alike_and_the_token_is_told_apart(monkeypatch):
-    """Four parts of speech, which all lack what one polarity and three concepts have."""
+    """Four parts of speech have lower areas than one polarity and three concepts."""
     groups = ("part of speech",) * 4 + ("polarity",) + ("concepts",) * 3
     result = judge(monkeypatch, groups=groups, added={"part of speech": -0.25}, untold=3)
     noise = np.random.default_rng(0).normal(0, 0.01, 8)

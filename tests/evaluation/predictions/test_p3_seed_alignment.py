@@ -1,4 +1,4 @@
-"""P3: linear CKA and matching of codes between seeds, against dense formulas, copies and chance."""
+"""P3: linear CKA and matching of codes between seeds, compared with dense formulas, copies and chance."""
 
 import json
 import math
@@ -14,8 +14,9 @@ from scipy.sparse import csr_array
 from scipy.stats import ortho_group
 
 from modeling_mfn.evaluation.intervals import Estimate
+from modeling_mfn.evaluation.measures.alignment import Codes, align, linear_cka
 from modeling_mfn.evaluation.predictions import p3_seed_alignment as alignment
-from modeling_mfn.evaluation.predictions.p3_seed_alignment import Codes, align, cross_seed_alignment, linear_cka
+from modeling_mfn.evaluation.predictions.p3_seed_alignment import cross_seed_alignment
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RANDOM_SAE
 
 MATCHED, COSINE = "matched correlation", "matched cosine"
@@ -32,7 +33,7 @@ def sparse_codes(tokens, features, seed):
 
 
 def permuted_copy(model, seed, noise=0.0):
-    """The same model with its features in another order, and noise on their encoders."""
+    """Copies a model with its features in another order and noise on their encoders."""
     copy = make_mfn(make_base(f"{model.config.text_config.model_type}-tied"))
     copy.load_state_dict(model.state_dict())
     torch.manual_seed(seed)
@@ -66,7 +67,7 @@ def test_cka_does_not_see_rotation_scale_and_shift():
 
 
 def test_pairs_are_chosen_on_one_text_and_measured_on_another():
-    """Features 0 to 5 are the same in both models, the rest are noise: it correlates where it was matched, no more."""
+    """Features 0 to 5 are the same in both models. The rest is noise, which correlates only where it was matched."""
     model = make_mfn(make_base("llama-tied"), num_features=40)
     a, b = ([sparse_codes(200, 40, seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
     order = np.random.default_rng(5).permutation(40)
@@ -99,7 +100,7 @@ def test_pairs_are_chosen_on_one_text_and_measured_on_another():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_whole_prediction(family):
-    """Copies of one model in another order align fully, copies with noise less so, and unlike ones least."""
+    """Copies of one model in another order align fully, copies with noise less, and different models least."""
     base = make_base(f"{family}-tied")
     model = make_mfn(base)
     noisy = [permuted_copy(model, seed, noise=0.3) for seed in (1, 2)]
@@ -131,7 +132,7 @@ def test_the_whole_prediction(family):
 
 
 def test_intervals_of_three_models_are_of_features_that_stand_in_two_pairs_each():
-    """Against sums over all couples of pairs, of the features that `align` matched in each layer."""
+    """Compares with sums over all couples of pairs of the features that `align` matched in each layer."""
     base = make_base("llama-tied")
     models = [make_mfn(base, seed=seed, layers=[0, 2]) for seed in (3, 4, 5)]
     found = cross_seed_alignment({MFN: models}, windows(0), windows(1)).figures[MFN]
@@ -169,7 +170,7 @@ SURE, LOW = Estimate(0.9, 0.85, 0.95), Estimate(0.5, 0.45, 0.55)
     ],
 )
 def test_outcomes(ours, theirs, difference, seeds, outcome):
-    """Figures are matched correlation and CKA; at last the post-hoc SAEs', and the random ones' CKA."""
+    """Estimates are matched correlation and CKA of MFN, the same of post-hoc SAEs, and the CKA of random SAEs."""
     figures = {
         MFN: {MATCHED: ours[0], "CKA": ours[1]},
         POST_HOC_SAE: {MATCHED: theirs[0], "CKA": theirs[1]},
@@ -177,7 +178,7 @@ def test_outcomes(ours, theirs, difference, seeds, outcome):
     }
     by_seeds = {name: {"0-1": {MATCHED: of}} for name, of in zip((MFN, POST_HOC_SAE), seeds, strict=True)}
     less = {POST_HOC_SAE: Estimate(difference, difference - 0.05, difference + 0.05)}
-    assert alignment._verdict(figures, less, by_seeds)[0] == outcome
+    assert alignment._judge(figures, less, by_seeds)[0] == outcome
 
 
 def test_text_without_tokens():

@@ -1,4 +1,4 @@
-"""P4: first-order predictions of interventions, against autograd, closed forms and forwards of their own."""
+"""P4: first-order predictions of interventions, compared with autograd, closed forms and separate forwards."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from scipy import stats
 
 from modeling_mfn import Add
 from modeling_mfn.evaluation.intervals import Estimate
-from modeling_mfn.evaluation.measures.first_order import response_figures
+from modeling_mfn.evaluation.measures.first_order import measure_interventions, response_measures
 from modeling_mfn.evaluation.measures.intervention_effects import (
     Bench,
     Push,
@@ -24,7 +24,7 @@ from modeling_mfn.evaluation.measures.intervention_effects import (
     sample_sites,
 )
 from modeling_mfn.evaluation.predictions import p4_interventions as predictability
-from modeling_mfn.evaluation.predictions.p4_interventions import intervention_predictability, measure_interventions
+from modeling_mfn.evaluation.predictions.p4_interventions import intervention_predictability
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE
 
 FAMILIES = ["llama-tied", "gpt2-tied"]
@@ -47,7 +47,7 @@ def family(request):
 
 
 def test_changes_are_those_of_whole_forwards(family):
-    """Without a cache, one intervention a forward, heads and MLPs by hooks of the test's own."""
+    """Compares with forwards without a cache, one per intervention, and with separate hooks on heads and MLPs."""
     model, site, bench = bench_of(family, alpha=0.3)
     feature, activation = strongest(bench, 0)
     (response,) = bench.responses(0, [Push(feature)], activation, CHANGES)
@@ -84,7 +84,7 @@ def test_changes_are_those_of_whole_forwards(family):
 
 
 def test_derivatives_are_autograds(family):
-    """The feature's direction added behind its MFN layer, times a number that has a gradient."""
+    """Adds the feature's direction behind its MFN layer, times a number that has a gradient."""
     model, site, bench = bench_of(family)
     feature, activation = strongest(bench, 1)
     random = torch.randn(32, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_small_interventions_are_predicted_exactly(family):
     model, _, bench = bench_of(family)
     feature, activation = strongest(bench, 0)
     (response,) = bench.responses(0, [Push(feature)], activation, np.array([-1e-4, 1e-4]))
-    found = response_figures(response, np.array([-1e-4, 1e-4]), bench.baseline["logits"][0], readers(model, 0))
+    found = response_measures(response, np.array([-1e-4, 1e-4]), bench.baseline["logits"][0], readers(model, 0))
     for name in ("logits", "later logits", "attention", "MLP"):
         assert found[f"correlation of {name}"] == pytest.approx(1, abs=1e-5)
     assert found["relative error"] == pytest.approx(0, abs=0.01)
@@ -152,13 +152,13 @@ def test_small_interventions_are_predicted_exactly(family):
 
 
 def test_figures_of_one_response():
-    """Each by its formula, written out for one change at a time."""
+    """Computes each measure by its formula, for one change at a time."""
     random = torch.Generator().manual_seed(0)
     slope, noise, baseline = (torch.randn(3, 96, generator=random, dtype=torch.float64) for _ in range(3))
     slope, baseline = slope - slope.mean(-1, keepdim=True), 3 * baseline
     real = torch.stack([change * slope + 0.5 * noise for change in CHANGES])
     real -= real.mean(-1, keepdim=True)
-    found = response_figures(Response({"logits": slope}, {"logits": real}, torch.arange(3)), CHANGES, baseline, [])
+    found = response_measures(Response({"logits": slope}, {"logits": real}, torch.arange(3)), CHANGES, baseline, [])
     before = torch.softmax(baseline, -1)
     jacobian = torch.diag(before[0]) - torch.outer(before[0], before[0])
     top = set((jacobian @ slope[0]).abs().topk(20).indices.tolist())
@@ -185,7 +185,7 @@ def test_figures_of_one_response():
 
 
 def test_kinds_of_interventions_move_the_stream_as_far(family):
-    """A random direction and an inactive feature are moved by as much as the active feature is."""
+    """A random direction and an inactive feature move the stream by the same length as the active feature."""
     model, site, bench = bench_of(family)
     feature, activation = strongest(bench, 1)
     inactive = bench.seen_before(1)[0]
@@ -309,7 +309,7 @@ def test_outcomes(low, random, sae, seeds, outcome):
     }
     differences = {f"random direction in {MFN}": random, POST_HOC_SAE: sae}
     figures = {MFN: ours, POST_HOC_SAE: {NAMES[0]: Estimate(0.9)}}
-    found, reason = predictability._verdict(figures, differences, by_seed, [0])
+    found, reason = predictability._judge(figures, differences, by_seed, [0])
     assert found == outcome
     assert f"of attention by {ours[NAMES[2]]}, of MLPs by {ours[NAMES[3]]}" in reason
 

@@ -1,4 +1,4 @@
-"""P5 against a direct computation, and its outcomes on models whose features lose a known amount."""
+"""P5 compared with a direct computation, and its outcomes on models whose features lose a known amount."""
 
 import json
 import math
@@ -14,10 +14,10 @@ from scipy import stats
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.evaluation.baselines.saes import fine_tune_sae, post_hoc_sae
 from modeling_mfn.evaluation.measures import perplexity
-from modeling_mfn.evaluation.measures.perplexity import reconstruction_errors
+from modeling_mfn.evaluation.measures.reconstruction import reconstruction_errors
 from modeling_mfn.evaluation.predictions import p5_transfer as transfer_module
-from modeling_mfn.evaluation.predictions.p5_transfer import FINE_TUNED_SAE, Transfer, transfer_gap
-from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE
+from modeling_mfn.evaluation.predictions.p5_transfer import Transfer, transfer_gap
+from modeling_mfn.evaluation.result import FINE_TUNED_SAE, MFN, POST_HOC_SAE
 
 
 def rows(low, high, count=24, length=16, seed=0):
@@ -29,7 +29,7 @@ WINDOWS = {"a": rows(3, 40), "b": rows(30, 70, 20), "c": rows(60, 96, 28)}
 
 
 def exact(base, noise=0.0):
-    """Features that lose nothing, [x]+ and [-x]+ for each entry x, or what noise in the decoder makes of them."""
+    """Makes features that lose nothing, [x]+ and [-x]+ for each entry x, and adds noise to their decoder."""
     model = MFNForCausalLM.from_base(base, num_features=2 * HIDDEN, k=2 * HIDDEN, alpha=0.3, input_norm="none")
     torch.manual_seed(0)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def exact(base, noise=0.0):
 
 
 def moved(base, seed=0):
-    """Another dense model of the same kind."""
+    """Changes a dense model into another one."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in base.parameters():
@@ -49,7 +49,7 @@ def moved(base, seed=0):
 
 
 def own_text(base, seed):
-    """Windows drawn from the model's own distribution, on which any change of it costs something."""
+    """Samples windows from the model, so that any change of the model costs something."""
     torch.manual_seed(seed)
     first = torch.randint(3, 96, (40, 1))
     length = {"max_new_tokens": 23, "min_new_tokens": 23}
@@ -183,7 +183,7 @@ LOSSES = {POST_HOC_SAE: (0.3, 0.5), FINE_TUNED_SAE: (0.3, 0.4)}
     ],
 )
 def test_outcomes(mfn, baselines, outcome, monkeypatch):
-    """Of trainings whose loss on the source and on the others is given, alike in all windows but for a little noise."""
+    """Sets the loss on the source and on the targets, equal in all windows up to a little noise."""
     given = {MFN: mfn} | {name: [of] for name, of in (LOSSES | baselines).items() if of}
     subjects = {name: [Transfer("a", SimpleNamespace(losses=losses)) for losses in of] for name, of in given.items()}
     noise = np.random.default_rng(0).normal(0, 0.01, 20)
@@ -276,7 +276,7 @@ def test_bad_input(subjects, windows, message):
 
 
 def test_from_text_to_figures(family_base):
-    """Trained SAEs of both families: what is fine-tuned on a target explains more there."""
+    """An SAE that was fine-tuned on a target explains more there."""
     train = {"a": rows(3, 50, 120, 32), "b": rows(50, 96, 120, 32)}
     held_out = {"a": rows(3, 50, 20, 32, seed=1), "b": rows(50, 96, 20, 32, seed=1)}
     sae = post_hoc_sae(family_base, train["a"], num_features=128, k=8, epochs=4)
