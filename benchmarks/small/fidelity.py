@@ -32,7 +32,8 @@ from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.demo.assets import cache_folder
 from modeling_mfn.evaluation.measures.perplexity import perplexity
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
-from modeling_mfn.training.statistics import FeatureStatistics
+from modeling_mfn.training.feature_sums import FeatureSums, kept_features
+from modeling_mfn.training.measurements import layer_figures
 
 RESULTS = records.RESULTS / "fidelity"
 BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_638_400, 307_200
@@ -227,17 +228,15 @@ def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]
 def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
     """Statistics of the features on held-out text. `dead_share` counts features that are silent on all of it."""
     data = small_models.data()
-    tokens = len(corpora.DOMAINS) * 32_768
-    figures: dict[str, Any] = {}
-    statistics = FeatureStatistics(model.config, tokens)
+    sums = FeatureSums.zero(model.config, "cpu")
     for domain in corpora.DOMAINS:
         for rows in torch.tensor(data.evaluation(domain)["input_ids"]).split(16):
             items = model(input_ids=rows, output_reconstructions=True, logits_to_keep=1).reconstructions
-            statistics.count(model.mfn_layers, items, None)
-    statistics.step()
-    for layer, found in statistics.take().items():
-        figures[f"layer_{layer}"] = {name: round(value, 5) for name, value in found.items()}
-    return figures
+            sums += FeatureSums.of(model.mfn_layers, items, torch.ones_like(rows))
+    return {
+        f"layer_{layer}": {name: round(value, 5) for name, value in found.items()}
+        for layer, found in zip(model.config.layers, layer_figures(sums, kept_features(model.config)), strict=True)
+    }
 
 
 def runs() -> dict[str, Run]:

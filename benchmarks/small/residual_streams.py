@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.common import corpora, records, small_models
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo.assets import cache_folder
-from modeling_mfn.training.statistics import standardised
+from modeling_mfn.training.feature_sums import standardised
 
 RUNS = ("recipe/cache-first-distilled", "main/cache-first-distilled")
 TOKENS = 16_384

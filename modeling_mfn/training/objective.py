@@ -1,26 +1,30 @@
-"""Section 4's objective for one batch: which inputs the feature losses need, and the losses made from them."""
+"""Objective of section 4 for one batch: the inputs that the feature losses need, and the losses made from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.configuration_mfn import MFNConfig
 from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from ..model.sparse_code import SparseCode
 from .arguments import MFNTrainingArguments
-from .distributed import gather_code
+from .distributed import gather_code, unshard_for_gradients
 from .losses import competition_loss, rate_loss, reconstruction_loss, stability_loss
+
+CANDIDATES_PER_K = 2
+"""Pre-activations per token that the rate loss sees, in k: features that nearly fire, at the cost of a sparse backward.
+"""
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Makes h_tilde of h (..., d), for eq. 8."""
+    """Makes h_tilde from h (..., d), for eq. 8."""
 
     kind: str
     """`"noise"`: Gaussian, of `strength` times the vector's RMS. `"dropout"`: entries are 0 with that probability."""
@@ -33,48 +37,60 @@ class Perturbation:
 
 
 class FeatureObjective:
-    """The losses of one MFN layer, as the arguments say."""
+    """Feature losses of one batch, chosen by the arguments."""
 
     def __init__(self, args: MFNTrainingArguments, config: MFNConfig) -> None:
         self.args = args
         self.config = config
-        self.perturbation = Perturbation(args.stability_perturbation, args.stability_strength)
+        self.perturbation: Callable[[Tensor], Tensor] = Perturbation(
+            args.stability_perturbation, args.stability_strength
+        )
 
     @property
     def rho(self) -> float:
-        """The target firing rate."""
+        """Target firing rate."""
         return self.args.rho if self.args.rho is not None else self.config.k / self.config.num_features
 
     @property
     def aux_k(self) -> int:
-        """Active features of the auxiliary reconstruction."""
+        """Active features of the auxiliary loss."""
         return self.args.aux_k if self.args.aux_k is not None else max(1, self.config.hidden_size // 2)
 
     def request(self, mask: Tensor, revive: Mapping[int, Tensor]) -> ReconstructionRequest:
-        """What the model's forward shall compute, for tokens of which `mask` (B, T) says whether they count."""
-        candidates = min(2 * self.config.k, self.config.num_features) if self.args.lambda_rate else 0
-        perturb = chosen = None
-        if self.args.lambda_stab and self.args.stability_pass == "layer":
-            perturb, chosen = (
-                self.perturbation,
-                choose(mask.flatten().nonzero().flatten(), self.args.stability_fraction),
-            )
-        return ReconstructionRequest(
-            self.args.stop_gradient, candidates, perturb, chosen, revive, self.aux_k,
-            reaches_all=bool(self.args.lambda_recon),
-        )  # fmt: skip
+        """Asks the model's forward for the inputs of the losses.
 
-    def second_request(self) -> ReconstructionRequest:
-        """What the second forward of `stability_pass="model"` shall compute."""
-        stop, reaches_all = self.args.stop_gradient, bool(self.args.lambda_recon)
-        return ReconstructionRequest(stop, perturb_embeddings=self.perturbation, reaches_all=reaches_all)
+        Args:
+            mask: (B, T), nonzero where a token counts.
+            revive: layer -> rare features (R,), for the auxiliary loss.
+        """
+        args, chosen = self.args, None
+        perturbs = args.lambda_stab and args.stability_pass == "layer"
+        if perturbs:
+            chosen = choose(mask.flatten().nonzero().flatten(), args.stability_fraction)
+        return ReconstructionRequest(
+            stop_gradient=args.stop_gradient,
+            candidates=min(CANDIDATES_PER_K * self.config.k, self.config.num_features) if args.lambda_rate else 0,
+            perturb=self.perturbation if perturbs else None,
+            chosen=chosen,
+            revive=revive,
+            revive_k=self.aux_k,
+            reaches_all=bool(args.lambda_recon),
+        )
 
     def losses(
         self, item: Reconstruction, mask: Tensor, request: ReconstructionRequest, variation: float = 1.0
     ) -> dict[str, Tensor]:
-        """Each part without its lambda: token means over this process's batch; rate and competition over the batch of
-        all processes. `variation` is the share of the residual stream that is not the same in every token, which takes
-        no feature: the reconstruction loss is normalised by what is left."""
+        """Computes the losses of one MFN layer, without their lambdas.
+
+        Losses are token means over this process's batch; rate and competition are those of all processes' batch.
+
+        Args:
+            item: reconstruction that the request brought.
+            mask: (B, T), nonzero where a token counts.
+            request: of [`FeatureObjective.request`].
+            variation: share of the residual stream that differs between tokens. The rest takes no feature, so the
+                reconstruction loss is divided by this share.
+        """
         args, parts = self.args, {}
         mask = mask.to(item.residual.device)
         if args.lambda_recon:
@@ -89,17 +105,46 @@ class FeatureObjective:
             parts["comp"] = competition_loss(code, normalize=args.normalize_losses)
         if args.lambda_stab and item.perturbed is not None and request.chosen is not None:
             chosen = tokens_of(item.code, request.chosen)
-            parts["stab"] = self.stability(chosen, item.perturbed)
+            parts["stab"] = stability_loss(chosen, item.perturbed, normalize=args.normalize_losses)
         if args.weight("aux"):
             parts["aux"] = self._auxiliary(item, mask)
         return parts
 
-    def stability(self, code: SparseCode, perturbed: SparseCode, mask: Tensor | None = None) -> Tensor:
-        """Eq. 8 of the same tokens' clean and perturbed codes."""
-        return stability_loss(code, perturbed, mask, self.args.normalize_losses)
+    def second_pass(
+        self, model: nn.Module, inputs: Mapping[str, Any], clean: Mapping[int, Reconstruction], mask: Tensor
+    ) -> dict[int, Tensor]:
+        """Computes the stability loss by section 4.4's training note: some rows run again from perturbed embeddings.
+
+        Args:
+            model: of the first pass.
+            inputs: of the first pass.
+            clean: layer -> reconstruction of the first pass.
+            mask: (B, T), nonzero where a token counts.
+
+        Returns:
+            Layer -> loss.
+        """
+        rows = choose(torch.arange(len(mask), device=mask.device), self.args.stability_fraction)
+        again = {
+            name: value[rows] if torch.is_tensor(value) and len(value) == len(mask) else value
+            for name, value in inputs.items()
+            if name != "labels"
+        }
+        request = ReconstructionRequest(
+            self.args.stop_gradient, perturb_embeddings=self.perturbation, reaches_all=bool(self.args.lambda_recon)
+        )
+        perturbed = model(**again, reconstruction_request=request, logits_to_keep=1).reconstructions
+        unshard_for_gradients(model, perturbed)
+        losses = {}
+        for layer, item in clean.items():
+            chosen = rows.to(item.code.values.device)
+            code = item.code._replace(indices=item.code.indices[chosen], values=item.code.values[chosen])
+            loss = stability_loss(code, perturbed[layer].code, mask[rows], self.args.normalize_losses)
+            losses[layer] = loss.to(mask.device)
+        return losses
 
     def _auxiliary(self, item: Reconstruction, mask: Tensor) -> Tensor:
-        """How much of the error the features under the floor leave, as a share of it; 0 where there are none."""
+        """Share of the error that the rare features leave; 0 without rare features."""
         if item.revived is None:
             return item.residual.new_zeros((), dtype=torch.float32)
         error = (item.residual - item.reconstructed).detach()
@@ -107,7 +152,7 @@ class FeatureObjective:
 
 
 def tokens_that_count(batch: Mapping[str, Any]) -> Tensor:
-    """(B, T), nonzero where a token of the model's inputs counts."""
+    """Mask (B, T) of a batch for the model, nonzero where a token counts."""
     if batch.get("attention_mask") is not None:
         return batch["attention_mask"]
     tokens = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
@@ -115,12 +160,15 @@ def tokens_that_count(batch: Mapping[str, Any]) -> Tensor:
 
 
 def choose(tokens: Tensor, share: float) -> Tensor:
-    """A random share of tokens (N,), at least one."""
+    """Draws a share of tokens (N,) at random, at least one."""
     count = max(1, round(share * len(tokens)))
     return tokens[torch.randperm(len(tokens), device=tokens.device)[:count]]
 
 
 def tokens_of(code: SparseCode, chosen: Tensor) -> SparseCode:
-    """The code (n, K) of tokens that are given by their indices into the flattened leading shape."""
+    """Picks the code (n, K) of tokens; `chosen` (n,) indexes the flattened leading shape."""
     chosen = chosen.to(code.indices.device)
     return code._replace(indices=code.indices.flatten(0, -2)[chosen], values=code.values.flatten(0, -2)[chosen])
+
+
+__all__ = ["FeatureObjective", "Perturbation", "choose", "tokens_of", "tokens_that_count"]

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: which one is whole, and the record of how a model was trained."""
+"""Records of how a model was trained, and the search for a training's last complete checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from .arguments import MFNTrainingArguments
 RECORD_FILE = "training_record.json"
 PRIVATE = (
     *("_dir", "token", "name", "_id", "project", "resume_from_checkpoint"),
-    *("deepspeed", "fsdp_config", "accelerator_config"),  # a file of the user's, or what is in it
+    *("deepspeed", "fsdp_config", "accelerator_config"),  # a path, or the content of the file
 )
-"""Endings of the arguments that a record leaves out."""
+"""Endings of argument names that a record leaves out: local paths, secrets and names."""
 
 
 def find_complete_checkpoint(folder: str | Path) -> str | None:
-    """The last checkpoint in a folder that was written to its end, or `None`. One whose process was killed while it
-    wrote is passed over."""
+    """Finds the last complete checkpoint in a folder, or `None`. A checkpoint that was interrupted is passed over."""
     found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = [path for path in found if path.name.rpartition("-")[2].isdigit()]
     numbered.sort(key=checkpoint_step, reverse=True)
@@ -34,12 +33,12 @@ def find_complete_checkpoint(folder: str | Path) -> str | None:
 
 
 def checkpoint_step(folder: str | Path) -> int:
-    """The optimizer steps that were done when the Trainer wrote a checkpoint, which are in its name."""
+    """Reads the optimizer step of a checkpoint from its name."""
     return int(Path(folder).name.rpartition("-")[2])
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    # the Trainer writes its state last
+    # the Trainer writes its state after everything else
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -48,8 +47,11 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def write_record(folder: str | Path, args: MFNTrainingArguments, state: TrainerState, config: MFNConfig) -> None:
-    """Writes how the model beside it was trained: arguments that differ from their defaults, tokens, its alpha and k,
-    and the last figures that were logged, which may be of a step before."""
+    """Writes how a model was trained next to the model.
+
+    The record holds MFN's arguments, the Trainer's arguments that differ from their defaults, tokens, alpha, k, and the
+    last logged figures. These may be of an earlier step.
+    """
     figures: dict[str, Any] = {}
     for entry in state.log_history:
         figures |= entry
@@ -68,7 +70,7 @@ def write_record(folder: str | Path, args: MFNTrainingArguments, state: TrainerS
 
 
 def _chosen(args: MFNTrainingArguments) -> dict[str, Any]:
-    """What was set, and all that is MFN's own. Places and secrets stay out, as does what may name a place."""
+    """Arguments of MFN, and those of the Trainer that were set; without paths and secrets."""
     given = args.to_dict()
     chosen = {}
     for option in dataclasses.fields(args):
@@ -82,3 +84,6 @@ def _chosen(args: MFNTrainingArguments) -> dict[str, Any]:
 
 def _is_absolute(value: Any) -> bool:
     return isinstance(value, str) and (Path(value).is_absolute() or PureWindowsPath(value).is_absolute())
+
+
+__all__ = ["RECORD_FILE", "checkpoint_step", "find_complete_checkpoint", "write_record"]

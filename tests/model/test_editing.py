@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from modeling_mfn import Ablate, Clamp, MFNConfig, MFNForCausalLM, MFNTrainer
 from modeling_mfn.model.feature_editing import find_duplicates
 from modeling_mfn.model.mfn_pass import ReconstructionRequest
+from modeling_mfn.training.feature_sums import FeatureSums
 
 PRUNED = {0: [3, 5, 9, 11, 40, 41, 79], 2: [0, 1, 2, 3, 60]}
 REQUEST = ReconstructionRequest(candidates=16, revive={0: torch.tensor([4, 50, 78])}, revive_k=2)
@@ -252,16 +253,16 @@ def test_the_figures_of_training_are_about_features_that_are_not_pruned(tmp_path
     model = make_mfn(make_base("gpt2-tied"), layers=[0], alpha=0.0)
     with torch.no_grad():
         model.mfn_layers[0].encoder.bias[[3, 4, 5]] = -100
-    trainer = MFNTrainer(model, arguments(tmp_path), train_dataset=rows(4))
-    silent = trainer.statistics.silent_for[0]
-    silent[[3, 4, 5, 6]] = 1e9
-    assert trainer.statistics.take()[0]["dead_share"] == pytest.approx(4 / 80)
-    model.prune_features(0, [3, 4, 7])
-    statistics = MFNTrainer(model, arguments(tmp_path), train_dataset=rows(4)).statistics
-    statistics.silent_for[0, [3, 4, 5, 6]] = 1e9
-    assert statistics.take()[0]["dead_share"] == pytest.approx(2 / 77)
-    assert statistics.dead([0]).tolist() == [5, 6]
-    statistics.count(model.mfn_layers, model(**tokens(2, 9), output_reconstructions=True).reconstructions, None)
+    for pruned, dead in (([], [3, 4, 5, 6]), ([3, 4, 7], [5, 6])):
+        model.prune_features(0, pruned)
+        trainer = MFNTrainer(model, arguments(tmp_path), train_dataset=rows(4))
+        statistics, logs = trainer.statistics, {"loss": 0.0}
+        statistics.silent_for[0, [3, 4, 5, 6]] = 1e9
+        trainer.log(logs)
+        assert logs["dead_share"] == pytest.approx(len(dead) / (80 - len(pruned)))
+        assert statistics.dead([0]).tolist() == dead
+    found, mask = model(**tokens(2, 9), output_reconstructions=True).reconstructions, torch.ones(2, 9)
+    statistics.add(FeatureSums.of(model.mfn_layers, found, mask))
     statistics.step()
     assert statistics.below(1.1)[0].tolist() == [f for f in range(80) if f not in (3, 4, 7)]
 

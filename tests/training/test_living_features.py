@@ -12,6 +12,8 @@ from transformers import TrainerCallback
 from modeling_mfn import MFNTrainer
 from modeling_mfn.model.mfn_pass import ReconstructionRequest
 from modeling_mfn.training.activation_cache import CachedResiduals
+from modeling_mfn.training.feature_sums import FeatureSums
+from modeling_mfn.training.measurements import Measurements
 from modeling_mfn.training.objective import FeatureObjective
 from modeling_mfn.training.statistics import FeatureStatistics
 
@@ -27,14 +29,16 @@ def test_statistics_are_those_of_a_brute_force_count():
     inputs = tokens(5, 12) | {"attention_mask": torch.ones(5, 12, dtype=torch.long)}
     inputs["attention_mask"][3, 4:] = 0
     items = model(**inputs, output_reconstructions=True).reconstructions
-    statistics = FeatureStatistics(model.config, window=1000)
+    statistics, measurements = FeatureStatistics(model.config, window=1000), Measurements(model.config, "cpu")
     for half in (slice(3), slice(3, 5)):
         part = {name: tensor[half] for name, tensor in inputs.items()}
         found = model(**part, output_reconstructions=True).reconstructions
-        statistics.count(model.mfn_layers, found, part["attention_mask"])
+        sums = FeatureSums.of(model.mfn_layers, found, part["attention_mask"])
+        measurements.count(sums)
+        statistics.add(sums)
         statistics.step()
     silent = statistics.silent_for.clone()
-    figures = statistics.take()
+    figures = measurements.take(by_layer=True)
     for place, layer in enumerate((0, 2)):
         z = items[layer].code.to_dense()[inputs["attention_mask"].bool()].detach()
         h, h_hat = (part[inputs["attention_mask"].bool()].detach() for part in items[layer][:2])
@@ -42,11 +46,11 @@ def test_statistics_are_those_of_a_brute_force_count():
         x, x_hat = (h - h.mean(-1, keepdim=True)) / std, (h_hat - h.mean(-1, keepdim=True)) / std
         variance = (x - x.mean(0)).square().sum()
         rates = (z > 0).double().mean(0)
-        assert figures[layer]["explained_variance"] == pytest.approx(
+        assert figures[f"layer_{layer}/explained_variance"] == pytest.approx(
             float(1 - (x - x_hat).square().sum() / variance), abs=1e-4
         )
-        assert figures[layer]["active_features"] == pytest.approx(float(rates.sum()))
-        assert figures[layer]["firing_rate_cv"] == pytest.approx(float(rates.std() / rates.mean()), rel=1e-5)
+        assert figures[f"layer_{layer}/active_features"] == pytest.approx(float(rates.sum()))
+        assert figures[f"layer_{layer}/firing_rate_cv"] == pytest.approx(float(rates.std() / rates.mean()), rel=1e-5)
         assert (silent[place, rates == 0] == 52).all()
         assert torch.equal(statistics.below(1.5 / 52)[layer], (rates < 1.5 / 52).nonzero()[:, 0])
         # 36 tokens, then 16: a token's weight falls by e in 1,000 of them
@@ -57,7 +61,7 @@ def test_statistics_are_those_of_a_brute_force_count():
         torch.testing.assert_close(statistics.rates[place].double(), expected, atol=1e-6, rtol=1e-5)
         u = (h - h.mean(-1, keepdim=True)) / (h - h.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
         common = (u * (shares / shares.sum())[:, None]).sum(0)
-        assert statistics.variation()[layer] == pytest.approx(float(1 - common.square().mean()), abs=1e-4)
+        assert statistics.variation()[place] == pytest.approx(float(1 - common.square().mean()), abs=1e-4)
     assert statistics.below(1 / 60) == {}  # of 52 tokens, no rate is known to be so low
 
 

@@ -51,7 +51,7 @@ def test_stability_compares_with_the_code_of_a_perturbed_input(where, base, brou
         del batch["input_ids"]
         batch["inputs_embeds"] = embeddings
     measured = trainer.compute_loss(model, batch)
-    parts = trainer._eval_parts.take()
+    parts = trainer._in_evaluation.take(by_layer=False)
     whole = 2 * (parts["recon_loss"] + parts["stab_loss"]) + parts["util_loss"]
     assert measured.item() == pytest.approx(whole, rel=1e-5)
 

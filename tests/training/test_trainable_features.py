@@ -191,7 +191,7 @@ def test_what_does_not_go_with_chosen_features(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="reinit_dead_every is 5; with trainable_features it must be 0"):
         arguments(tmp_path, trainable_features=CHOSEN, reinit_dead_every=5)
     args = arguments(tmp_path, trainable_features=CHOSEN)
-    with pytest.raises(ValueError, match="with shared_decoder=True directions are of all layers"):
+    with pytest.raises(ValueError, match="trainable_features is set; it must not be with shared_decoder=True"):
         MFNTrainer(make_mfn(make_base("llama-tied"), shared_decoder=True), args, train_dataset=rows(4))
     set_up = Trainer.create_accelerator_and_postprocess
 
