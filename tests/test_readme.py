@@ -1,0 +1,72 @@
+"""README can be read once, and runs as pasted."""
+
+import contextlib
+import io
+import random
+import re
+from pathlib import Path
+
+import pytest
+from conftest import make_base
+from prose import blocks, sentences, words
+from tokenizers_for_tests import VERSE, train_tokenizer
+
+from modeling_mfn.demo import assets
+
+README = Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_readme_is_short_and_so_are_its_sentences():
+    assert TEXT.count("\n") <= 150
+    long = [sentence for sentence in sentences(TEXT) if words(sentence) > 30]
+    assert not long
+    assert len(sentences(TEXT)) > 20
+
+
+def quickstart():
+    section = re.search(r"^## Quickstart$.*?(?=^## )", TEXT, re.MULTILINE | re.DOTALL)
+    return list(blocks(section[0]))
+
+
+def printed_by(found):
+    """What each block prints, run in order in one namespace. A training prints its own lines before."""
+    namespace, printed = {"__name__": "__main__"}, []
+    for block in found:
+        stream = io.StringIO()
+        with contextlib.redirect_stdout(stream):
+            exec(compile(block.code, str(README), "exec"), namespace)
+        expected = (block.output or "").splitlines()
+        lines = stream.getvalue().splitlines()
+        printed.append(lines[len(lines) - len(expected) :])
+    return printed
+
+
+def test_the_quickstart_runs_on_any_model_without_a_network(tmp_path, monkeypatch):
+    """On a tiny base its outputs are other ones, of the same form."""
+    shuffled = random.Random(0)
+    plays = [tmp_path / f"play_{number}.txt" for number in range(4)]
+    for play in plays:
+        play.write_text("\n".join(" ".join(shuffled.sample(VERSE.split(), 12)) for _ in range(300)))
+    tokenizer = train_tokenizer(plays)
+    base = make_base("llama-tied", vocab_size=len(tokenizer), num_hidden_layers=10, max_position_embeddings=256)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(assets, "smollm2", lambda: tmp_path / "base")
+    monkeypatch.setattr(assets, "shakespeare", lambda: (plays, plays))
+    monkeypatch.chdir(tmp_path)
+    found = quickstart()
+    assert sum(block.output is not None for block in found) >= 3
+    for lines, block in zip(printed_by(found), found, strict=True):
+        expected = (block.output or "").splitlines()
+        assert len(lines) == len(expected)
+        for line, shown in zip(lines, expected, strict=True):
+            assert line.split(" ")[0][:2] == shown.split(" ")[0][:2]
+            assert ("True" in line) == ("True" in shown)
+
+
+@pytest.mark.checkpoint
+def test_the_quickstart_prints_what_readme_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = quickstart()
+    assert printed_by(found) == [(block.output or "").splitlines() for block in found]
