@@ -34,7 +34,7 @@ test-transformers: $(VENV)/installed
 
 # the suite's claims once more on the demo's real checkpoint
 test-checkpoint: $(VENV)/installed
-	$(BIN)/pytest tests/demo/test_checkpoint.py -m checkpoint
+	$(BIN)/pytest tests -m checkpoint
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

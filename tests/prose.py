@@ -1,6 +1,7 @@
 """What tests read in Markdown: blocks of code with their outputs, sentences, links and anchors."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ def blocks(text: str) -> Iterator[Block]:
     found = [(match["language"], match["body"]) for match in FENCED.finditer(text)]
     for (language, body), (following, output) in zip(found, [*found[1:], ("", "")], strict=False):
         if language == "python":
-            yield Block(body, output if following == "text" else None)
+            yield Block(textwrap.dedent(body), output if following == "text" else None)
 
 
 def sentences(text: str) -> list[str]:
