@@ -1,7 +1,6 @@
 """The pages of the documents: links, code, paths and pictures are right, and the reference is what the code says."""
 
 import ast
-import importlib
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -25,8 +24,8 @@ def test_python_in_the_documents_compiles_and_imports_what_is_there():
         for block in blocks(page.read_text(encoding="utf-8")):
             for node in ast.walk(ast.parse(block.code)):
                 if isinstance(node, ast.ImportFrom) and str(node.module).startswith("modeling_mfn"):
-                    module = importlib.import_module(node.module)
-                    assert [name.name for name in node.names if not hasattr(module, name.name)] == [], page
+                    names = ", ".join(name.name for name in node.names)
+                    exec(f"from {node.module} import {names}", {})
 
 
 def test_paths_in_the_documents_exist():

@@ -9,9 +9,10 @@ titles of rank, or the set of tokens on which a feature fires.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 from xml.sax.saxutils import escape
 
 import typer
@@ -26,10 +27,13 @@ from modeling_mfn.features.atlas.schema import FOLDER
 from modeling_mfn.features.reading import ActiveFeature, ReadToken, TextReading
 from modeling_mfn.utils.display import visible, visible_token
 
-COLUMN, GAP, MARGIN, CHIP, TOP = 118, 8, 16, 46, 64
+COLUMN, GAP, MARGIN, CHIP, TOP = 118, 8, 16, 52, 60
 """Sizes in pixels: of a column, between columns, around all, of a feature's box, above the first box."""
 CHARACTERS = 17
 """Characters of a label in one line of its box."""
+TOKEN_SET = re.compile(r"'(.+?)'(?:, |$)", re.DOTALL)
+"""A token in a label such as `fires on: ' king', ' queen'`."""
+GREY = "#808a94"
 HUES = ("#2f7ed8", "#c2571a", "#2e9e6b", "#9457c9", "#b8860b", "#c23b72", "#1f8a9c", "#6b7a1e")
 STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de; }
@@ -44,25 +48,26 @@ STYLE = """
 """
 
 
-class Chip(NamedTuple):
-    """A feature as it is drawn."""
-
-    active: ActiveFeature
-    hue: str
-
-
-def named(token: ReadToken, count: int) -> list[ActiveFeature]:
-    """The strongest features of a token that have a label, one of each label."""
+def chosen(token: ReadToken, count: int) -> list[ActiveFeature]:
+    """The strongest features of a token that have a label, one of each label; without any, the strongest of all."""
     best: dict[str, ActiveFeature] = {}
     for active in token.features:
         if active.label is not None:
             best.setdefault(active.label, active)
-    return list(best.values())[:count]
+    return list(best.values())[:count] or token.features[:1]
 
 
-def short(label: str) -> str:
-    """A label for a box. A set of tokens goes without its heading."""
-    return label.removeprefix("fires on: ")
+def named(active: ActiveFeature, strongest_on: Mapping[str, list[str]]) -> str:
+    """A label for a box. A set of tokens, or the tokens of a feature without a label, are listed once each."""
+    if active.label is not None and not active.label.startswith("fires on: "):
+        return active.label
+    tokens = strongest_on.get(active.feature, []) if active.label is None else TOKEN_SET.findall(active.label)
+    return " · ".join(dict.fromkeys(map(shown, tokens)))
+
+
+def shown(token: str) -> str:
+    """A token in a label: without case and the spaces around it."""
+    return visible(token.strip(" ").lower()).replace("\\n", "⏎") or "␣"
 
 
 def lines(text: str, count: int = 2) -> list[str]:
@@ -83,26 +88,33 @@ def text_at(x: float, y: float, style: str, text: str, anchor: str = "middle") -
     return f'<text x="{x:g}" y="{y:g}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def chip_at(x: float, y: float, chip: Chip) -> Iterator[str]:
+def chip_at(x: float, y: float, active: ActiveFeature, name: str, hue: str) -> Iterator[str]:
     """A box whose fill and bar say how strong the activation is, in shares of the largest one of the atlas."""
-    active, hue = chip
     share = min(1.0, active.relative or 0.0)
+    dashes = "" if active.label else ' stroke-dasharray="4 3"'
     yield (
         f'<rect x="{x:g}" y="{y:g}" width="{COLUMN}" height="{CHIP}" rx="6" fill="{hue}" '
-        f'fill-opacity="{0.08 + 0.3 * share:.2f}" stroke="{hue}" stroke-opacity="0.55"/>'
+        f'fill-opacity="{0.08 + 0.3 * share:.2f}" stroke="{hue}" stroke-opacity="0.55"{dashes}/>'
     )
     yield f'<rect x="{x:g}" y="{y + CHIP - 4:g}" width="{COLUMN * share:.1f}" height="4" rx="2" fill="{hue}"/>'
-    told = lines(short(active.label or ""))
+    told = lines(name)
     for number, line in enumerate(told):
-        yield text_at(x + COLUMN / 2, y + (15 if len(told) > 1 else 20) + 13 * number, "label", line)
-    yield text_at(x + COLUMN / 2, y + CHIP - 7, "small", f"{active.feature} · {share:.0%}")
+        yield text_at(x + COLUMN / 2, y + (15 if len(told) > 1 else 22) + 13.5 * number, "label", line)
+    yield text_at(x + COLUMN / 2, y + CHIP - 9, "small", f"{active.feature} · {share:.0%}")
 
 
-def drawing(reading: TextReading, per_token: int = 3, per_row: int = 10) -> str:
-    """The SVG of a reading. Text of others is escaped, and what a terminal would act on is shown as an escape."""
-    chosen = [named(token, per_token) for token in reading]
-    labels = dict.fromkeys(active.label for features in chosen for active in features)
-    hues = {label: HUES[place % len(HUES)] for place, label in enumerate(labels)}
+def drawing(reading: TextReading, strongest_on: Mapping[str, list[str]], per_token: int = 2, per_row: int = 7) -> str:
+    """The SVG of a reading. Text of others is escaped, and what a terminal would act on is shown as an escape.
+
+    Args:
+        reading: Tokens with their features.
+        strongest_on: Feature -> tokens of its strongest examples, for features without a label.
+        per_token: Named features shown of each token.
+        per_row: Tokens in a row.
+    """
+    features = [chosen(token, per_token) for token in reading]
+    labels = dict.fromkeys(active.label for of in features for active in of if active.label)
+    hues = {None: GREY} | {label: HUES[place % len(HUES)] for place, label in enumerate(labels)}
     rows = [range(start, min(start + per_row, len(reading))) for start in range(0, len(reading), per_row)]
     row_height = TOP + per_token * (CHIP + GAP)
     width = 2 * MARGIN + min(per_row, len(reading)) * (COLUMN + GAP) - GAP
@@ -112,12 +124,12 @@ def drawing(reading: TextReading, per_token: int = 3, per_row: int = 10) -> str:
         for place, at in enumerate(row):
             x, y = MARGIN + place * (COLUMN + GAP), MARGIN + number * row_height
             token = reading[at]
-            body.append(text_at(x + COLUMN / 2, y + 22, "token", visible_token(token.token.strip() or token.token)))
-            body.append(text_at(x + COLUMN / 2, y + 40, "small", counted(token)))
-            for level, active in enumerate(chosen[at]):
-                chip = Chip(active, hues[active.label])
-                body += chip_at(x, y + TOP - 12 + level * (CHIP + GAP), chip)
-    title = escape("".join(visible_token(token.token) for token in reading))
+            body.append(text_at(x + COLUMN / 2, y + 20, "token", visible_token(token.token.strip() or token.token)))
+            body.append(text_at(x + COLUMN / 2, y + 37, "small", counted(token)))
+            for level, active in enumerate(features[at]):
+                level_y = y + TOP - 12 + level * (CHIP + GAP)
+                body += chip_at(x, level_y, active, named(active, strongest_on), hues[active.label])
+    title = escape("".join(visible(token.token) for token in reading).strip())
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img"><title>{title}</title><style>{STYLE}</style>'
@@ -147,17 +159,24 @@ def main(
     model: Annotated[Path, typer.Argument(help="Folder of an MFN model.")],
     text: Annotated[str, typer.Argument(help="Sentence to read.")],
     out: Annotated[Path, typer.Option(help="SVG file to write.")] = Path("sentence.svg"),
-    per_token: Annotated[int, typer.Option(help="Named features shown of each token.")] = 3,
+    per_token: Annotated[int, typer.Option(help="Named features shown of each token.")] = 2,
     skip: Annotated[int, typer.Option(help="Tokens at the start that are read and not drawn.")] = 1,
-    tokens: Annotated[int, typer.Option(help="Tokens of the atlas, where the model has none.")] = 100_000,
+    tokens: Annotated[int, typer.Option(help="Tokens of the atlas, where the model has none.")] = 64_000,
     seed: Annotated[int, typer.Option(help="Seed of the atlas' text and of the split of words.")] = 0,
 ) -> None:
     if not (model / FOLDER).exists():
         prepare(model, tokens, seed)
     mfn, tokenizer = MFNForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     every = len(mfn.config.layers) * mfn.config.k
-    reading = FeatureAtlas.from_pretrained(model).top(text, mfn, tokenizer, k=every)
-    out.write_text(drawing(TextReading(reading[skip:]), per_token), encoding="utf-8")
+    atlas = FeatureAtlas.from_pretrained(model)
+    reading = TextReading(atlas.top(text, mfn, tokenizer, k=every)[skip:])
+    unnamed = {active.feature for token in reading for active in chosen(token, 1) if active.label is None}
+    out.write_text(drawing(reading, {name: strongest_on(atlas, name) for name in unnamed}, per_token), encoding="utf-8")
+
+
+def strongest_on(atlas: FeatureAtlas, feature: str, count: int = 5) -> list[str]:
+    """Tokens on which a feature has its largest activations."""
+    return [example.tokens[example.offset] for example in atlas[feature].examples[:count]]
 
 
 if __name__ == "__main__":
