@@ -78,7 +78,7 @@ FAMILIES = {
     "gpt2": Family(MFNGPT2Block, "h", "wte", "ln_f", Norm(True, "eps"), "c_proj"),
     "llama": Family(MFNLlamaBlock, "layers", "embed_tokens", "norm", Norm(False, "variance_epsilon"), "o_proj"),
 }
-"""By `model_type`."""
+"""Families by `model_type`."""
 
 
 def family_of(text_config: PreTrainedConfig) -> Family:

@@ -84,6 +84,7 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
 
     def initialize_weights(self) -> None:
+        """Sets starting weights of MFN layers and backbone that no checkpoint gave."""
         # The backbone would initialise MFN layers as if they were its own modules, so they come first.
         self.initialise_mfn_layers()
         # The backbone comes next, on its own. As a part of a model with custom code, its modules without parameters
@@ -106,10 +107,12 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model as transformers does; damaged weights are an `OSError` that names the folder or id."""
         with readable_weights(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves a model as transformers does, with the code that loads it where this package is not installed."""
         # a saved folder works with every Auto class, whichever of the two models wrote it
         self.config.auto_map = {
             "AutoConfig": "configuration_mfn.MFNConfig",
@@ -202,12 +205,15 @@ class MFNModel(MFNPreTrainedModel):
         )
 
     def get_input_embeddings(self) -> nn.Module:
+        """Returns the backbone's token embedding."""
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the backbone's token embedding."""
         self.backbone.set_input_embeddings(value)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Returns tied weights as transformers does, with the decoders that `shared_decoder=True` ties."""
         # transformers asks only whether embeddings are tied; decoders are shared either way
         return super().get_expanded_tied_weights_keys(all_submodels) | self._tied_weights_keys
 

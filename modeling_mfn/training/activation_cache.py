@@ -178,7 +178,7 @@ class CachedResiduals(nn.Module):
 
     @property
     def mfn_layers(self) -> dict[int, MFNLayer]:
-        """As the model's own."""
+        """MFN layers by block index, shared with the model."""
         return {int(number): block.get_submodule("mfn") for number, block in self.blocks.items()}  # type: ignore[misc]
 
     def forward(

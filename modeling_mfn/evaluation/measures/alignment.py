@@ -68,9 +68,9 @@ class Codes(NamedTuple):
     """Activations (N, m) of one layer of a model."""
 
     choosing: csr_array
-    """On the text that chooses the matching."""
+    """Codes on the text that chooses the matching."""
     held_out: csr_array
-    """On held-out text, in the order of groups of tokens."""
+    """Codes on held-out text, in the order of groups of tokens."""
 
 
 def align(

@@ -43,11 +43,11 @@ class Score(NamedTuple):
     """Quality of a probe on one task: an area under the ROC curve, or a share of information."""
 
     training: float
-    """On the units that the probe was fitted to."""
+    """Score on the units that the probe was fitted to."""
     held_out: float
-    """On the other units."""
+    """Score on the other units."""
     shuffled: float
-    """On the other units, of a probe that was fitted to shuffled labels, for these labels: the level of chance."""
+    """Score on the other units of a probe that was fitted to shuffled labels, for these labels: the level of chance."""
 
 
 def scaled(features: Matrix, fitted: np.ndarray) -> Matrix:
