@@ -58,7 +58,7 @@ def test_private_methods_that_we_override_are_listed_and_called_as_before():
     """Parameters that another library passes are taken, by the same names or by a catch-all."""
     listed = " ".join(row[0] for row in ROWS)
     found = list(overrides())
-    assert len(found) > 6
+    assert {"_adjust_bias", "_determine_best_metric", "_load_from_state_dict"} <= {name for name, _, _ in found}
     for name, ours, other in found:
         assert f".{name}" in listed, f"{name} is overridden, but not on {PAGE.name}"
         mine, theirs = inspect.signature(ours).parameters, inspect.signature(other).parameters
