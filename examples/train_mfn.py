@@ -109,7 +109,7 @@ def main() -> None:
             metrics["perplexity"] = math.exp(metrics["eval_util_loss"])
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.accelerator.end_training()  # without it, one of several processes may abort as it exits
+    trainer.end_training()  # without it, one of several processes may abort or hang as it exits
 
 
 if __name__ == "__main__":

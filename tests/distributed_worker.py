@@ -56,7 +56,7 @@ def main(trainings):
     for settings in trainings:
         AcceleratorState._reset_state()
         trainer = run_training(settings)
-    trainer.accelerator.end_training()
+    trainer.end_training()
 
 
 if __name__ == "__main__":

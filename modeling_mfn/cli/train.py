@@ -125,7 +125,7 @@ def _save(trainer: Any, dtype: str) -> None:
 
     trainer.model.to(getattr(torch, dtype))
     trainer.save_model()
-    trainer.accelerator.end_training()
+    trainer.end_training()
 
 
 class TrainCommand(TyperCommand):

@@ -144,6 +144,15 @@ class MFNTrainer(Trainer):
         self._resumed_from = resume_from_checkpoint or None
         return super().train(resume_from_checkpoint, **kwargs)
 
+    def end_training(self) -> None:
+        """Ends the work of several processes. Call it last, in every process.
+
+        The wrapped model is freed before the process group: in the other order, gloo's threads can block each other.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Returns the batches of an optimizer step, and counts their real tokens in all processes."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
