@@ -201,6 +201,7 @@ def here(study, monkeypatch):
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.slow
 def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(remedies, "ON_ALL", ("P1", "P3"))
@@ -278,6 +279,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.slow
 def test_what_a_setting_does_is_held_against_the_studys_own_seed_by_seed(study, data, tmp_path, monkeypatch):
     """Against the probes of each model, and by hand."""
     random = np.random.default_rng(0)
