@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -105,7 +106,8 @@ def _feature(label: Label, row: dict[str, Any]) -> LabelledFeature:
 
 
 def _rows(file: Path, names: Collection[str]) -> dict[str, dict[str, Any]]:
-    table = pq.read_table(file, columns=COLUMNS, filters=pc.field("name").isin(list(names)))
+    wanted = pa.array(names, pa.string())  # an atlas without labels has none, and a list of none has no type
+    table = pq.read_table(file, columns=COLUMNS, filters=pc.field("name").isin(wanted))
     return {row["name"]: row for row in table.to_pylist()}
 
 

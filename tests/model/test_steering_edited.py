@@ -151,7 +151,9 @@ def test_a_preset_of_features_that_start_again(preset, caplog):
     """They are steered again, and somebody should know that they are others."""
     prune(preset)
     preset.reset_features(1, [5])
-    assert "preset 'calm' stays, but what it does to L1/5, L2/8 needs features that start again" in caplog.text
+    assert (
+        "preset 'calm' stays, but what it does to L1/5, L2/8 was made for the features before the reset" in caplog.text
+    )
     assert set(preset.presets["calm"].interventions) == {"L1/4", "L1/5", "L1/6", "L2/8"}
     caplog.clear()
     preset.reset_features(0, [9])

@@ -287,7 +287,7 @@ def test_checkpointed_blocks_see_conditions_and_positions_when_they_run_again(mo
     [
         (([],), "empty list"),
         (({(0, 1): Ablate(), "L0/1": Clamp(1.0)},), "L0/1 is given twice"),
-        ((["calm", {}],), "'calm' is no mapping"),
+        ((["calm", {}],), "'calm' is not a mapping"),
         (({(0, 1): Clamp(1.0, when=(2, 3))},), "L0/1 waits for a later layer"),
         (({(2, 1): Clamp(1.0, when=(1, 3))},), r"block 1 has no MFN layer.*\[0, 2\]"),
         (({(2, 1): Clamp(1.0, when="L0/80")},), "L0/80 does not exist"),
