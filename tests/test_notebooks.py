@@ -12,6 +12,7 @@ sys.path.insert(0, str(FOLDER))
 from execute import executed  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["read_and_steer", "train_and_measure"])
 def test_a_notebook_runs_and_keeps_its_outputs(name):
     kept = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
