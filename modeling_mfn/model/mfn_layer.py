@@ -187,16 +187,16 @@ class MFNLayer(AdapterCopy):
         z = rectify(named.first(k))
         x_hat = self._mixture(z)
         reconstruction = self._with_further_inputs(h, seen, z, x_hat, named, mfn_pass)
+        through = rectify(self._named(attach_encoder(ranked.first(k), read.x, weight, bias)))  # leads to the input
         if self.layer_index in mfn_pass.edits:
-            edited = mfn_pass.edit(self.layer_index, self._encode(read.x))
+            edited = mfn_pass.edit(self.layer_index, through)
             return edited, read.undo(self._mixture(edited)), reconstruction
         if self.config.alpha == 0 and request.reaches_all:
-            return z, h, reconstruction  # blocks above need no graph for a gradient of 0; the loss has its own path
+            return through, h, reconstruction  # a gradient of 0 needs no graph here; the loss has its own
         if not request.stop_gradient or not read.x.requires_grad:
-            return z, read.undo(x_hat), reconstruction
-        whole = z if mfn_pass.codes is None else self._encode(read.x)  # codes that users take lead back to the input
+            return through, read.undo(x_hat), reconstruction
         x_hat = pass_to_input(x_hat, read.x, ranked.first(k), weight, self._located(z), self.decoder.weight)
-        return whole, read.undo(x_hat), reconstruction
+        return through, read.undo(x_hat), reconstruction
 
     def _with_further_inputs(
         self, h: Tensor, seen: Standardised, z: SparseCode, x_hat: Tensor, named: SparseCode, mfn_pass: MFNPass

@@ -91,13 +91,16 @@ def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm):
 @pytest.mark.parametrize("edit", [None, Scale(2.0)])
 def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, monkeypatch):
     """Gradients of a loss of the output, the reconstruction, the code and the candidates together, as if each had a
-    dense forward of its own. The code is decoded once, unless it is steered."""
+    dense forward of its own. The input is encoded once, and the code decoded once unless it is steered."""
     layer = make_layer(input_norm=norm)
     layer.config.alpha = 0.7
     h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(3, 7, size, dtype=torch.float64) for size in (32, 32, 50, 50)]
     decoded = []
     monkeypatch.setattr(mfn_layer, "decode", lambda *given: decoded.append(given) or decode(*given))
+    ranked = []
+    monkeypatch.setattr(mfn_layer, "rank_features", lambda *given: ranked.append(given) or rank_features(*given))
+    monkeypatch.setattr(mfn_layer, "encode", lambda *given: ranked.append(given) or encode(*given))
     edits = {}
     if edit is not None:
         context = Context(({(0, feature): edit for feature in range(50)},), "all")
@@ -107,6 +110,7 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
     taken = MFNPass(edits, {}, {}, ReconstructionRequest(stop_gradient, candidates=12))
     blend = layer(h, taken)
     assert len(decoded) == (1 if edit is None else 2)
+    assert len(ranked) == 1
     found = taken.reconstructions[0]
     results = [blend, found.reconstructed, found.code.to_dense(), found.candidates.to_dense()]
 
