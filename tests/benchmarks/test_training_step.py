@@ -9,6 +9,7 @@ from benchmarks.speed import training_step
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_tree_takes_the_same_step_as_itself(monkeypatch):
     monkeypatch.setattr(training_step, "ROWS", 1)
     monkeypatch.setattr(training_step, "WINDOW", 16)
