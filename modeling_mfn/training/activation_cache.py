@@ -1,16 +1,17 @@
-"""MFN layers trained on cached residual streams: the backbone runs over the text once, however long they train.
+"""Cached residual streams, and MFN layers trained on them: the backbone reads the text once for any number of passes.
 
     cache = ActivationCache.write(model, windows, "cache")
     MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()  # with alpha_end=0, lambda_util=0
 
-While alpha is 0 and the backbone frozen, without dropout, this is a training through the whole model.
+At alpha 0, with a frozen backbone and without dropout, this equals training inside the whole model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,24 @@ from ..model.modeling_mfn import MFNForCausalLM, MFNModelOutput
 from ..model.modes import as_base
 
 DESCRIPTION = "activations.json"
-READ = ("input_ids", "attention_mask", "position_ids")
-"""Columns of windows that the model is run on."""
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+"""Columns of the windows that the model takes."""
+KEPT_COLUMNS = ("input_ids", "attention_mask")
+"""Columns of the windows that are kept in the cache."""
 
 
 class ResidualsTooLarge(ValueError):
-    """For the numbers of a cache."""
+    """Residual streams that do not fit into the dtype of a cache."""
 
 
 class ActivationCache(torch.utils.data.Dataset):
-    """The residual streams (T, d) that each MFN layer read in windows of text, one memory-mapped file a layer.
+    """Residual streams (T, d) as each MFN layer reads them in windows of text, one memory-mapped file per layer.
 
-    Rows are what [`CachedResiduals`] takes: `input_ids` (T,), `residuals` (L, T, d), in the order of `layers`, and
-    `attention_mask` (T,) where the windows had one.
+    A row has `input_ids` (T,), `residuals` (L, T, d) in the order of `layers`, and `attention_mask` (T,) if the windows
+    had one. [`CachedResiduals`] takes these rows.
+
+    Raises:
+        ValueError: The folder has no cache.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -70,14 +76,21 @@ class ActivationCache(torch.utils.data.Dataset):
         batch_size: int = 8,
         dtype: str | None = None,
     ) -> ActivationCache:
-        """Runs the model at alpha = 0, up to its last MFN layer, over windows of tokens, (T,) each, and keeps what its
-        MFN layers read. Windows have `input_ids`, and `attention_mask` and `position_ids` where the model shall have
-        them; at padding the residual streams are kept as 0.
+        """Runs the model at alpha = 0 over windows of text and stores the input of each MFN layer.
 
-        `dtype` is float16 by default, L x d x 2 bytes a token; where residual streams are too large for it (its largest
-        number is 65,504) the writing starts again in float32. A dtype that is given and too small is a `ValueError`. A
-        writing that is broken off leaves no cache, also none that was there before. So is a data set that is streamed,
-        or whose windows are not all of one length.
+        The model runs only up to its last MFN layer. Residual streams at padding are stored as 0. If writing is
+        interrupted, no cache is left in the folder, not even an older one.
+
+        Args:
+            model: Model whose MFN layers will be trained.
+            windows: Windows of T tokens each, with `input_ids` and optionally `attention_mask` and `position_ids`.
+            folder: Folder of the cache.
+            batch_size: Windows per forward pass.
+            dtype: Type of the stored numbers. The default is float16, which takes L x d x 2 bytes per token. If numbers
+                are above its limit of 65,504, writing starts again in float32.
+
+        Raises:
+            ValueError: The data set is streamed, the windows differ in length, or a given dtype is too small.
         """
         if not hasattr(windows, "__len__"):
             raise ValueError(
@@ -91,56 +104,62 @@ class ActivationCache(torch.utils.data.Dataset):
                 return cls.write(model, windows, folder, batch_size, "float32")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / DESCRIPTION).unlink(missing_ok=True)  # an older cache's; it comes last, so that no half of one loads
-        layers, rows, length = model.config.layers, len(windows), len(windows[0]["input_ids"])
-        shape = (rows, length, model.config.hidden_size)
-        columns = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(np.int32), shape[:2])
-            for name in ("input_ids", "attention_mask")
-            if name in windows[0]
-        }
-        files = [
-            np.lib.format.open_memmap(folder / f"layer_{layer}.npy", "w+", np.dtype(dtype), shape) for layer in layers
-        ]
-        with as_base(model), _without_blocks_above(model), _residuals(model) as found:
-            for start in tqdm(range(0, rows, batch_size), "caching activations", unit="batch", leave=False):
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # without a description nothing loads: it is written last
+        columns, residuals = _new_files(model.config, windows, folder, dtype)
+        with as_base(model), _without_blocks_above(model), _residuals(model) as read:
+            for start in tqdm(range(0, len(windows), batch_size), "caching activations", unit="batch", leave=False):
                 batch = slice(start, start + batch_size)
-                texts = windows[batch]
-                inputs = {name: _of_one_length(texts[name], length).to(model.device) for name in READ if name in texts}
-                for name, column in columns.items():
-                    column[batch] = inputs[name].cpu().numpy()
-                padding = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) == 0
+                inputs = _inputs(windows[batch], columns["input_ids"].shape[1], model.device)
                 model.model(**inputs, use_cache=False)
-                for file, layer in zip(files, layers, strict=True):
-                    with np.errstate(over="ignore"):  # an infinity says as much
-                        read = found[layer].float().masked_fill(padding[..., None], 0)
-                        residual = read.cpu().numpy().astype(dtype)
-                    if not np.isfinite(residual).all():
-                        raise ResidualsTooLarge(
-                            f'residuals of block {layer} are too large for {dtype}; use dtype="float32"'
-                        )
-                    file[batch] = residual
-        for file in (*columns.values(), *files):
+                for name, file in columns.items():
+                    file[batch] = inputs[name].cpu().numpy()
+                padding = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) == 0
+                for layer, file in residuals.items():
+                    file[batch] = _as_stored(read[layer], padding, layer, dtype)
+        for file in (*columns.values(), *residuals.values()):
             file.flush()
-        description = {"layers": layers, "columns": list(columns)}
+        description = {"layers": model.config.layers, "columns": list(columns)}
         (folder / DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
         return cls(folder)
 
 
-def _of_one_length(rows: Sequence[Any], length: int) -> Tensor:
-    """(B, T) of B rows, each of T numbers."""
-    for row in rows:
+def _new_files(
+    config: MFNConfig, windows: Dataset, folder: Path, dtype: str
+) -> tuple[dict[str, np.memmap], dict[int, np.memmap]]:
+    """Opens a file per kept column, and one per MFN layer."""
+    shape = (len(windows), len(windows[0]["input_ids"]))
+
+    def new(name: str, kind: str, shape: tuple[int, ...]) -> np.memmap:
+        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(kind), shape)
+
+    columns = {name: new(name, "int32", shape) for name in KEPT_COLUMNS if name in windows[0]}
+    return columns, {layer: new(f"layer_{layer}", dtype, (*shape, config.hidden_size)) for layer in config.layers}
+
+
+def _inputs(windows: Mapping[str, Sequence[Any]], length: int, device: torch.device) -> dict[str, Tensor]:
+    """Returns the model's inputs, (B, T) each, from B windows that must all have T tokens."""
+    columns = {name: windows[name] for name in MODEL_INPUTS if name in windows}
+    for row in chain.from_iterable(columns.values()):
         if len(row) != length:
             raise ValueError(
-                f"a window has {len(row)} tokens and the first one {length}; those of a cache are all of one length, "
-                "padded under an attention_mask where texts are shorter"
+                f"a window has {len(row)} tokens and the first one {length}; windows of a cache must all "
+                "be of one length, with padding under an attention_mask where texts are shorter"
             )
-    return torch.as_tensor(rows, dtype=torch.long)
+    return {name: torch.as_tensor(rows, dtype=torch.long, device=device) for name, rows in columns.items()}
+
+
+def _as_stored(residual: Tensor, padding: Tensor, layer: int, dtype: str) -> np.ndarray:
+    """Returns residual streams (B, T, d) in the dtype of the cache, 0 at padding (B, T)."""
+    with np.errstate(over="ignore"):  # the check below reports it
+        stored = residual.float().masked_fill(padding[..., None], 0).cpu().numpy().astype(dtype)
+    if not np.isfinite(stored).all():
+        raise ResidualsTooLarge(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
+    return stored
 
 
 @contextmanager
 def _without_blocks_above(model: MFNForCausalLM) -> Iterator[None]:
-    """The model up to its last MFN layer."""
+    """Removes the blocks above the last MFN layer for a moment."""
     backbone, name = model.model.backbone, family_of(model.config.text_config).blocks
     blocks = getattr(backbone, name)
     setattr(backbone, name, blocks[: model.config.layers[-1] + 1])
@@ -152,7 +171,7 @@ def _without_blocks_above(model: MFNForCausalLM) -> Iterator[None]:
 
 @contextmanager
 def _residuals(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
-    """Layer -> what it read in the last forward, whether or not it made anything of it."""
+    """Yields layer -> its input (B, T, d) in the last forward. At alpha 0 layers have an input, too."""
     found: dict[int, Tensor] = {}
 
     def hook(number: int) -> Callable[..., None]:
@@ -167,8 +186,10 @@ def _residuals(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
 
 
 class CachedResiduals(nn.Module):
-    """The MFN layers of a model, in its place for `MFNTrainer`: they read residual streams from an
-    [`ActivationCache`]. The layers are the model's own, so that it has learnt what they have."""
+    """Wraps the MFN layers of a model so that `MFNTrainer` trains them on an [`ActivationCache`].
+
+    The layers are shared with the model. After training, the model has what they learned.
+    """
 
     def __init__(self, model: MFNForCausalLM) -> None:
         super().__init__()
@@ -189,8 +210,11 @@ class CachedResiduals(nn.Module):
         reconstruction_request: ReconstructionRequest | None = None,
         **kwargs: Any,
     ) -> MFNModelOutput:
-        """(B, L, T, d) residual streams -> each layer's reconstruction. Other arguments are those that the whole model
-        would take, and mean nothing here; the Trainer brings a mask to its losses if it is one of them."""
+        """Reconstructs cached residual streams (B, L, T, d) with each MFN layer.
+
+        `input_ids` and `attention_mask` are accepted because rows of the cache have them. They change nothing here; the
+        losses of the Trainer read the mask.
+        """
         mfn_pass = MFNPass(reconstructions={}, request=reconstruction_request)
         for place, layer in enumerate(self.mfn_layers.values()):
             layer(residuals[:, place].to(layer.encoder.weight.dtype), mfn_pass)

@@ -110,7 +110,7 @@ def test_bad_caches(tmp_path):
 def test_windows_that_a_cache_cannot_hold(tmp_path):
     model = make_mfn(make_base("llama-tied"), layers=[1])
     uneven = Dataset.from_dict({"input_ids": [[3, 4, 5], [3, 4]]})
-    with pytest.raises(ValueError, match="a window has 2 tokens and the first one 3; those of a cache are all of one"):
+    with pytest.raises(ValueError, match="a window has 2 tokens and the first one 3; windows of a cache must all"):
         ActivationCache.write(model, uneven, tmp_path)
     with pytest.raises(ValueError, match="windows is of type IterableDataset, whose length is not known"):
         ActivationCache.write(model, rows(4).to_iterable_dataset(), tmp_path)
