@@ -20,6 +20,11 @@ def test_tables_show_what_the_results_hold(document):
     assert tables.rewritten(text) == text
 
 
+def test_every_table_is_shown():
+    shown = [name for page in tables.documents() for _, name, _ in tables.MARKED.findall(page.read_text("utf-8"))]
+    assert set(shown) == set(tables.TABLES)
+
+
 def test_a_table_of_made_up_results(tmp_path, monkeypatch):
     """Two domains 10 % above dense and one as good, in two layers."""
     features = {"explained_variance": 0.9, "firing_rate_std": 0.02, "firing_rate_cv": 1.0, "dead_share": 0.0}

@@ -33,7 +33,9 @@ REMEDY_FIGURES = {
     "linear probe, z": ("P2", MFN, "linear probe"),
     "linear probe, h": ("P2", RESIDUAL_STREAM, "linear probe"),
     "matched correlation": ("P3", MFN, "matched correlation"),
+    "matched correlation, SAE": ("P3", POST_HOC_SAE, "matched correlation"),
     "logit correlation": ("P4", MFN, "correlation of logits"),
+    "logit correlation, SAE": ("P4", POST_HOC_SAE, "correlation of logits"),
     "logit correlation, random direction": ("P4", "random direction in MFN", "correlation of logits"),
     "KL, nats": ("P4", MFN, "KL"),
     "loss, source": ("P5", MFN, "perplexity_loss_source"),
@@ -226,6 +228,16 @@ def remedies(family: str, *groups: str) -> Iterator[list[str]]:
         yield [name, changes_of(of["changes"]), *figures, means]
 
 
+def longer_alone() -> Iterator[list[str]]:
+    """Likeness and predictability of features after two and after eight passes through the cache, on one machine."""
+    folder = "predictions/llama/remedies"
+    runs = [records.result(f"{folder}/{name}") for name in (f"all/{PLAIN}-on-another-machine", "P2/longer-alone")]
+    yield ["figure", "two passes", "eight passes"]
+    for name, (prediction, subject, key) in REMEDY_FIGURES.items():
+        if prediction in ("P3", "P4") and name != "KL, nats":
+            yield [name, *(f"{run['figures'][prediction][subject][key]['value']:.3f}" for run in runs)]
+
+
 def sensitivity() -> Iterator[list[str]]:
     """Differences from the study's own models: the mean over seeds, with the smallest and the largest."""
     found = records.result("sensitivity/summary")
@@ -247,6 +259,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "without-features": without_features,
     "verdicts": verdict_table,
     "transfer": transfer,
+    "longer-alone": longer_alone,
     "sensitivity": sensitivity,
     **{f"llama-{group}": partial(fidelity_group, "llama", group) for group in ("losses", "noise", "sweep", "recipe")},
     **{f"gpt2-{group}": partial(fidelity_group, "gpt2", group) for group in ("losses", "recipe")},

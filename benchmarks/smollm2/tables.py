@@ -11,7 +11,7 @@ from modeling_mfn.utils.display import for_table_cell
 
 CONDITIONS = ("none", "steered", "random")
 """Text without steering, with a feature, and with a control feature."""
-FEATURE_ROWS = ("titles of rank", "place names", "time", "body: body part")
+FEATURE_ROWS = ("titles of rank", "place names", "time", "plant")
 """Concepts in the short table of features."""
 ABLATIONS = {"zero": "zero ablation", "mean": "mean ablation"}
 
