@@ -12,7 +12,8 @@ from conftest import make_base, make_mfn
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.features.atlas import ExampleLimits
-from modeling_mfn.utils.processes import process_index
+from modeling_mfn.features.harvest import harvest as harvesting
+from modeling_mfn.utils.processes import join_processes
 
 
 class Windows:
@@ -34,11 +35,15 @@ def main(settings):
     data = windows(30)
     if settings["streamed"]:
         data = Windows(data, settings.get("die_at"))
+    counted, count_batch = [], harvesting.count_batch
+    harvesting.count_batch = lambda state, *given: counted.append(state.batches - 1) or count_batch(state, *given)
     atlas = FeatureAtlas.build(
         model, word_tokenizer(), data, batch_size=4, examples=ExampleLimits(3, 2, 4, 2), progress=False,
         state_folder=settings["state"], resume=settings["resume"], save_every=8,
     )  # fmt: skip
-    if process_index() == 0:
+    process = join_processes()
+    (Path(settings["output"]).parent / f"batches-{process.process_index}.json").write_text(json.dumps(counted))
+    if process.is_main_process:
         atlas.save_pretrained(settings["output"])
 
 

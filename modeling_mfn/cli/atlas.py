@@ -61,10 +61,9 @@ def atlas(
 
     Example: mfn atlas gpt2-mfn-trained --text corpus.txt --tokens 1000000
     """
-    from accelerate import PartialState
-
     from ..features.atlas import FeatureAtlas
     from ..features.atlas.table import atlas_table, interesting_features
+    from ..utils.processes import join_processes
 
     folder = _output_folder(model, output)
     harvests = _must_harvest(folder, concepts is not None or labels is not None, resume, overwrite)
@@ -73,7 +72,7 @@ def atlas(
         raise ValueError("there is no text to read; give --text")
     _check_positive({"tokens": tokens, "batch-size": batch_size})
     words = _read_label_sources(folder, concepts, labels)
-    process = PartialState()
+    process = join_processes()
     reader = None
     if reads and text:
         reader = _open_reader(model, text, window, tokens, text_column, split, batch_size)
@@ -161,13 +160,12 @@ def _open_reader(
 
 def _harvest(reader: _Reader, folder: Path, resume: bool, overwrite: bool) -> FeatureAtlas:
     """Builds the atlas. Labels by people are taken over from the atlas that it replaces."""
-    from accelerate import PartialState
-
     from ..features.atlas import FeatureAtlas
     from ..features.atlas.schema import FOLDER
     from ..features.atlas.storage import read_labels
+    from ..utils.processes import join_processes
 
-    process = PartialState()
+    process = join_processes()
     state_folder = folder / f".{FOLDER}-harvest"
     if overwrite and not resume:
         if process.is_main_process:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from accelerate import PartialState
 
 from ...data.tokens import token_text
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.version import __version__
+from ...utils.processes import join_processes
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
 from .harvest import HarvestOptions, harvest
@@ -50,7 +50,7 @@ def harvest_tables(model: MFNForCausalLM, tokenizer: Any, dataset: Any, options:
     state.sort_sources()
     tables = _tables(state, model, tokenizer, options.skip_first)
     if options.state_folder is not None:
-        process = PartialState()
+        process = join_processes()
         process.wait_for_everyone()  # another process may still need its state
         if process.is_main_process:
             shutil.rmtree(options.state_folder, ignore_errors=True)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -20,6 +19,7 @@ from ...data.windows import Columns, column_batches, first_length, padded_inputs
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.version import __version__
+from ...utils.processes import join_processes
 from ..atlas.records import ExampleLimits
 from .directions import recording_scales
 from .firings import TOKEN_LIMIT, TokenBatch
@@ -57,7 +57,7 @@ def harvest(model: MFNForCausalLM, dataset: Any, options: HarvestOptions) -> Har
     Process p of P takes every batch whose number is p modulo P. A batch is the same for any number of processes, so
     that the result is the same, bit for bit.
     """
-    process = PartialState()  # joins the processes of `accelerate launch`
+    process = join_processes()
     windows, length = first_length(dataset)
     settings = _settings(model, dataset, length, options)
     state = HarvestState(model.config.layers, model.config.num_features, options.examples, length)

@@ -11,10 +11,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast
 
 from ...utils.files import write_whole
+from ...utils.processes import join_processes
 from ..atlas.records import ExampleLimits
 from .firings import TokenBatch
 from .statistics import LayerStatistics
@@ -165,7 +165,7 @@ def own_file(folder: Path, resume: bool) -> Path:
     Raises:
         ValueError: If `folder` has a state and `resume` is false, or a state of another number of processes.
     """
-    process = PartialState()
+    process = join_processes()
     ending = f"-of-{process.num_processes:05d}.safetensors"
     found = sorted(folder.glob("harvest-*-of-*.safetensors"))
     if found and not resume:
@@ -185,7 +185,7 @@ def merge_processes(state: HarvestState) -> HarvestState:
 
     States travel as bytes of safetensors, so that nothing is unpickled.
     """
-    process = PartialState()
+    process = join_processes()
     if process.num_processes == 1:
         return state
     merged = _empty_like(state)

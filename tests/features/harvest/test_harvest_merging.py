@@ -28,7 +28,7 @@ LIMITS = ExampleLimits(top=2, stratum=1, before=2, after=1)
 
 
 def batches(count, seed):
-    """Random codes on random windows; many activations are equal, and some tokens have few active features."""
+    """Yields random codes on random windows. Many activations are equal, and some tokens have few active features."""
     generator = np.random.default_rng(seed)
     for number in range(count):
         indices = generator.permuted(np.tile(np.arange(FEATURES), (B * T, 1)), axis=1)[:, :K]
@@ -123,6 +123,8 @@ def test_a_killed_harvest_goes_on_where_it_was(tmp_path, whole):
 def test_two_processes_have_the_atlas_of_one(tmp_path, whole):
     run(tmp_path, processes=2)
     assert_same(tmp_path, whole)
+    counted = [json.loads((tmp_path / f"batches-{rank}.json").read_text()) for rank in range(2)]
+    assert counted == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 def test_a_state_belongs_to_its_harvest(tmp_path):
