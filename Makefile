@@ -7,6 +7,9 @@ FLOORS_VENV ?= .venv-floors
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+# tests and examples start many processes, which would compile every package anew without byte code
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint lint format docs \
 	benchmark fidelity real-checkpoint predictions
 

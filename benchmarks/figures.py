@@ -132,7 +132,7 @@ def verdict_figure() -> Figure:
 
 
 def draw_strip(axes: Axes, both: list[Verdict]) -> None:
-    """One prediction: a row per family, the claim on the left, values and outcome on the right."""
+    """Draws one prediction: a row per family, the claim on the left, values and outcome on the right."""
     result = both[0].result
     beside, claim = beside_rows(axes), f"{result.prediction}  {CLAIMS[result.prediction]}"
     axes.text(-1.59, -0.22, claim, transform=beside, weight="bold", va="center", size=12)
@@ -154,7 +154,7 @@ def draw_strip(axes: Axes, both: list[Verdict]) -> None:
 
 
 def draw_estimate(axes: Axes, estimate: Estimate, at: float, hue: str, face: str) -> None:
-    """A value with its interval as a horizontal line."""
+    """Draws a value with its interval as a horizontal line."""
     axes.plot([estimate.low, estimate.high], [at, at], color=hue, linewidth=2, clip_on=False)
     axes.plot([estimate.value], [at], "o", color=hue, markerfacecolor=face, markersize=7, clip_on=False)
 
@@ -162,7 +162,8 @@ def draw_estimate(axes: Axes, estimate: Estimate, at: float, hue: str, face: str
 def sensitivity_figure() -> Figure:
     """Differences of each run from the study's own models, in three columns.
 
-    Lines reach from seed to seed. Hollow points: alpha ends below 1, so there is no bottleneck.
+    Lines reach from the smallest to the largest difference over seeds. A hollow point marks a run whose alpha ends
+    below 1, so that there is no bottleneck.
     """
     found = records.result("sensitivity/summary")
     rows = [(name, hue) for runs, hue in zip(sensitivity.RUNS.values(), HUES, strict=True) for name in runs]

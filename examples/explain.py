@@ -1,6 +1,6 @@
 """Trace a predicted token to features, and these features to the tokens that were read.
 
-Uses the model of quickstart.py, which is trained first if it is missing. Runs offline once `mfn demo` has run.
+Uses the model of quickstart.py and trains it first if it is missing. Runs offline once `mfn demo` has run.
 
 python examples/explain.py
 """

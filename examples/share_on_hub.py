@@ -44,7 +44,7 @@ def main() -> None:
         save_small_model(folder)
 
     if arguments.repo:
-        # one commit; after a broken connection, run it again: files that arrived are not sent twice
+        # one commit; after a lost connection, run the script again: uploaded files are not sent twice
         print(push(folder, arguments.repo, private=arguments.private or None).commit_url)
         return
     print(f"{folder} holds a complete model. These files would be public:")

@@ -1,6 +1,6 @@
 """Turn features of a prompt up or off, one at a time, and see how the text continues.
 
-Uses the model of quickstart.py, which is trained first if it is missing. Runs offline once `mfn demo` has run.
+Uses the model of quickstart.py and trains it first if it is missing. Runs offline once `mfn demo` has run.
 
 python examples/steer.py
 """

@@ -1,8 +1,8 @@
-"""MFN layers first, from cached activations, then the whole model. Of all ways tried, this one ends nearest to dense.
+"""Train MFN layers from cached activations, then the whole model. Of all recipes tried, this one is closest to dense.
 
 The backbone runs over the text once. MFN layers then learn from its activations, several times over and at little cost.
 At the end everything is trained together. Runs offline once the demo's files are in the cache. A real training has a
-thousand times the text and steps (`benchmarks/small/fidelity.py` has one).
+thousand times the text and steps, as in `benchmarks/small/fidelity.py`.
 
     python examples/train_from_cache.py
 """

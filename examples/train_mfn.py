@@ -10,9 +10,9 @@ With your own, in two processes, from a file of arguments or from the command li
     accelerate launch --num_processes 2 examples/train_mfn.py --model gpt2 --text corpus/ --layers all \\
         --expansion_factor 8 --window 512 --output_dir out --mfn_warmup 0.2 --lambda_rate 1e-3 --log_layers
 
-It goes on from `--resume_from_checkpoint`, or else from the last complete checkpoint in the output folder. Weights are
-float32 whatever the checkpoint has; `--bf16` computes faster. `--do_train False` only measures, `--do_eval False` only
-trains.
+Training resumes from `--resume_from_checkpoint`, or else from the last complete checkpoint in the output folder.
+Weights are float32 whatever the checkpoint has. `--bf16` computes faster. `--do_train False` only measures,
+`--do_eval False` only trains.
 """
 
 import json
@@ -39,12 +39,14 @@ DEFAULTS |= {"do_train": True, "do_eval": True}
 
 @dataclass
 class ModelArguments:
-    """Arguments of the conversion. An MFN model is taken as it is."""
+    """Arguments of the conversion. An MFN model is not converted again."""
 
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id; SmolLM2-135M by default."})
     layers: str = field(default="10", metadata={"help": 'Blocks that get an MFN layer: "all", or such as "6,7".'})
-    expansion_factor: int = field(default=4, metadata={"help": "Features, in hidden sizes."})
-    k: int = field(default=32, metadata={"help": "Most features active on a token."})
+    expansion_factor: int = field(
+        default=4, metadata={"help": "Features per MFN layer, as a multiple of the hidden size."}
+    )
+    k: int = field(default=32, metadata={"help": "Largest number of active features per token."})
 
 
 @dataclass
@@ -55,7 +57,7 @@ class DataArguments:
         default=None, metadata={"help": "Files, folders or names of data sets; four plays by default."}
     )
     text_column: str = field(default="text", metadata={"help": "The column with the text, in tables."})
-    window: int = field(default=128, metadata={"help": "Tokens a row."})
+    window: int = field(default=128, metadata={"help": "Tokens per row."})
     held_out_rows: int = field(default=16, metadata={"help": "Rows kept back for evaluation."})
 
 
@@ -82,10 +84,10 @@ def main() -> None:
             f"held_out_rows is {data_args.held_out_rows}, and the text has no more rows of {data_args.window} tokens; "
             "give more text, or hold back fewer"
         )
-    if isinstance(rows, IterableDataset):  # of more text than is held in memory: without end, up to max_steps
+    if isinstance(rows, IterableDataset):  # text too large for memory: rows repeat until max_steps
         rows = rows.repeat(None).shuffle(seed=training_args.seed, buffer_size=1024)
 
-    # in float32, since small steps of the weights are lost in less
+    # float32, because lower precision loses small steps of the weights
     if config.model_type == "mfn":
         model = MFNForCausalLM.from_pretrained(source, dtype=torch.float32)
     else:
@@ -102,14 +104,14 @@ def main() -> None:
     if training_args.do_train:
         last = find_complete_checkpoint(training_args.output_dir)
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or last)
-        trainer.save_model()  # beside it: training_record.json
+        trainer.save_model()  # also writes training_record.json
     if training_args.do_eval:
         metrics = trainer.evaluate()
         if "eval_util_loss" in metrics and training_args.util_target == "tokens":
             metrics["perplexity"] = math.exp(metrics["eval_util_loss"])
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.end_training()  # without it, one of several processes may abort or hang as it exits
+    trainer.end_training()  # otherwise one of several processes may abort or hang at exit
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# MKL's fastest products round differently from one memory alignment to another: equal runs would not be equal
+# MKL's fastest products round differently for different memory alignments, so that equal runs would differ
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import pytest
@@ -33,14 +33,14 @@ BASES = {
 
 
 def make_base(name, **settings):
-    """A random base model whose weights are large enough for logits to differ clearly from token to token."""
+    """Makes a random base model. Its weights are large, so that logits differ clearly from token to token."""
     model_class, config_class, arguments = BASES[name]
     torch.manual_seed(7)
     return model_class(config_class(**(arguments | {"initializer_range": 0.2} | settings))).eval()
 
 
 def make_mfn(base, seed=11, **settings):
-    """An MFN model on random tokens' statistics, with weights as far from their start as a trained model's."""
+    """Makes an MFN model, calibrated on random tokens. Noise moves its encoders from their start as a training does."""
     torch.manual_seed(seed)
     settings = {"num_features": 80, "k": 8, "alpha": 1.0, "calibration": tokens(4, 16)} | settings
     model = MFNForCausalLM.from_base(base, **settings)
@@ -56,6 +56,12 @@ def tokens(rows, length, seed=3):
     return {"input_ids": torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))}
 
 
+def enable_checkpointing(model, kwargs=None):
+    # transformers 6 removes the older name, and early releases of 5 have only that one
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(kwargs)
+
+
 @pytest.fixture(params=BASES)
 def base(request):
     return make_base(request.param)
@@ -63,5 +69,5 @@ def base(request):
 
 @pytest.fixture(params=["llama-tied", "gpt2-tied"])
 def family_base(request):
-    """One base a family, where tying does not matter."""
+    """One base model per family, for tests in which tied weights do not matter."""
     return make_base(request.param)

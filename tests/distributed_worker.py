@@ -16,7 +16,10 @@ from modeling_mfn import MFNTrainer, MFNTrainingArguments
 
 
 def allow_fsdp_on_cpu():
-    """accelerate takes the FSDP plugin up on accelerators alone; torch's own fully_shard runs on CPU as well."""
+    """Makes accelerate use the FSDP plugin on the CPU, where torch's own fully_shard runs, too.
+
+    accelerate uses the plugin only if it sees an accelerator.
+    """
     initialise = PartialState.__init__
 
     def as_if_on_gpus(self, *args, **kwargs):
@@ -28,7 +31,7 @@ def allow_fsdp_on_cpu():
 
 
 def run_training(settings):
-    """Trains, and leaves logs and weights in the output folder."""
+    """Trains a model and writes logs and weights into the output folder."""
     output = Path(settings["arguments"]["output_dir"])
     model = make_mfn(make_base(settings["base"]), alpha=0.0)
     arguments = MFNTrainingArguments(**settings["arguments"])

@@ -20,7 +20,7 @@ def built():
 
 
 def write_features(folder, labels, sources=("somebody/texts:small", "drama.txt"), tokens=(" king", " queen")):
-    """Writes the atlas with other names of sources and other promoted tokens; returns its `metadata`."""
+    """Writes the atlas with other names of sources and other promoted tokens. Returns its `metadata`."""
     metadata, features = copy.deepcopy(built().metadata), built().features
     for source, name in zip(metadata["data"]["sources"], sources, strict=True):
         source["name"] = name

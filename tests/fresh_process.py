@@ -1,5 +1,7 @@
-"""A process of its own, in which the plugin is not imported yet, or not even installed, as on the machine of somebody
-who only loads a checkpoint."""
+"""Scripts in a fresh process, in which the plugin is not imported yet, or appears not to be installed.
+
+The latter is the machine of a user who only loads a checkpoint.
+"""
 
 import re
 import subprocess
@@ -32,17 +34,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 
 def run_without_the_plugin(script, folder, *arguments):
-    """Runs a script there, in a folder, with the names above; what it raises fails the test."""
+    """Runs a script without the plugin in a folder. `IMPORTS` come first. An error in the script fails the test."""
     run_fresh(WITHOUT_THE_PLUGIN + IMPORTS + script, folder, *arguments)
 
 
 def run_before_the_plugin(script, folder, *arguments):
-    """The same where the script can import the plugin."""
+    """Runs a script that can import the plugin in a folder. `IMPORTS` come first."""
     run_fresh(IMPORTS + script, folder, *arguments)
 
 
 def python_of(markdown):
-    """The Python in a text, as somebody copies it."""
+    """Python code of a Markdown text, as a user would copy it."""
     return "\n".join(re.findall(r"^```python\n(.*?)^```$", markdown, re.DOTALL | re.MULTILINE))
 
 

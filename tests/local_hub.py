@@ -1,10 +1,10 @@
-"""A Hub on this machine: the parts of its API that huggingface_hub needs to create, upload, list and download.
+"""A local Hub: the parts of the Hub's API that huggingface_hub needs to create, upload, list and download.
 
     with LocalHub() as hub:
         subprocess.run([...], env=os.environ | hub.environment(tmp_path))
 
-Weights go by Git LFS as on the Hub, in parts where they are large; other files travel inside the commit. Xet, the Hub's
-newer transport, is a service of its own and is switched off in `environment`.
+Weights go by Git LFS as on the Hub, and large weights in parts. Other files travel inside the commit. Xet, the Hub's
+newer transport, is a separate service. `environment` switches Xet off.
 """
 
 import base64
@@ -36,9 +36,9 @@ def git_id(content):
 class Repository:
     private: bool
     branches: dict = field(default_factory=dict)
-    """name -> commit id"""
+    """Name -> commit id."""
     commits: dict = field(default_factory=dict)
-    """commit id -> {path: content}"""
+    """Commit id -> {path: content}."""
     messages: list = field(default_factory=list)
 
     def commit(self, branch, files, message):
@@ -53,7 +53,7 @@ class Repository:
 
 
 class LocalHub:
-    """`part_size`: bytes beyond which a large file is uploaded in parts of that size."""
+    """Server of a local Hub. Large files of more than `part_size` bytes are uploaded in parts of that size."""
 
     def __init__(self, part_size=2**30):
         self.part_size = part_size
@@ -65,13 +65,13 @@ class LocalHub:
     def reset(self):
         self.repositories, self.objects, self.parts = {}, {}, {}
         self.requests = []
-        """(method, path, status) of every answer"""
+        """(method, path, status) of every answer."""
         self.uploads = Counter()
-        """path of a PUT -> how often its content arrived whole"""
+        """Path of a PUT -> number of times that its content arrived whole."""
         self.drops = 0
-        """how many of the next large uploads lose their connection midway"""
+        """Number of large uploads, after `spared`, that lose their connection midway."""
         self.spared = 0
-        """how many of the large uploads before them arrive"""
+        """Number of large uploads that arrive before the first connection is lost."""
         self.dropped = threading.Event()
         self.lock = threading.Lock()
 
@@ -99,7 +99,7 @@ class LocalHub:
         return repository.commits[repository.resolve(revision)]
 
     def downloads(self):
-        """Paths in repositories whose content was asked for."""
+        """Paths in repositories whose content was requested."""
         found = (re.match(r"/.+/resolve/[^/]+/([^?]+)", path) for method, path, _ in self.requests if method == "GET")
         return [unquote(match.group(1)) for match in found if match]
 
@@ -118,7 +118,7 @@ class Failure(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One method a route of the API; `route` finds it."""
+    """Handler of requests, with one method per route of the API."""
 
     protocol_version = "HTTP/1.1"
     hub: LocalHub
@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def read(self, stop_after=None):
-        """The body, or its first bytes."""
+        """Reads the body of a request. With `stop_after`, reading may stop after this number of bytes."""
         if self.headers.get("Transfer-Encoding", "") == "chunked":
             content = b""
             while size := int(self.rfile.readline(), 16):
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    # who may do what
+    # permissions
 
     def logged_in(self):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"

@@ -36,7 +36,10 @@ def tokenizer():
 
 
 def model(remembered=ANIMALS[:4], seed=0):
-    """Model in which feature i of layer 0 has the value of axis i of a token's embedding: 0 or a power of 2."""
+    """Makes a model whose layer 0 has one feature per axis of the embeddings.
+
+    Feature i has the value of axis i of a token's embedding, 0 or a power of 2.
+    """
     base = make_base("llama-tied")
     generator = np.random.default_rng(seed)
     table = np.zeros((VOCABULARY, HIDDEN))

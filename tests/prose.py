@@ -1,4 +1,4 @@
-"""What tests read in Markdown: blocks of code with their outputs, sentences, links and anchors."""
+"""Parts of Markdown that tests read: blocks of code with their outputs, sentences, links and anchors."""
 
 import re
 import textwrap
@@ -28,7 +28,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of the prose: no code, tables, headings or pictures; of a link its text."""
+    """Sentences of the prose, without code, tables, headings and pictures. A link is reduced to its text."""
     prose = LINK.sub(lambda link: link["text"], NOT_PROSE.sub("\n\n", text))
     paragraphs = re.split(r"\n\s*\n|^\s*(?:[-*]|\d+\.) ", prose, flags=re.MULTILINE)
     flat = (re.sub(r"\s+", " ", paragraph).replace("**", "").strip() for paragraph in paragraphs)

@@ -26,7 +26,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture
 def train_mfn(tmp_path, monkeypatch):
-    """Runs the training script on a tiny base and text, with its arguments from a file or from the command line."""
+    """Returns a function that runs the training script on a tiny base and text.
+
+    Its arguments come from a file or from the command line.
+    """
     make_base("llama-tied").to(torch.bfloat16).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "text.txt").write_text("a line, and another line.\n" * 40)
@@ -58,7 +61,10 @@ def measured(out):
 
 @pytest.mark.parametrize(("large", "from_file"), [(100, False), (2**27, True)], ids=["streamed", "in memory"])
 def test_the_training_script(train_mfn, monkeypatch, large, from_file):
-    """Its own defaults hold wherever arguments come from, text of any length trains, and a bf16 base in float32."""
+    """The script's defaults hold for both sources of arguments. Streamed text trains, too.
+
+    A base in bfloat16 is trained in float32.
+    """
     monkeypatch.setattr(data, "STREAM_ABOVE", large)
     out = train_mfn("out", from_file, bf16=True)
     record = json.loads((out / "training_record.json").read_text())
@@ -71,7 +77,7 @@ def test_the_training_script(train_mfn, monkeypatch, large, from_file):
 
 
 def test_the_training_script_measures_alone_and_goes_on_from_where_it_is_told(train_mfn, tmp_path):
-    """Perplexity is that of transformers' own loss on the held-out rows; the rest is as the first run left it."""
+    """Perplexity is that of transformers' own loss on the held-out rows. A resumed run ends with the same weights."""
     trained = train_mfn("trained", save_steps=2, max_steps=4)
     weights = (trained / "model.safetensors").read_bytes()
     alone = train_mfn("alone", model=str(trained), do_train=False)
@@ -87,7 +93,7 @@ def test_the_training_script_measures_alone_and_goes_on_from_where_it_is_told(tr
     assert "perplexity" not in measured(distilled)
 
     told = train_mfn("told", resume_from_checkpoint=str(trained / "checkpoint-2"), save_steps=2, max_steps=4)
-    assert [path.name for path in told.glob("checkpoint-*")] == ["checkpoint-4"]  # nothing before it was trained anew
+    assert [path.name for path in told.glob("checkpoint-*")] == ["checkpoint-4"]  # earlier steps were not repeated
     assert (told / "model.safetensors").read_bytes() == weights
 
 
@@ -157,7 +163,8 @@ def test_the_scripts_run_offline(assets, monkeypatch, capsys, script, made):
 
 
 def test_the_demo_leaves_a_model_whose_card_says_how_it_was_trained(assets, monkeypatch, capsys):
-    for name, value in {"LAYERS": [3, 7], "FEATURES": 64, "K": 4, "WINDOW": 16, "BATCH": 2}.items():
+    small = {"LAYERS": [3, 7], "FEATURES": 64, "K": 4, "WINDOW": 16, "BATCH": 2, "CACHED_WINDOWS": 8, "PASSES": 2}
+    for name, value in small.items():
         monkeypatch.setattr(demo, name, value)
     for name in ("smollm2", "shakespeare"):
         monkeypatch.setattr(demo, name, getattr(demo_assets, name))

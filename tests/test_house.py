@@ -1,4 +1,4 @@
-"""The plan of the package: imports run down its floors and in no circle, and what travels to the Hub stands alone."""
+"""Plan of the package: imports go down its floors without circles, and the code for the Hub stands alone."""
 
 import ast
 import sys
@@ -32,7 +32,7 @@ MODULES = modules()
 
 
 def imports(name: str) -> Iterator[tuple[str, int]]:
-    """What a module imports, by absolute name, and on which line; also in functions and under TYPE_CHECKING."""
+    """Yields absolute name and line of each import of a module, also in functions and under TYPE_CHECKING."""
     package = name.split(".") if MODULES[name].name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -68,7 +68,7 @@ def test_imports_go_down_or_stay_in_their_folder():
 
 def test_no_circle_of_imports():
     graph = {name: {imported for imported, _ in imports(name) if imported in MODULES} for name in MODULES}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
 
 
 def test_what_travels_imports_siblings_and_what_every_user_has():

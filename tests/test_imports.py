@@ -1,4 +1,4 @@
-"""The package is light to import; MFN models are known to the Auto classes in whatever order things are imported."""
+"""The package is light to import, and the Auto classes know MFN models in any order of imports."""
 
 import ast
 import subprocess
@@ -29,7 +29,7 @@ def test_the_package_alone_imports_the_standard_library_alone(tmp_path):
 
 
 def test_editors_see_the_names_that_are_imported_when_first_used():
-    """The imports under TYPE_CHECKING are the table of public names."""
+    """Imports under TYPE_CHECKING equal the table of public names."""
     (block,) = [node for node in ast.parse(SOURCE).body if isinstance(node, ast.If)]
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     seen = {f".{node.module}": tuple(alias.name for alias in node.names) for node in block.body}
@@ -69,7 +69,7 @@ def test_a_name_that_needs_torch_says_so(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The folder of a small model, and the file with its logits."""
+    """Folder of a small model, and file with its logits."""
     folder = tmp_path_factory.mktemp("saved")
     model, ids = make_mfn(make_base("gpt2-tied")), tokens(2, 9)["input_ids"]
     model.save_pretrained(folder / "model")
@@ -211,6 +211,6 @@ for trust in {"plugin": (False, True), "remote code": (True,)}[sys.argv[3]]:
 
 @pytest.mark.parametrize("way", ["plugin", "remote code"])
 def test_a_model_needs_torch_and_transformers_alone(way, saved, tmp_path, monkeypatch):
-    """Loading and generating work where nothing else is installed, neither of ours nor of others."""
+    """A model loads and generates without other packages, and without the package's folders except `model`."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_fresh(ALONE, tmp_path, *saved, way)

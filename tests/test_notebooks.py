@@ -1,4 +1,4 @@
-"""The notebooks run from a fresh namespace, offline, and the outputs that they keep are of such a run."""
+"""Notebooks run offline in a fresh namespace, and their saved outputs have the form of such a run."""
 
 import json
 import sys
@@ -25,5 +25,5 @@ def test_a_notebook_runs_and_keeps_its_outputs(name):
 
 
 def shape(cell):
-    """Kinds of outputs: figures differ from machine to machine."""
+    """Kinds of a cell's outputs. Figures are left out, because they differ between machines."""
     return [(output["output_type"], sorted(output.get("data", {}))) for output in cell["outputs"]]

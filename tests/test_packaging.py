@@ -1,4 +1,4 @@
-"""The package as others get it: built, installed into empty environments, and run there with each of its extras."""
+"""The package as users get it: built, installed into empty environments, and run there with each of its extras."""
 
 import os
 import re
@@ -26,12 +26,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def bounds(lines):
-    """Name -> version in the lines of a constraints file, or in the lower bounds of the project."""
+    """Name -> version specifier, from lines of a constraints file or of the project's dependencies."""
     return {Requirement(line).name.lower().replace("_", "-"): Requirement(line).specifier for line in lines}
 
 
 def test_floors_are_the_lower_bounds():
-    """The versions of `constraints-min.txt` are the oldest that the project allows; torch is another matter."""
+    """Versions in `constraints-min.txt` are the oldest that the project allows, except for torch."""
     lines = (ROOT / "constraints-min.txt").read_text(encoding="utf-8").splitlines()
     pinned = bounds(line for line in lines if line and not line.startswith("#"))
     asked = bounds(PROJECT["dependencies"])
@@ -51,7 +51,7 @@ def test_the_citation_names_the_version():
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """The folder with wheel and source distribution."""
+    """Folder with wheel and source distribution."""
     folder = tmp_path_factory.mktemp("built")
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
     return folder
@@ -59,7 +59,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def install(built, tmp_path_factory):
-    """Makes a new environment with the wheel and one of its extras, and gives its Python."""
+    """Returns a function that installs the wheel with an extra into a new environment and returns its Python."""
     made = {}
 
     def installed(extra):
@@ -145,7 +145,7 @@ NEEDS = {
 @pytest.mark.extras
 @pytest.mark.parametrize("extra", NEEDS)
 def test_an_extra_brings_what_its_part_needs(extra, install, tmp_path, monkeypatch):
-    """Without the extra one line names it."""
+    """An error of one line names a missing extra."""
     monkeypatch.setenv("MFN_CACHE", str(tmp_path / "cache"))
     package, statement = NEEDS[extra]
     without = run(install(""), "-c", statement, check=False, cwd=tmp_path)

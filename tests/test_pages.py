@@ -1,4 +1,4 @@
-"""The pages of the documents: links, code, paths and pictures are right, and the reference is what the code says."""
+"""Pages of the documents: links, code, paths and pictures are valid, and the reference matches the code."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 
 def test_links_of_the_documents_lead_somewhere():
-    """On GitHub, too, where the strict build of the site does not look."""
+    """Links work on GitHub, too. The strict build of the site does not check that."""
     assert [broken for page in PAGES for broken in broken_links(page, page.read_text(encoding="utf-8"))] == []
 
 
@@ -29,7 +29,7 @@ def test_python_in_the_documents_compiles_and_imports_what_is_there():
 
 
 def test_paths_in_the_documents_exist():
-    """In code spans: files of the repository, such as `docs/...`, `examples/...` or `modeling_mfn/...`."""
+    """Files of the repository that code spans name exist, such as `docs/...`, `examples/...` or `modeling_mfn/...`."""
     pattern = re.compile(r"`((?:docs|examples|benchmarks|tests|modeling_mfn)/[\w./-]+\.\w+)`")
     sources = [*PAGES, *(ROOT / "modeling_mfn").rglob("*.py")]
     named = {(source, path) for source in sources for path in pattern.findall(source.read_text(encoding="utf-8"))}

@@ -1,4 +1,4 @@
-"""README can be read once, and runs as pasted."""
+"""README is short, has short sentences, and runs as pasted."""
 
 import contextlib
 import io
@@ -30,7 +30,10 @@ def quickstart():
 
 
 def printed_by(found):
-    """What each block prints, run in order in one namespace. A training prints its own lines before."""
+    """Runs the blocks in order in one namespace and returns the printed output of each.
+
+    Only the last lines are returned, as many as README shows. A training prints its own lines first.
+    """
     namespace, printed = {"__name__": "__main__"}, []
     for block in found:
         stream = io.StringIO()
@@ -43,7 +46,7 @@ def printed_by(found):
 
 
 def test_the_quickstart_runs_on_any_model_without_a_network(tmp_path, monkeypatch):
-    """On a tiny base its outputs are other ones, of the same form."""
+    """A tiny base gives other outputs of the same form."""
     shuffled = random.Random(0)
     plays = [tmp_path / f"play_{number}.txt" for number in range(4)]
     for play in plays:

@@ -1,4 +1,4 @@
-"""What earlier versions saved still loads, and gives what it gave: `fixtures/<version>/make.py` wrote it."""
+"""Files of earlier versions load and give their old outputs. `fixtures/<version>/make.py` wrote these files."""
 
 import json
 import shutil
@@ -32,13 +32,13 @@ PRESETS = {"calm": (CALM, "all"), "late": ({"L0/5": Clamp(9.0)}, "generated")}
 
 
 def close(ours, theirs, atol=1e-5):
-    """Other versions of torch may differ in the last bits."""
+    """Compares with a tolerance, because versions of torch may differ in the last bits."""
     torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-5)
 
 
 @pytest.fixture(params=["llama", "gpt2"])
 def folder(request, tmp_path):
-    """All that is there of one family, with the code in the model's folder."""
+    """Copy of all saved files of one family, with the code in the model's folder."""
     return copied(request.param, tmp_path)
 
 
@@ -113,7 +113,7 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 
 @pytest.mark.parametrize("saved_again", [False, True], ids=["as it was", "saved again over it"])
 def test_a_model_loads_without_the_plugin(folder, saved_again, monkeypatch):
-    """With the code of then; and with the code of now, which may have other files than those that are there."""
+    """Loads with the saved code, and with today's code saved over it. The two may have different files."""
     if saved_again:
         MFNForCausalLM.from_pretrained(folder / "model").save_pretrained(folder / "model")
     monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
@@ -122,7 +122,7 @@ def test_a_model_loads_without_the_plugin(folder, saved_again, monkeypatch):
 
 @torch.no_grad()
 def test_an_adapter_loads(folder, monkeypatch):
-    """On a model that is given; an adapter for causal LMs also by PEFT's class, which finds the model on its own."""
+    """An adapter loads onto a given model. PEFT's class for causal LMs finds the model of the Llama adapter itself."""
     expected = load_file(folder / "expected.safetensors")
     monkeypatch.chdir(folder)
     loaded = [PeftModel.from_pretrained(MFNForCausalLM.from_pretrained("model"), "adapter")]
@@ -136,7 +136,7 @@ def test_an_adapter_loads(folder, monkeypatch):
 
 
 def test_a_training_goes_on_from_a_checkpoint(folder):
-    """It ends with the weights of the run that was not interrupted."""
+    """A resumed training ends with the weights of the uninterrupted run."""
     expected, told = load_file(folder / "expected.safetensors"), json.loads((folder / "training.json").read_text())
     shutil.copytree(folder / "checkpoint", folder / "out" / "checkpoint-3")
     rows = expected["training_ids"].tolist()
@@ -159,7 +159,7 @@ def test_a_training_goes_on_from_a_checkpoint(folder):
 
 @torch.no_grad()
 def test_an_atlas_loads(llama):
-    """Its counts of firings are those of the model's codes."""
+    """Counts of firings equal those of the model's codes."""
     atlas, model = FeatureAtlas.from_pretrained(llama / "model"), MFNForCausalLM.from_pretrained(llama / "model")
     assert len(atlas) == 64
     assert [(label.feature, label.label, label.source, label.score) for label in atlas.labels] == [
@@ -196,7 +196,7 @@ def test_a_shared_decoder_loads(llama):
 
 
 def test_cached_residual_streams_load(llama):
-    """They are what the model's MFN layers read, and can be trained on."""
+    """The cache holds the inputs of the model's MFN layers, and a training can read it."""
     from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 
     cache, model = ActivationCache(llama / "cache"), MFNForCausalLM.from_pretrained(llama / "model")

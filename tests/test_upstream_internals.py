@@ -1,4 +1,4 @@
-"""The private parts of other libraries that the package stands on, as a page of the documents lists them."""
+"""Private parts of other libraries that the package uses, as listed on a page of the documents."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ ROWS = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \|$", PAGE.read_text(encoding=
 
 @pytest.fixture(scope="module")
 def names():
-    """What the page's expressions are about."""
+    """Objects that expressions on the page refer to."""
     model = transformers.GPT2Model(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=16))
     settings = peft.LoraConfig(target_modules=["c_attn"], modules_to_save=["mlp"])
     adapted = peft.get_peft_model(transformers.GPT2Model(model.config), settings)
@@ -44,7 +44,7 @@ def test_the_key_of_extra_state_is_torchs():
 
 
 def overrides():
-    """Our methods that take the place of a private one of another library: (name, ours, the other one)."""
+    """Yields our methods that override a private method of another library: (name, ours, theirs)."""
     for ours in (MFNConfig, MFNForCausalLM, MFNModel, MFNLayer, MFNTrainer, MFNTrainingArguments):
         mine = [each for each in ours.__mro__ if each.__module__.startswith("modeling_mfn.")]
         others = [each for each in ours.__mro__ if each not in mine]
@@ -55,7 +55,7 @@ def overrides():
 
 
 def test_private_methods_that_we_override_are_listed_and_called_as_before():
-    """Parameters that another library passes are taken, by the same names or by a catch-all."""
+    """Overrides take the parameters of the original method, by the same names or with a catch-all."""
     listed = " ".join(row[0] for row in ROWS)
     found = list(overrides())
     assert {"_adjust_bias", "_determine_best_metric", "_load_from_state_dict"} <= {name for name, _, _ in found}

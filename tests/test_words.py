@@ -1,4 +1,4 @@
-"""How the words read: docstrings and help texts that stand alone, and a README that can be read once."""
+"""Docstrings and help texts of the package stand alone."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ STANDS_ALONE = re.compile(r"[A-Z`\"'\d(|]|[a-z]\b|[a-z]+_")
 
 
 def documented(node: ast.AST, name: str) -> Iterator[tuple[str, ast.Constant]]:
-    """Public name and docstring of a module, class or function, of what is in it, and of the fields of a class."""
+    """Yields public name and docstring of a module, class or function, of its members, and of the fields of a class."""
     body = getattr(node, "body", [])
     for place, child in enumerate(body):
         text = child.value if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant) else None
@@ -40,7 +40,7 @@ def own(function: ast.FunctionDef, name: str) -> Iterator[tuple[str, ast.Constan
 
 
 def helps(tree: ast.AST) -> Iterator[ast.Constant]:
-    """The texts of `help=`, and those of the training arguments, `_option(default, text)`."""
+    """Yields the texts of `help=`, and the texts of training arguments, `_option(default, text)`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             texts = [each.value for each in node.keywords if each.arg == "help"]

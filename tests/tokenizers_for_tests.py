@@ -1,4 +1,4 @@
-"""Tokenizers for the tests: of characters, of numbered words, and one that is trained on text."""
+"""Tokenizers for the tests: of characters, of numbered words, and a tokenizer trained on text."""
 
 from conftest import VOCABULARY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,7 +14,7 @@ VERSE = """Good my lord , the king is dead , and the queen weeps for him in the 
 
 
 def make_tokenizer(adds_special_tokens=False):
-    """A token a character, so that a wrong cut anywhere is seen."""
+    """Makes a tokenizer with one token per character, so that a wrong cut anywhere shows."""
     characters = Tokenizer(WordLevel({"<unk>": 0, "<s>": BOS, "</s>": EOS} | IDS, unk_token="<unk>"))
     characters.pre_tokenizer = Split("", "isolated")
     if adds_special_tokens:
@@ -24,7 +24,7 @@ def make_tokenizer(adds_special_tokens=False):
 
 
 def train_tokenizer(texts):
-    """A byte-level BPE tokenizer of some files."""
+    """Trains a byte-level BPE tokenizer on some files."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -35,7 +35,10 @@ def train_tokenizer(texts):
 
 
 def numbered_words(words=()):
-    """`w0`, `w1`, ..., of which some are other words, with bars between them."""
+    """Makes a tokenizer of the words `w0`, `w1`, ..., separated by spaces.
+
+    Given words replace `w20` and the following ones. Words are then separated by bars.
+    """
     names = [f"w{number}" for number in range(VOCABULARY)]
     names[20 : 20 + len(words)] = words
     model = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token="w0"))

@@ -1,8 +1,8 @@
 """Concepts from WordNet 3.0 (Debian's wordnet-base): lexicographer classes, and groups of words below some nouns.
 
-A word belongs to a class if all of its senses do, or 80 % of its uses in WordNet's tagged corpus. It belongs to a group
-if, in addition, its first sense as a noun is below the group's noun. Function words are left out. A class has at least
-40 words, a group 12.
+A word belongs to a class if all of its senses do, or 80 % of its uses in WordNet's tagged corpus. A word belongs to a
+group if, in addition, its first sense as a noun is below the group's noun. Function words are left out. A class has at
+least 40 words, a group 12.
 
 A word is one token of a tokenizer, including the space before it; without a tokenizer it may be any number of tokens.
 The forms of a noun are the noun and its plural, by rule or from WordNet's list.
@@ -67,7 +67,7 @@ def concepts(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 def kinds(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     """Groups of every noun with enough words below it: name -> words, each a list of its forms.
 
-    Nouns with the same words make one group, which has the name of the lowest noun.
+    Nouns with the same words make one group. The lowest of these nouns names the group.
     """
     above, first, nouns = _hypernyms(), _first_senses(), _synsets()
     members: dict[str, list[list[str]]] = defaultdict(list)
@@ -123,7 +123,7 @@ def _class_of_words() -> dict[str, str]:
 
 
 def _hypernyms() -> dict[str, list[str]]:
-    """Noun synset -> synsets directly above it, of which it is a kind or an instance."""
+    """Noun synset -> synsets directly above it: its hypernyms and instance hypernyms."""
     above = {}
     for fields in lines("data.noun"):
         words = int(fields[3], 16)
@@ -168,16 +168,17 @@ def _nouns() -> set[str]:
 
 
 def plurals_of(word: str) -> list[str]:
-    """Plurals of a noun, except for those that are words of their own, such as "glasses"."""
+    """Plurals of a noun. Plurals that WordNet lists as nouns, such as "glasses", are left out."""
     end, ending = next(pair for pair in PLURALS if word.endswith(pair[0]))
     regular = word[: len(word) - len(end)] + ending
     return [plural for plural in _irregular().get(word, [regular]) if plural not in _nouns()]
 
 
 def admission(tokenizer: Any) -> Callable[[str], bool]:
-    """Function that says whether a word is admitted: three or more small letters, and one token with a space before it.
+    """Returns a function that tests whether a word is admitted.
 
-    Without a tokenizer, words of any number of tokens are admitted.
+    An admitted word has three or more lower-case letters and is one token with a space before it. Without a tokenizer,
+    words of any number of tokens are admitted.
     """
     if tokenizer is None:
         return lambda word: len(word) > 2 and word.isascii() and word.isalpha() and word.islower()

@@ -33,7 +33,7 @@ CHARACTERS_A_TOKEN = 4
 
 
 def texts(domain: str) -> tuple[list[str], list[str]]:
-    """Documents of a domain: those to train on, and those held out."""
+    """Training documents and held-out documents of a domain."""
     if domain == "drama":
         return tuple([file.read_text(encoding="utf-8") for file in files] for files in shakespeare())  # type: ignore[return-value]
     documents = {"dictionary": _dictionary, "code": _code}[domain]()
@@ -71,12 +71,12 @@ def windows(documents: list[str], tokenizer: PreTrainedTokenizerFast, length: in
 
 
 def windows_by_source(tokenizer: PreTrainedTokenizerFast, part: int, tokens: int, length: int) -> Dataset:
-    """Windows with an equal share of each domain, whose name is in the column `source`.
+    """Windows with an equal share of each domain. The column `source` names the domain.
 
     Args:
-        tokenizer: to make windows with.
+        tokenizer: tokenizer of the windows.
         part: 0 for training text, 1 for held-out text.
-        tokens: size of the sample.
+        tokens: number of tokens in the sample.
         length: tokens per window.
     """
     rows: dict[str, list[Any]] = {"input_ids": [], "source": []}
@@ -100,7 +100,7 @@ def as_data_set(rows: np.ndarray) -> Dataset:
 
 
 def debian_package(name: str) -> Path:
-    """Folder with the files of a Debian package; downloads it if it is not there."""
+    """Folder with the files of a Debian package. A missing package is downloaded."""
     folder = cache_folder() / name
     if not folder.exists():
         with tempfile.TemporaryDirectory() as scratch:

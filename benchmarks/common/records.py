@@ -54,4 +54,4 @@ def commit_of(folder: Path) -> str | None:
 
 
 COMMIT = commit_of(REPOSITORY)
-"""Commit of the code that this process imported. It stays the same however long the process runs."""
+"""Commit of the code that this process imported. Later commits do not change this value."""

@@ -44,7 +44,7 @@ class Data(NamedTuple):
         """Training windows with an equal share of each domain. Each seed has other windows.
 
         Args:
-            tokens: size of the sample.
+            tokens: number of tokens in the sample.
             after: tokens of all domains to skip.
             seed: number of the sample.
             domains: domains to sample; all by default. A domain that is used up starts again from its first window.
@@ -70,7 +70,7 @@ class Data(NamedTuple):
     def fresh(self, domain: str, tokens: int) -> Dataset:
         """Held-out windows that `evaluation` does not give by default, so that no recipe was chosen on them.
 
-        They come from the same documents.
+        These windows come from the same documents.
         """
         rows = self.held_out[domain]
         usual = np.linspace(0, len(rows) - 1, EVALUATION_TOKENS // rows.shape[1]).astype(int)
@@ -86,7 +86,7 @@ def data() -> Data:
 
 
 def tokenised(tokenizer: Any, window: int) -> Data:
-    """Windows of the corpora in a tokenizer's tokens. They are made once per tokenizer and length."""
+    """Windows of the corpora in a tokenizer's tokens. Windows are made once per tokenizer and length."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
     file = cache_folder() / f"windows-{digest}-{window}.npz"
     if not file.exists():
@@ -123,7 +123,7 @@ def trained() -> Iterator[Path]:
 
 
 def base_folder(family: str, seed: int, tokens: int) -> Path:
-    """Folder of a base model; trains it if it is not there.
+    """Folder of a base model. A missing model is trained.
 
     The learning rate stays constant, so that training can continue from this model.
     """

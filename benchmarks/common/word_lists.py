@@ -64,8 +64,8 @@ RULES = {  # morphy(7WN)
 def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
     """Part of speech -> words that have no other part of speech, each a list of its forms.
 
-    Inflections that are words of their own are left out ("abandoned" is an adjective, too). So are function words and
-    irregular forms of verbs. See [`concepts.admission`] for the words.
+    Function words and irregular forms of verbs are left out. Inflections that WordNet lists as words are left out, too:
+    "abandoned" is also an adjective. See [`concepts.admission`] for the words.
     """
     admitted = admission(tokenizer)
     of_word: dict[str, list[str]] = defaultdict(list)
@@ -82,7 +82,7 @@ def parts_of_speech(tokenizer: Any = None) -> dict[str, list[list[str]]]:
 
 
 def closed_classes() -> dict[str, list[list[str]]]:
-    """Name -> words of the closed classes listed above, which WordNet does not have."""
+    """Name -> words of the closed classes in `CLOSED`. WordNet does not have these classes."""
     return {name: [[word] for word in words.split()] for name, words in CLOSED.items()}
 
 
@@ -132,7 +132,7 @@ def groups() -> dict[str, dict[str, list[list[str]]]]:
 
 
 def lemma(word: str) -> str:
-    """Shortest word of WordNet that a word may be an inflection of, or the word."""
+    """Shortest WordNet word that a word may be an inflection of. Without such a word, the word itself."""
     bases = {base for part in PARTS.values() for base in _bases(word, part)}
     return min(bases or {word}, key=lambda base: (len(base), base))
 
@@ -164,7 +164,7 @@ def _bases(word: str, part: str) -> list[str]:
 
 
 def _inflections(verb: str) -> list[str]:
-    """Regular forms without doubled letters, and the forms of WordNet's list, which includes doubled letters."""
+    """Regular forms without doubled letters, and the forms in WordNet's list. The list has doubled letters."""
     if verb.endswith("e"):
         regular = [f"{verb}s", f"{verb}d", f"{verb[:-1]}ing"]
     elif verb.endswith("y") and verb[-2] not in "aeiou":
@@ -176,7 +176,7 @@ def _inflections(verb: str) -> list[str]:
 
 
 def _afinn() -> Path:
-    """Folder of AFINN's word lists; downloads them if they are not there."""
+    """Folder of AFINN's word lists. Missing lists are downloaded."""
     folder = cache_folder() / "afinn-0.1"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ BATCH, K = 4, 32
 CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
 WEIGHTS = {"lambda_rate": 2.5e-3, "lambda_comp": 0.25, "lambda_stab": 0.25}
-"""Weights of the three losses that the run `recon-util`, which is `RECIPE` alone, leaves out."""
+"""Weights of the three losses that the run `recon-util` (`RECIPE` alone) leaves out."""
 FROM_CACHE: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "learning_rate": 8e-3,
@@ -105,7 +105,7 @@ NOISE: dict[str, dict[str, Any]] = {
     for seed in (1, 2)
     for name, settings in {"recon-util": {}, "five": WEIGHTS}.items()
 }
-"""Repetitions with another seed, which sets the order of the text and the initial MFN weights."""
+"""Repetitions with another seed. The seed sets the order of the text and the initial MFN weights."""
 MAIN: dict[str, dict[str, Any]] = {
     "recon-util": {},
     "cache-first": CACHE_FIRST,
@@ -117,7 +117,7 @@ Run = Callable[[], dict[str, Any]]
 
 
 def continuation(tokens: int, seed: int) -> Dataset:
-    """Windows that every run continues on. The base model was not trained on them."""
+    """Windows that every run continues on. The base model was not trained on these windows."""
     return small_models.data().sample(tokens, after=BASE_TOKENS, seed=seed)
 
 
@@ -128,7 +128,7 @@ def perplexities(model: Any) -> dict[str, float]:
 
 
 def dense_folder(family: str, tokens: int, seed: int) -> Path:
-    """Folder of the base model after its dense continuation; trains it if it is not there."""
+    """Folder of the base model after its dense continuation. A missing model is trained."""
     folder = cache_folder() / f"{family}-dense-{tokens}-tokens-seed-{seed}"
     if not folder.exists():
         model = AutoModelForCausalLM.from_pretrained(small_models.base_folder(family, 0, BASE_TOKENS))
@@ -162,15 +162,15 @@ def run_mfn(
     """Record of a continuation with MFN layers in all blocks, m = 8 d, trained to alpha = 1 with the backbone.
 
     Args:
-        folder: gets the trained model.
-        family: of the base model.
-        tokens: to continue on.
-        seed: of the order of the text and of the initial MFN weights.
+        folder: folder for the trained model.
+        family: family of the base model.
+        tokens: number of training tokens.
+        seed: seed of the order of the text and of the initial MFN weights.
         k: active features per token.
         teacher: `"dense"` makes the distribution of the dense model of the same tokens the target.
         cached_epochs: epochs in which MFN layers first learn on their own from the first tokens of the same text.
-        by_layer: also measure the model with each MFN layer left out.
-        settings: of `MFNTrainingArguments`, in place of those of `RECIPE`.
+        by_layer: True to measure also with each MFN layer left out.
+        settings: fields of `MFNTrainingArguments`. They take precedence over `RECIPE`.
     """
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
@@ -240,7 +240,7 @@ def feature_figures(model: MFNForCausalLM) -> dict[str, Any]:
 
 
 def runs() -> dict[str, Run]:
-    """Name -> run. The short runs come first: the recipe was chosen by those of the Llama."""
+    """Name -> run. The short runs come first. The recipe was chosen by the short runs of the Llama."""
     table: dict[str, Run] = {}
     groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE},

@@ -1,16 +1,16 @@
 """The paper's five predictions, measured on a small Llama and a small GPT-2, or on any checkpoint.
 
-Trained on all domains: MFN models, MFN models without the rate loss, and post-hoc SAEs of the same place, size and k
-on the frozen base model. A random SAE is compared, too. Trained on one domain: MFN models, dense models, SAEs, and
-these SAEs fine-tuned on each other domain. All are measured on held-out text.
+Models of all domains are MFN models, MFN models without the rate loss, and post-hoc SAEs on the frozen base model. The
+SAEs have the same place, size and k. A random SAE is compared, too. Models of one domain are MFN models, dense models,
+SAEs, and these SAEs fine-tuned on each other domain. All models are measured on held-out text.
 
     python -m benchmarks.small.predictions                                   # both families, one process each
     python -m benchmarks.small.predictions --family llama
     python -m benchmarks.small.predictions --base FOLDER --name NAME --layers 6 --layers 12 --learning-rate 1e-4
 
-Results go to benchmarks/results/predictions/<name>/, models to the cache folder (`MFN_CACHE`). Existing ones are
-reused if their settings are the same. A run that trains everything, including the base models, writes its minutes to
-benchmarks/results/predictions/time.json.
+Results go to benchmarks/results/predictions/<name>/, models to the cache folder (`MFN_CACHE`). Existing results and
+models are reused if their settings are the same. A run that trains everything, including the base models, writes its
+minutes to benchmarks/results/predictions/time.json.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class PredictionStudy:
 
 
 class StudyModels(BaselineModels):
-    """MFN models and dense models of a study, next to its baselines. They are trained once and kept."""
+    """MFN models and dense models of a study, next to its baselines. Each model is trained once and kept."""
 
     def __init__(self, study: PredictionStudy) -> None:
         layers = "all" if study.layers is None else list(study.layers)
@@ -175,7 +175,7 @@ class StudyModels(BaselineModels):
         return BaselineModels(self.base, rows, self.size, self.epochs, folder)
 
     def dense(self, seed: int, domain: str, recipe: Recipe) -> PreTrainedModel:
-        """Base model trained without MFN layers, on the same windows and labels, with the same learning rate."""
+        """Base model trained without MFN layers, with the windows, labels and learning rate of the MFN model."""
         windows = recipe.unfamiliar_windows
         vocabulary = self.base_model.config.vocab_size
         rows = with_random_windows(self.rows(domain, seed), windows, recipe.unfamiliar, vocabulary, seed)
@@ -217,7 +217,7 @@ def run_study(study: PredictionStudy, predictions: list[str], threads: int) -> N
 
 
 def digests(models: Iterable[PreTrainedModel], held_out: Mapping[str, Dataset]) -> list[str]:
-    """Digests of weights and windows: they differ where settings are equal but models or texts are not."""
+    """Digests of weights and windows. Digests differ where models or texts differ, even if settings are equal."""
     return [*map(digest_of, models), *map(digest_of_rows, held_out.values())]
 
 
@@ -232,12 +232,12 @@ def evidence_of(
     """Everything that the predictions are measured on.
 
     Args:
-        models: of a study.
+        models: models of a study.
         subjects: models of P1 to P4.
         transfers: models of P5.
         held_out: domain -> windows to measure on.
-        seed: of samples and of the words that probes are tested on.
-        words: whether to probe concepts; if not, probes are of formats alone.
+        seed: seed of samples and of the words that probes are tested on.
+        words: True to probe concepts. Otherwise only formats are probed.
     """
     study = models.study
     return Evidence(
@@ -252,7 +252,7 @@ def evidence_of(
 
 
 def small_study(family: str, seeds: int) -> PredictionStudy:
-    """Study of a small model; trains the base model if it is not there."""
+    """Study of a small model. A missing base model is trained."""
     return PredictionStudy(
         name=family,
         base=small_models.base_folder(family, 0, BASE_TOKENS),
@@ -279,7 +279,7 @@ def prepare() -> None:
 
 
 def failures(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> Iterator[tuple[Any, BaseException]]:
-    """Runs the work on each item, in so many processes at a time. Yields an item and its error as soon as it fails."""
+    """Runs the work on each item, in several processes at a time. Yields an item and its error as soon as it fails."""
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(work, each): each for each in on}
         for done in as_completed(running):
@@ -288,7 +288,7 @@ def failures(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> 
 
 
 def in_processes(work: Callable[[Any], None], on: Sequence[Any], processes: int) -> None:
-    """Runs the work on each item, in so many processes at a time. Exits after the last one if any failed."""
+    """Runs the work on each item, in several processes at a time. Exits after the last item if any item failed."""
     failed = []
     for each, error in failures(work, on, processes):
         print(f"{each} failed:", *traceback.format_exception(error), sep="\n", file=sys.stderr, flush=True)

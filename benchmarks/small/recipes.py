@@ -38,11 +38,12 @@ class Recipe:
     epochs: int = EPOCHS
     """Epochs of MFN layers on their own."""
     shared: Literal["nothing", "first dictionary", "learnt dictionary"] = "nothing"
-    """Part of seed 0 that models of all seeds share: its initial dictionary, or the one that it learnt on its own."""
+    """Part of seed 0 that models of all seeds share: nothing, its initial dictionary, or the dictionary that its MFN
+    layers learnt on their own."""
     unfamiliar: float = 0.0
     """Share of tokens that are replaced by random ones while MFN layers learn on their own."""
     unfamiliar_windows: float = 0.0
-    """Share of windows of the joint training that have random tokens, too (`unfamiliar` of them), and no labels.
+    """Share of windows of the joint training that have a share `unfamiliar` of random tokens, and no labels.
     Such windows train features alone."""
     alpha_noise: float = 0.0
     """Standard deviation of alpha around its schedule. Alpha stays within 0 and 1."""
@@ -66,7 +67,7 @@ class Recipe:
 
 
 STUDY = Recipe({"stability_pass": "model", "lambda_stab": 2.5})
-"""Recipe of the study. In `remedies.py` it helped P4 at almost no cost to other predictions."""
+"""Recipe of the study. In `remedies.py` this recipe helped P4 at almost no cost to other predictions."""
 ONE_DOMAIN = replace(STUDY, unfamiliar=0.3, unfamiliar_windows=1 / 3)
 """Recipe of the study for models of one domain. In `remedies.py` its random tokens helped P5."""
 
@@ -85,7 +86,7 @@ def train_alone(
     Args:
         base: folder of the base model.
         text: seed -> training windows.
-        seed: of the model.
+        seed: seed of the model.
         size: fields of `MFNConfig`.
         recipe: differences from the plain training.
 
@@ -110,13 +111,13 @@ def train_together(
     Args:
         model: result of [`train_alone`]; changed in place.
         rows: training windows.
-        seed: of the order of the windows.
+        seed: seed of the order of the windows.
         folder: output folder of the trainer.
-        learning_rate: of the backbone.
+        learning_rate: learning rate of the backbone.
         recipe: differences from the plain training.
 
     Returns:
-        The same model.
+        The model, now trained.
     """
     rows = with_random_windows(rows, recipe.unfamiliar_windows, recipe.unfamiliar, model.config.vocab_size, seed)
     chosen = small_models.training_settings(rows, fidelity.BATCH, seed) | JOINT
@@ -139,7 +140,7 @@ def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) 
 
 
 def with_random_windows(rows: Dataset, windows: float, share: float, vocabulary: int, seed: int) -> Dataset:
-    """Replaces a share of the tokens by random ones in a share of the windows, whose labels become -100."""
+    """Replaces a share of the tokens by random ones in a share of the windows. Labels of these windows become -100."""
     if not windows:
         return rows
     clean, mixed = (np.array(of["input_ids"]) for of in (rows, with_random_tokens(rows, share, vocabulary, seed)))

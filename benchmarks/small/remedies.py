@@ -1,6 +1,6 @@
 """Remedies for predictions that fail: changes of the training, measured before and after.
 
-Models without a remedy have the plain training (`Recipe()`), which the study began with. Figures are those of
+Models without a remedy have the plain training (`Recipe()`), the first one of the study. Figures are defined as in
 `predictions.py`.
 
     python -m benchmarks.small.remedies                        # all remedies without an up-to-date result: hours
@@ -103,7 +103,7 @@ def remedy_models(models: StudyModels, name: str, recipe: Recipe, seeds: int) ->
 def remedy_saes(models: StudyModels, recipe: Recipe, seeds: int) -> list[MFNForCausalLM]:
     """Post-hoc SAEs with the size, epochs and shared dictionary of a recipe.
 
-    Empty if the recipe changes none of these. The plain models are compared with the study's SAEs.
+    The list is empty if the recipe changes only other things. The plain models are compared with the study's SAEs.
     """
     changes = recipe.changes()
     if not changes:
@@ -112,7 +112,7 @@ def remedy_saes(models: StudyModels, recipe: Recipe, seeds: int) -> list[MFNForC
 
 
 def remedy_sae(models: StudyModels, recipe: Recipe, seed: int) -> MFNForCausalLM:
-    """Post-hoc SAE of one seed. It sees the text as often as the MFN model."""
+    """Post-hoc SAE of one seed. The SAE sees the text as often as the MFN model."""
     start, text, size = recipe.starts_from(seed), partial(models.rows, None), {**models.size, **recipe.size}
     shares_learnt = recipe.shared == "learnt dictionary"
     alone, rate = (recipe.epochs, TUNING_RATE) if shares_learnt else (0, LEARNING_RATE)
@@ -173,7 +173,7 @@ def measure(evidence: Evidence) -> dict[str, Any]:
 
 
 def is_up_to_date(file: Path, settings: dict[str, Any]) -> bool:
-    """Whether a file has the result of the same settings and models."""
+    """Returns True if a file has a result with these settings."""
     return file.exists() and bool(records.read_record(file)["settings"] == json.loads(json.dumps(settings)))
 
 
@@ -181,7 +181,7 @@ def measure_remedy(of: tuple[str, str], seeds: int) -> None:
     """Writes the result of a remedy, `(family, name)`, unless an up-to-date one is there."""
     family, name = of
     torch.set_num_threads(1)
-    # three seeds, as in the study, whose training windows these models have
+    # three seeds as in the study, so that both use the same windows
     models, recipe = StudyModels(predictions.small_study(family, seeds=3)), recipes()[name]
     evidence = remedy_evidence(models, name, recipe, seeds)
     settings = settings_of(models, evidence, seeds)

@@ -30,7 +30,7 @@ def figures(h: Tensor, active: Tensor) -> dict[str, float]:
 
     Args:
         h: residual streams, (rows, T, d); each vector is standardised.
-        active: where features are active, (rows, T, m).
+        active: mask of active features, (rows, T, m).
     """
     x = standardised(h)
     fitted, judged = x[::2], x[1::2]

@@ -1,7 +1,7 @@
 """Effect of each loss and each setting on features and perplexity (section 9 of the paper).
 
-Each run changes one thing in the training of `predictions.py`. Its purity, alignment and perplexity are compared with
-those of the study's own models, seed by seed.
+Each run changes one thing in the training of `predictions.py`. Purity, alignment and perplexity of a run are compared
+with the study's own models, seed by seed.
 
     python -m benchmarks.small.sensitivity                     # all runs without an up-to-date result: hours
     python -m benchmarks.small.sensitivity --only 'without-*'  # runs whose names match
@@ -112,7 +112,10 @@ def trained(family: str, name: str, seed: int) -> MFNForCausalLM:
 
 
 def train_reference(seed: int, family: str) -> None:
-    """Trains the model that others start from."""
+    """Trains the reference model of a seed.
+
+    Runs that differ only in the joint training start from its MFN layers, as they were before that training.
+    """
     torch.set_num_threads(1)
     trained(family, REFERENCE, seed)
 
@@ -186,7 +189,7 @@ def main(
     """Trains and measures all runs that have no up-to-date result, then writes the summary."""
     if not only_summary:
         predictions.prepare()
-        models_of(family)  # and the base model
+        models_of(family)  # trains a missing base model
         predictions.in_processes(partial(train_reference, family=family), list(range(seeds)), processes)
         patterns = [REFERENCE, *(only or ["*"])]
         names = [name for name in recipes() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

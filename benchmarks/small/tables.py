@@ -111,7 +111,7 @@ def short_value(value: Any) -> str:
 
 
 def changes_of(recipe: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> str:
-    """Fields of a recipe that differ from those of a reference."""
+    """Fields of a recipe that differ from a reference."""
     told = []
     for field, value in recipe.items():
         before = (reference or {}).get(field)
@@ -139,7 +139,7 @@ def fidelity() -> Iterator[list[str]]:
 
 
 def fidelity_group(family: str, group: str) -> Iterator[list[str]]:
-    """Runs of a group on the short budget, after dense training and the recipe alone."""
+    """Runs of a group on the short budget. Dense training and the recipe alone come first."""
     short_runs = fidelity_runs(family, "short")
     dense, recipe = short_runs["dense"], short_runs["recon-util"]
     yield [
@@ -211,7 +211,7 @@ def transfer() -> Iterator[list[str]]:
 
 
 def remedies(family: str, *groups: str) -> Iterator[list[str]]:
-    """Remedies for one prediction, or for several of P1 to P4, after the plain training."""
+    """Remedies for one prediction, or for several of P1 to P4. The plain training comes first."""
     of_source = groups == ("P5",)
     columns = {name: of for name, of in REMEDY_FIGURES.items() if (of[0] == "P5") == of_source}
     yield ["remedy", "what differs", *columns, f"perplexity: {BY_DOMAIN}"]
@@ -229,7 +229,7 @@ def remedies(family: str, *groups: str) -> Iterator[list[str]]:
 
 
 def longer_alone() -> Iterator[list[str]]:
-    """Likeness and predictability of features after two and after eight passes through the cache, on one machine."""
+    """Alignment and predictability of features after two and after eight passes through the cache, on one machine."""
     folder = "predictions/llama/remedies"
     runs = [records.result(f"{folder}/{name}") for name in (f"all/{PLAIN}-on-another-machine", "P2/longer-alone")]
     yield ["figure", "two passes", "eight passes"]

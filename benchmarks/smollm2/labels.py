@@ -3,9 +3,9 @@
 The features of a model's atlas are labelled by WordNet's classes and groups on text of three domains. A model without
 an atlas gets one first. The best features make a table, one per concept if there are enough concepts.
 
-Some of them are held at a multiple of their typical activation while the model continues neutral prompts. The words of
-the concept are counted without steering, with the feature, and with a control: another feature of the same layer and
-about the same firing rate. Perplexity shows the cost.
+Some features are clamped to a multiple of their typical activation while the model continues neutral prompts. Words of
+the concept are counted without steering, with the feature, and with a control. The control is another feature of the
+same layer and of about the same firing rate. Perplexity shows the cost.
 
     python -m benchmarks.smollm2.labels [MODEL] [--tokens 300000 --strength 4 --samples 16 --new-tokens 64]
 
@@ -74,7 +74,7 @@ def inventory(tokenizer: Any) -> Concepts:
 
 
 def best_labels(atlas: FeatureAtlas, count: int) -> list[Label]:
-    """Concept labels with the largest scores: the best one per concept first, then second ones."""
+    """Concept labels with the largest scores: first the best label of each concept, then the second best, and so on."""
     labels = [label for label in atlas.labels if label.details.get("method") == "concept"]
     ranked: list[tuple[int, float, Label]] = []
     seen: dict[str, int] = {}
@@ -105,7 +105,7 @@ def label_record(atlas: FeatureAtlas, label: Label, examples: int = 3) -> dict[s
 
 
 def control_feature(atlas: FeatureAtlas, feature: str, seed: int) -> str:
-    """Random feature among the ten of the same layer, without a concept label, that are closest in firing rate."""
+    """Random feature without a concept label, among the ten of the same layer that are closest in firing rate."""
     record = atlas[feature]
     labelled = {label.feature for label in atlas.labels if label.details.get("method") == "concept"}
     frame = atlas.to_pandas()
@@ -191,7 +191,7 @@ def steering_runs(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Record per label: text without steering, with the feature, and with a control feature.
 
-    Features are held at `strength` times their typical activation.
+    Features are clamped to `strength` times their typical activation.
     """
     lexicon = Lexicon.of(concepts, how.seed)
     finder = WordFinder(lexicon, tokenizer, token_texts(tokenizer))
@@ -246,14 +246,14 @@ def table_and_steering(
 
     Args:
         model: an MFN model.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         held_out: windows for the perplexity of steered models.
-        concepts: that labels were chosen from.
+        concepts: concepts that labels were chosen from.
         how: settings of sampled text.
         strength: multiple of the typical activation.
-        shown: labels in the table.
-        steering: labels to steer by.
-        folder: of the atlas.
+        shown: number of labels in the table.
+        steering: number of labels to steer by.
+        folder: folder of the atlas.
     """
     atlas = FeatureAtlas.from_pretrained(folder)
     return {

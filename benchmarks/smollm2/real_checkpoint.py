@@ -64,7 +64,7 @@ POSITIONS = ("all_positions", "without_first")
 
 def cache(study: CheckpointStudy) -> dict[str, Any]:
     """Stage: caches residual streams of training and held-out text."""
-    # the MFN layers only mark blocks, so the smallest ones do
+    # MFN layers only mark blocks here, so the smallest layers suffice
     model = study.convert(num_features=1, k=1)
     figures: dict[str, Any] = {}
     for part in ("train", "held_out"):
@@ -107,7 +107,7 @@ def sae(
         input_norm: `"none"` for raw residual streams, `"layer"` for standardised ones.
         adam: learning rates to try with Adam.
         signum: shares of the default learning rate to try with signum.
-        settings: of sparsify's `TrainConfig`.
+        settings: fields of sparsify's `TrainConfig`.
     """
     start, rows_of = study.convert(input_norm=input_norm), study.cache("train")
     default = 5e-3 / (study.num_features / 2**14) ** 0.5  # as in sparsify's trainer

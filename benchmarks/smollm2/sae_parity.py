@@ -1,10 +1,11 @@
 """Post-hoc SAEs of this project and of EleutherAI's sparsify, compared on the same activations.
 
-TopK autoencoders for all blocks of the small Llama (m = 8 d, k = 32) learn from the same cached residual streams in
-the same order, standardised per token. Compared are the SAEs of `modeling_mfn.evaluation.baselines` and those of
-sparsify's own trainer, with Adam and with signum, its default. Each method tries some learning rates on the first
-quarter of the training, and trains with the one that explains most variance of validation text. Results are on
-held-out text.
+TopK autoencoders for all blocks of the small Llama (m = 8 d, k = 32) learn from cached residual streams, standardised
+per token. All of them see the same streams in the same order. SAEs of `modeling_mfn.evaluation.baselines` are compared
+with SAEs of sparsify's own trainer, with Adam and with signum, its default.
+
+Each method tries some learning rates on the first quarter of the training. The rate that explains most variance of
+validation text is used for the whole training. Results are on held-out text.
 
     python -m benchmarks.smollm2.sae_parity
 
@@ -63,7 +64,7 @@ def train_sparsify(
 def texts(tokens: int, seed: int) -> dict[str, Dataset]:
     """Windows to train, validate and test on, with an equal share of each domain.
 
-    The base model was not trained on any of them.
+    The base model was not trained on any of these windows.
     """
     data = small_models.data()
     held_out = [data.evaluation(domain, HELD_OUT_TOKENS) for domain in corpora.DOMAINS]

@@ -3,8 +3,8 @@
     mfn demo
     python -m benchmarks.smollm2.sentence runs/demo/model "Good my lord, ..." --out docs/images/sentence.svg
 
-A model without an atlas gets one first, of the demo's plays, with automatic labels: closed classes of words, such as
-titles of rank, or the set of tokens on which a feature fires.
+A model without an atlas gets one first, from the demo's plays, with automatic labels. A label is a closed class of
+words, such as titles of rank, or the set of tokens on which a feature fires.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from modeling_mfn.features.reading import ActiveFeature, ReadToken, TextReading
 from modeling_mfn.utils.display import visible, visible_token
 
 COLUMN, GAP, MARGIN, CHIP, TOP = 118, 8, 16, 52, 60
-"""Sizes in pixels: of a column, between columns, around all, of a feature's box, above the first box."""
+"""Sizes in pixels: width of a column, gap between columns, margin, height of a feature's box, space above the boxes."""
 CHARACTERS = 17
 """Characters of a label in one line of its box."""
 TOKEN_SET = re.compile(r"'(.+?)'(?:, |$)", re.DOTALL)
@@ -49,7 +49,7 @@ STYLE = """
 
 
 def chosen(token: ReadToken, count: int) -> list[ActiveFeature]:
-    """The strongest features of a token that have a label, one of each label; without any, the strongest of all."""
+    """Strongest labelled features of a token, one per label. Without a labelled feature, the strongest of all."""
     best: dict[str, ActiveFeature] = {}
     for active in token.features:
         if active.label is not None:
@@ -58,7 +58,10 @@ def chosen(token: ReadToken, count: int) -> list[ActiveFeature]:
 
 
 def named(active: ActiveFeature, strongest_on: Mapping[str, list[str]]) -> str:
-    """A label for a box. A set of tokens, or the tokens of a feature without a label, are listed once each."""
+    """Text of a feature's box: its label, or a list of tokens without repetitions.
+
+    Tokens are listed if the label is a set of tokens, or if the feature has no label.
+    """
     if active.label is not None and not active.label.startswith("fires on: "):
         return active.label
     tokens = strongest_on.get(active.feature, []) if active.label is None else TOKEN_SET.findall(active.label)
@@ -66,12 +69,12 @@ def named(active: ActiveFeature, strongest_on: Mapping[str, list[str]]) -> str:
 
 
 def shown(token: str) -> str:
-    """A token in a label: without case and the spaces around it."""
+    """A token in a label: in lower case, without spaces around it."""
     return visible(token.strip(" ").lower()).replace("\\n", "⏎") or "␣"
 
 
 def lines(text: str, count: int = 2) -> list[str]:
-    """The text in lines of `CHARACTERS`, the last one cut where there is more."""
+    """Splits a text into at most `count` lines of `CHARACTERS` characters. Longer lines are cut."""
     words, found = visible(text).split(" "), [""]
     for word in words:
         longer = f"{found[-1]} {word}".strip()
@@ -89,7 +92,7 @@ def text_at(x: float, y: float, style: str, text: str, anchor: str = "middle") -
 
 
 def chip_at(x: float, y: float, active: ActiveFeature, name: str, hue: str) -> Iterator[str]:
-    """A box whose fill and bar say how strong the activation is, in shares of the largest one of the atlas."""
+    """Yields a feature's box. Fill and bar show the activation as a share of the largest one in the atlas."""
     share = min(1.0, active.relative or 0.0)
     dashes = "" if active.label else ' stroke-dasharray="4 3"'
     yield (
@@ -104,13 +107,13 @@ def chip_at(x: float, y: float, active: ActiveFeature, name: str, hue: str) -> I
 
 
 def drawing(reading: TextReading, strongest_on: Mapping[str, list[str]], per_token: int = 2, per_row: int = 7) -> str:
-    """The SVG of a reading. Text of others is escaped, and what a terminal would act on is shown as an escape.
+    """Returns the SVG of a reading. Tokens and labels are escaped, and control characters are shown as escapes.
 
     Args:
         reading: Tokens with their features.
         strongest_on: Feature -> tokens of its strongest examples, for features without a label.
-        per_token: Named features shown of each token.
-        per_row: Tokens in a row.
+        per_token: Named features shown per token.
+        per_row: Tokens per row.
     """
     features = [chosen(token, per_token) for token in reading]
     labels = dict.fromkeys(active.label for of in features for active in of if active.label)
@@ -144,7 +147,7 @@ def counted(token: ReadToken) -> str:
 
 
 def prepare(folder: Path, tokens: int, seed: int) -> None:
-    """Gives a model an atlas of the demo's training plays, with automatic labels."""
+    """Builds an atlas of the demo's training plays, labels its features and saves it next to the model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = MFNForCausalLM.from_pretrained(folder).eval()
     windows: Dataset = pack(load_text(shakespeare()[0]), tokenizer, 128).shuffle(seed=seed)

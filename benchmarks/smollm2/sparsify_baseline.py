@@ -1,6 +1,7 @@
 """Post-hoc baseline: TopK autoencoders of EleutherAI's sparsify, trained by its own trainer on cached residual streams.
 
-Their weights are copied into the MFN layers of a model, so that both methods are measured by the same code.
+Weights of the autoencoders are copied into the MFN layers of a model, so that both methods are measured by the same
+code.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from modeling_mfn.training.activation_cache import ActivationCache
 class Taps(nn.Module):
     """Stand-in for the language model that sparsify's trainer expects.
 
-    Its token ids are row numbers of a cache. Its modules `taps.<block>` output the input of the MFN layer's encoder:
-    the residual stream with `input_norm="none"`, the standardised one with `"layer"`.
+    Token ids are row numbers of a cache. Modules `taps.<block>` output the input of the MFN layer's encoder: the
+    residual stream with `input_norm="none"`, the standardised one with `"layer"`.
     """
 
     def __init__(self, layers: Mapping[int, MFNLayer], cache: ActivationCache) -> None:
@@ -47,11 +48,11 @@ def train(model: MFNForCausalLM, cache: ActivationCache, rows: Sequence[int], fo
     """Trains an autoencoder for each MFN layer and copies its weights into the layer.
 
     Args:
-        model: gets the weights. Its config sets size, k and `input_norm` of the autoencoders.
+        model: MFN model that gets the weights. Its config sets size, k and `input_norm` of the autoencoders.
         cache: residual streams of this model.
         rows: rows of the cache, in the order of training.
-        folder: gets sparsify's checkpoint.
-        settings: of sparsify's `TrainConfig`, in place of its defaults.
+        folder: folder for sparsify's checkpoint.
+        settings: fields of sparsify's `TrainConfig`, in place of its defaults.
     """
     os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
     from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
@@ -72,7 +73,10 @@ def train(model: MFNForCausalLM, cache: ActivationCache, rows: Sequence[int], fo
 
 @torch.no_grad()
 def adopt(layer: MFNLayer, coder: Any) -> None:
-    """Copies the weights of a sparsify autoencoder, which subtracts its decoder's bias before encoding."""
+    """Copies the weights of a sparsify autoencoder.
+
+    sparsify subtracts the decoder's bias before encoding. The encoder's bias accounts for that.
+    """
     layer.encoder.weight.copy_(coder.encoder.weight)
     layer.encoder.bias.copy_(coder.encoder.bias - coder.encoder.weight @ coder.b_dec)
     layer.decoder.weight.copy_(coder.W_dec)

@@ -36,9 +36,9 @@ def spliced(model: MFNForCausalLM, replacements: Mapping[int, Replacement], keep
     """Context in which a replacement stands in for the output of the MFN layer in some blocks.
 
     Args:
-        model: a model at alpha = 0, at which other MFN layers change nothing.
+        model: a model at alpha = 0, so that other MFN layers change nothing.
         replacements: block -> replacement.
-        keep_first: leave the first token of each row alone, which has an unusual residual stream.
+        keep_first: True to leave the first token of each row alone. Its residual stream is unusual.
     """
 
     def hook(replace: Replacement) -> Callable[..., Tensor]:

@@ -139,7 +139,7 @@ class CheckpointStudy:
         return ActivationCache(self.folder / "cache" / part)
 
     def order(self) -> list[int]:
-        """Rows of the cache in the order of training, which is the same for every method."""
+        """Rows of the cache in the order of training. Every method has the same order."""
         return training_order(len(self.windows["train"]), self.epochs, self.batch, self.seed)
 
     def arguments(self, rows: Rows, batch: int, **settings: Any) -> MFNTrainingArguments:
@@ -168,12 +168,12 @@ class CheckpointStudy:
         """Trains with each of some settings and keeps the best model.
 
         The best model has the least next-token loss on the validation windows, with all blocks read through features.
-        All rows of `order` are used for each setting, because settings that are best on a part of them are not best
-        on all. An interrupted call continues with the settings that it has not tried.
+        All rows of `order` are used for each setting, because the best settings on a part of the rows are not the best
+        on all. An interrupted call, repeated, tries only the settings that are left.
 
         Args:
             stage: name of the stage.
-            train: trains a model on rows with the given settings.
+            train: function that trains a model on rows with given settings.
             tries: settings to try.
             order: rows of the cache, in the order of training.
             batch: rows per step.
@@ -200,7 +200,10 @@ class CheckpointStudy:
     def _try(
         self, folder: Path, train: Callable[..., Trained], settings: dict[str, Any], order: Rows
     ) -> dict[str, Any]:
-        """Record of one setting, whose model goes to the folder. A record that is there is not made again."""
+        """Trains with one setting, saves the model in the folder and returns the record.
+
+        An existing record of this setting is returned without training.
+        """
         file = folder / TRY
         if file.exists() and records.read_record(file)["settings"] == settings:
             return records.read_record(file)

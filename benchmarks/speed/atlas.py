@@ -1,11 +1,11 @@
 """Speed of a harvest compared with the forward pass of the same model, and memory of a harvest.
 
-An MFN model reads text of three domains at alpha 1 while it is harvested. In some rounds the forward pass takes the
-same batch, with and without the LM head. Rounds are spread evenly over the text, because the first batches have the
-most new examples to keep. Figures are medians over rounds, by the clock and by processor time. Other load on the
-machine disturbs processor time less.
+A harvest reads text of three domains with an MFN model at alpha 1. In timed rounds the forward pass reads the same
+batch, with and without the LM head. Rounds are spread evenly over the text, because the first batches have the most
+new examples to keep. Figures are medians over rounds, by the clock and by processor time. Other load on the machine
+disturbs processor time less.
 
-Then a whole atlas is built, with its state saved on the way, and the resident memory is read after some tokens.
+Then a whole atlas is built, and its state is saved on the way. Resident memory is read after given numbers of tokens.
 
     python -m benchmarks.speed.atlas [MODEL] [--rounds 20 --speed-tokens 200000]
                                      [--tokens 1000000 --memory 100000,250000,500000]

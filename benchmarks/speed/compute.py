@@ -102,7 +102,7 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
     """Floating-point operations of the matrix products in one token's forward, 2 for each multiply and add.
 
     Each weight of a projection and of the LM head counts once. Attention counts `context` positions twice: for scores
-    and for values. The encoder of an MFN layer counts m d and its decoder, which gathers K rows, K d. Everything else
+    and for values. In an MFN layer the encoder counts m d. The decoder gathers K rows and counts K d. Everything else
     is small in comparison and left out.
     """
     config = model.config
@@ -145,7 +145,7 @@ def peak_memory(work: Callable[[], None], device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device) - before)
     _return_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the resident memory
     except OSError:
         return math.nan
     before = _resident("VmHWM")
@@ -154,7 +154,7 @@ def peak_memory(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _return_freed_memory() -> None:
-    """Returns freed memory that the C library holds to the system: work could use it again unseen."""
+    """Returns freed memory that the C library holds to the system. Reuse of such memory would not raise the peak."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

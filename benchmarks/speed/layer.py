@@ -1,7 +1,7 @@
 """Time of one MFN layer's eqs. 1 and 2, compared with the dense equations and EleutherAI's sparsify.
 
 All variants have the same weights, input and incoming gradient, and take turns in each round. Figures are median times
-as a ratio to the encoder product h @ W_e.T, which every variant must compute.
+as a ratio to the encoder product h @ W_e.T. Every variant must compute this product.
 
     python -m benchmarks.speed.layer [--tokens 2048 --hidden-size 576 --num-features 4608 --k 32 --rounds 15]
 

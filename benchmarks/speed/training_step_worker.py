@@ -1,6 +1,6 @@
-"""Worker of `training_step.py`: trains with the modeling_mfn that it finds, a step for each line that it reads.
+"""Worker of `training_step.py`: trains with the modeling_mfn on its path, one step per line of standard input.
 
-It imports nothing of this repository but public names of `modeling_mfn`, so that it runs with older versions, too.
+The worker imports only public names of `modeling_mfn` from this repository, so that it also runs with older versions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 
 
 class TimedTrainer(MFNTrainer):
-    """Trainer that waits for a line before each step and answers with the time and the loss of the last one."""
+    """Trainer that waits for a line before each step and answers with the time and the loss of the last step."""
 
     answers = sys.stdout
     measured: dict[str, float] = {}
@@ -35,7 +35,7 @@ class TimedTrainer(MFNTrainer):
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Trains the small model until there is no line left."""
+    """Trains the small model until standard input ends."""
     sys.stdout = sys.stderr  # other output must not come between the answers
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)

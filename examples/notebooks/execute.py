@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 
 def executed(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook with the outputs of a fresh run: what a cell prints, and the value of its last expression."""
+    """Runs a notebook and returns it with fresh outputs: printed text, and the value of each cell's last expression."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     code_cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(code_cells, 1):

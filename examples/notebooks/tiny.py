@@ -23,14 +23,14 @@ FILES = (
 
 
 def library() -> list[Path]:
-    """Files of Python's library, the same ones in every Python that has them."""
+    """Files of Python's library, from a fixed list. Files that this Python lacks are left out."""
     folder = Path(sysconfig.get_path("stdlib"))
     files = [folder / f"{name}.py" for name in FILES]
     return [file for file in files if file.is_file()]
 
 
 def tokenizer_of(files: list[Path], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of the files."""
+    """Trains a byte-level BPE tokenizer on the files."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -43,7 +43,11 @@ def tokenizer_of(files: list[Path], vocabulary: int = 1024) -> PreTrainedTokeniz
 
 
 def tiny_base(steps: int = 250, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Dataset, Dataset]:
-    """A Llama of 320,000 parameters, its tokenizer, and windows of 64 tokens to train on and to measure on."""
+    """Trains a Llama of 320,000 parameters.
+
+    Returns:
+        The model, its tokenizer, training windows, and 64 held-out windows. A window has 64 tokens.
+    """
     files = library()
     tokenizer = tokenizer_of(files)
     windows = pack(load_text(files), tokenizer, WINDOW).shuffle(seed=seed)

@@ -12,7 +12,7 @@ from benchmarks.speed.compute import compute_cost, flops_per_token, peak_memory
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2-tied"])
 def test_flops_are_those_that_torch_counts(name):
-    """Torch counts matrix products, including those of eager attention in full, and no gathered sums."""
+    """Torch counts all matrix products, including eager attention in full, but no gathered sums."""
     base, rows, length, m, k = make_base(name), 2, 10, 80, 8
     base.set_attn_implementation("eager")
     model = make_mfn(base, layers=[0, 2], num_features=m, k=k)
@@ -47,7 +47,7 @@ def test_all_figures_of_both_models_which_stay_as_they_were(family_base):
 
 @pytest.mark.parametrize("pieces", [1, 64])
 def test_peak_memory_sees_what_is_gone_afterwards(pieces):
-    """The peak is seen even if the C library keeps freed memory, as it does with small pieces."""
+    """The peak is measured even if the C library keeps freed memory, as with small pieces."""
 
     def work():
         passing = [torch.ones(64 * 2**18 // pieces) for _ in range(pieces)]  # 64 MiB

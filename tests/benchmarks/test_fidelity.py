@@ -17,7 +17,7 @@ TOKENS = 3 * 8 * small_models.WINDOW
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Everything that a run reads, but tiny, and where it writes."""
+    """Replaces everything that a run reads by tiny data. Returns the folder that the run writes into."""
     generator = np.random.default_rng(0)
     rows = {domain: generator.integers(3, 96, (16, small_models.WINDOW)) for domain in corpora.DOMAINS}
     data = small_models.Data(rows, {domain: windows[:5] for domain, windows in rows.items()})
@@ -85,11 +85,13 @@ def test_each_run_is_made_once_and_says_how(small, monkeypatch):
 
 
 def test_what_is_no_news_of_a_token():
-    """One vector in all tokens, one at each position, and one of the token's own, all at right angles: of the square,
-    9 of 14 parts are the same everywhere, and 4 of the other 5 are told by the position."""
+    """Residual streams are sums of orthogonal vectors: 3 times a constant, 2 times one per position, and one per token.
+
+    Of the squared length 14, the constant is 9. The position explains 4 of the other 5.
+    """
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(256, 256, generator=generator))[0]
-    basis[:, 0] = 1 / 16  # entries' means, which are taken out
+    basis[:, 0] = 1 / 16  # the mean over entries, removed below as standardisation removes it
     basis = torch.linalg.qr(basis)[0][:, 1:].T
     own = basis[torch.randint(20, 250, (60, 12), generator=generator)]
     h = 7 * (3 * basis[0] + 2 * basis[1:13] + own) + 5

@@ -1,4 +1,4 @@
-"""The figures of the documents are those that the result files make."""
+"""Figures of the documents equal the figures drawn from the result files."""
 
 import json
 import re
@@ -37,6 +37,7 @@ def test_the_figure_of_fidelity_has_the_perplexities_above_dense():
             file.stem: json.loads(file.read_text())["perplexity"]
             for file in RESULTS.glob(f"fidelity/{family}/main/*.json")
         }
+        assert len(runs) > 2
         for run in runs.values():
             above = [100 * (run[domain] / runs["dense"][domain] - 1) for domain in run]
             assert not any(above) or {f"{value:.1f}" for value in above} <= set(found)
@@ -44,7 +45,9 @@ def test_the_figure_of_fidelity_has_the_perplexities_above_dense():
 
 def test_the_figure_of_verdicts_has_outcomes_and_deciding_figures():
     found = texts(kept("verdicts"))
-    for file in RESULTS.glob("predictions/*/P?.json"):
+    files = list(RESULTS.glob("predictions/*/P?.json"))
+    assert len(files) == 10  # five predictions, two families
+    for file in files:
         record = json.loads(file.read_text())
         for subject in ("MFN", record["baseline"]):
             assert f"{record['figures'][subject][record['headline']]['value']:.3g}" in found

@@ -13,13 +13,13 @@ from modeling_mfn.features.labelling.concepts import Lexicon
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """The record of a small study, the model and the atlas' folder."""
+    """Record of a small study, the model, the folder of the atlas and the settings of sampling."""
     model = planted.model()
     with torch.no_grad():
         layer = model.mfn_layers[0]
         layer.decoder.weight.copy_(torch.eye(len(layer.decoder.weight)))
         layer.decoder.bias.zero_()
-        for block in model.model.backbone.layers:  # what the features say is what the LM head reads
+        for block in model.model.backbone.layers:  # the LM head then reads the features' output directly
             block.mlp.down_proj.weight.zero_()
             block.self_attn.o_proj.weight.zero_()
     how = labels.Sampling(("w5", "w9 w17"), samples=12, new_tokens=10, seed=0)
@@ -53,8 +53,10 @@ def test_steering_makes_the_concepts_words_likelier_and_another_feature_does_not
 
 
 def test_the_count_is_that_of_words_in_the_text(found):
-    """The same steered continuations once more, decoded and counted by a regular expression; and their perplexity by
-    the base model's own loss."""
+    """Samples the steered continuations again, decodes them and counts words.
+
+    Perplexity is compared with the base model's own loss.
+    """
     record, model, folder, how = found
     (run,) = record["steering"]
     tokenizer, atlas = planted.tokenizer(), labels.FeatureAtlas.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The study of benchmarks/small/predictions.py on a tiny base and a few random windows."""
+"""Study of benchmarks/small/predictions.py on a tiny base and a few random windows."""
 
 import json
 import time
@@ -39,7 +39,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A few random windows in place of the corpora, and small sizes all around."""
+    """Replaces the corpora by a few random windows, and word lists and sizes by small ones."""
     random = np.random.default_rng(0)
     rows = {
         part: {d: random.integers(3, len(make_tokenizer()), (n, WINDOW)) for d in corpora.DOMAINS}
@@ -71,7 +71,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
     predictions.run_study(study, ["P1", "P5"], torch.get_num_threads())
     ((evidence, names, settings, folder, commit),) = found
     assert commit == records.COMMIT
-    assert len(alone) == 4  # two seeds on all domains and two on one; without the rate loss nothing is other before
+    assert len(alone) == 4  # two seeds each on one and on all domains; the model without the rate loss shares one
 
     assert names == ["P1", "P5"]
     assert folder.name == "tiny"
@@ -98,7 +98,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
     assert of_domain[0] != of_domain[1]
     assert sorted(of_domain[0]) == sorted(of_domain[1])
     assert {tuple(row) for row in of_domain[0]} <= set(map(tuple, data.train["code"].tolist()))
-    # features of one domain, MFN and SAE alike, learn from text that has random tokens, those of all from text alone
+    # MFN layers and SAEs of one domain learn from text with random tokens, all others from text alone
     for number, (domain, seed) in enumerate([(predictions.SOURCE, 0), (predictions.SOURCE, 1), (None, 0), (None, 1)]):
         of_mfn, of_sae = (np.array(rows["input_ids"]) for rows in (alone[number][1], read_by_saes[number]))
         share = (of_mfn != np.array(study.rows(domain, seed)["input_ids"])).mean()
@@ -116,9 +116,9 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
     for of_mfn, of_sae in zip(evidence.transfers[MFN], evidence.transfers[POST_HOC_SAE], strict=True):
         dense = of_mfn.reference(rows).logits
         assert not torch.equal(dense, base(rows).logits)
-        assert torch.equal(of_sae.model(rows).logits, dense)  # both lose against the same model
+        assert torch.equal(of_sae.model(rows).logits, dense)  # both are compared with the same dense model
 
-    # as if never written to disk in between
+    # saving and loading between the two trainings changes nothing
     text, made = lambda seed: study.rows(None, seed), {"recipe": recipes.STUDY}
     model = recipes.train_alone(study.base, text, 1, size={"layers": [1], "num_features": 64, "k": 4}, **made)
     recipes.train_together(model, text(1), 1, tmp_path / "training", learning_rate=study.learning_rate, **made)
@@ -175,7 +175,7 @@ def test_minutes_are_of_a_run_that_makes_everything(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predictions, "in_processes", make)
     run = partial(predictions.main, predictions="P3")
-    for number in (2, 1, 0):  # that are not there from before
+    for number in (2, 1, 0):  # number of results that the run writes
         run()
         assert minutes.exists() == (number == 2)
         if number == 2:
@@ -191,7 +191,7 @@ def test_minutes_are_of_a_run_that_makes_everything(tmp_path, monkeypatch):
 
 @pytest.fixture
 def here(study, monkeypatch):
-    """All in this process, of the tiny study."""
+    """Runs all work in this process, on the tiny study."""
     monkeypatch.setattr(predictions, "small_study", lambda family, seeds: study)
     monkeypatch.setattr(predictions, "in_processes", lambda work, on, processes: [work(each) for each in on])
     monkeypatch.setattr(small_models, "data", dict)
@@ -223,7 +223,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     folders = {folder.name for folder in (tmp_path / "predictions" / "tiny").glob("[!.as]*")}
     assert folders == {
         "plain-all-seed-0", "plain-all-seed-1", "P2-half-all-seed-0", "P2-half-all-seed-1",
-        # for seed 0 these are nothing else
+        # seed 0 of these remedies is the plain model
         "P3-same-first-dictionary-all-seed-1", "P3-same-learnt-dictionary-all-seed-1",
         *(
             f"{kind}-seed-{seed}"
@@ -235,7 +235,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
 
     models = predictions.StudyModels(study)
     held_out = {d: study.data.evaluation(d, 4 * WINDOW) for d in corpora.DOMAINS}
-    for domain, rows in held_out.items():  # no remedy is chosen on what the study is judged on
+    for domain, rows in held_out.items():  # remedies are not chosen on the held-out windows of the study
         fresh = study.data.fresh(domain, study.held_out_tokens)
         assert not set(map(tuple, fresh["input_ids"])) & set(map(tuple, rows["input_ids"]))
     first, second = (models.mfn(seed, kind="plain", recipe=recipes.Recipe()) for seed in (0, 1))
@@ -250,7 +250,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     assert list(usual["perplexity"].values()) == [pytest.approx(each, abs=1e-3) for each in measured]
 
     assert shared["changes"] == {"shared": "first dictionary"}
-    # what seeds share makes SAEs alike as it does MFN models
+    # a shared dictionary makes SAEs of two seeds similar, and MFN models, too
     for subject in (MFN, POST_HOC_SAE):
         records = (usual, shared, shared_learnt)
         alike = [of["figures"]["P3"][subject]["matched cosine"]["value"] for of in records]
@@ -264,7 +264,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     learnt = models.mfn(0, "dictionary", "P5-frozen-backbone", remedies.REMEDIES["P5"]["frozen-backbone"])
     rows = torch.tensor(held_out["code"]["input_ids"])
     learnt.set_blend(0.0)
-    assert torch.equal(learnt(rows).logits, base(rows).logits)  # so it is held against the base
+    assert torch.equal(learnt(rows).logits, base(rows).logits)  # hence the base is its reference
     loss = frozen["figures"]["P5"][MFN]
     assert loss["reference_perplexity_targets"] != on_source["figures"]["P5"][MFN]["reference_perplexity_targets"]
 
@@ -281,7 +281,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
 @pytest.mark.usefixtures("here")
 @pytest.mark.slow
 def test_what_a_setting_does_is_held_against_the_studys_own_seed_by_seed(study, data, tmp_path, monkeypatch):
-    """Against the probes of each model, and by hand."""
+    """Compares the summary with probes and perplexities of each model, computed here."""
     random = np.random.default_rng(0)
     places = np.sort(random.choice(3 * 4 * WINDOW, 100, replace=False))
     labels = random.random(100) < 0.5
@@ -324,7 +324,7 @@ def test_what_a_setting_does_is_held_against_the_studys_own_seed_by_seed(study, 
 
 
 def wait_or_fail(family, told):
-    """A family that fails at once, and one that goes on until that was told."""
+    """Fails at once for gpt2. Runs for llama until the file `told` exists."""
     if family == "gpt2":
         raise ValueError("a reason")
     limit = time.monotonic() + 600
@@ -369,7 +369,7 @@ def test_processes_that_tokenise_at_once_make_one_file(tmp_path, monkeypatch):
 
 
 class Start(Exception):
-    """What a training starts from is known."""
+    """Ends a training where the MFN layers would start to learn."""
 
 
 @pytest.mark.parametrize("shared", ["nothing", "first dictionary", "learnt dictionary"])
@@ -394,7 +394,7 @@ def test_random_tokens_take_a_share_of_the_places():
     rows = corpora.as_data_set(np.full((50, 200), 7))
     assert recipes.with_random_tokens(rows, 0.0, 100, 0) is rows
     tokens = np.array(recipes.with_random_tokens(rows, 0.3, 100, 0)["input_ids"])
-    # a hundredth of the random tokens is 7 itself
+    # 1 % of the random tokens are 7
     assert (tokens != 7).mean() == pytest.approx(0.3 * 0.99, abs=0.02)
     assert np.bincount(tokens[tokens != 7], minlength=100).max() < 70
 
@@ -419,7 +419,7 @@ def test_windows_of_random_tokens_are_for_features_alone(study, data, monkeypatc
     assert weights[1].isfinite().all()
     assert not torch.equal(*weights)
 
-    # what the MFN model loses is held against a dense one that learns the same next tokens
+    # the dense reference of an MFN model learns the same next tokens
     seen, trainer = [], recipes.MFNTrainer
     monkeypatch.setattr(small_models, "train_dense", lambda model, rows, *args, **settings: seen.append(rows))
     monkeypatch.setattr(

@@ -23,7 +23,7 @@ M, K, T = 80, 8, 16
 
 
 def random_coder(seed=0):
-    """The parts of a sparsify autoencoder that count."""
+    """Random weights in the form of a sparsify autoencoder."""
     torch.manual_seed(seed)
     encoder = torch.nn.Linear(HIDDEN, M)
     return SimpleNamespace(encoder=encoder, W_dec=torch.randn(M, HIDDEN) * 0.3, b_dec=torch.randn(HIDDEN) * 0.1)
@@ -36,7 +36,7 @@ def train_nothing(model, cache, rows, folder, **settings):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """After all of its stages."""
+    """Study after all of its stages."""
     folder = tmp_path_factory.mktemp("study")
     make_base("llama-tied").save_pretrained(folder / "base")
     counts = {"train": 12, "joint": 8, "validation": 3, "held_out": 6}
@@ -50,7 +50,7 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sparsify_baseline, "train", train_nothing
-        )  # the package is no part of the development environment
+        )  # the development environment does not contain the sparsify package
         real_checkpoint.run_stages(made)
     return made
 
@@ -108,7 +108,7 @@ def test_a_setting_that_was_tried_is_not_tried_again(study, monkeypatch, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         study.fit("x", train, settings, range(24), 4)
     tried.append("again")
-    (study.folder / "tries" / "y-0").mkdir()  # another stage's
+    (study.folder / "tries" / "y-0").mkdir()  # belongs to another stage
     record = study.fit("x", train, settings, range(24), 4)
     assert tried == [1, 2, "again", 3]
     assert (record["chosen"], record["validation_loss"]) == ({"lr": 2}, 2.0)

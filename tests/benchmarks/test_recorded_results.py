@@ -1,4 +1,4 @@
-"""Results that are in the repository: today's code accepts them as its own, so that nothing is measured again."""
+"""Results in the repository have the settings of today's code, so that nothing is measured again."""
 
 import json
 
@@ -9,9 +9,9 @@ from benchmarks.small import fidelity, predictions, recipes, remedies, sensitivi
 from benchmarks.smollm2 import real_checkpoint, stages
 
 OTHER_MACHINE = "-on-another-machine"
-"""Ending of the names of repetitions, which no command makes."""
+"""Ending of the names of repetitions. No command makes these results."""
 OF_WEIGHTS = {"digests", "base_weights"}
-"""Settings that only trained models can tell."""
+"""Settings that depend on trained weights."""
 
 
 @pytest.fixture

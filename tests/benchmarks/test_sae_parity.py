@@ -1,4 +1,4 @@
-"""`benchmarks/smollm2/sae_parity.py` on a tiny base, with a stand-in for sparsify, which is not installed."""
+"""`benchmarks/smollm2/sae_parity.py` on a tiny base, with a stand-in for sparsify."""
 
 import json
 

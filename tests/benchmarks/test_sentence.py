@@ -1,4 +1,4 @@
-"""The picture of a sentence: what it shows, and text of others that could break it."""
+"""Picture of a sentence: its content, and hostile text that could break it."""
 
 from xml.etree import ElementTree
 
@@ -11,7 +11,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def read_token(position, token, *labelled):
-    """A token with features of the given labels and activations, in shares of the largest."""
+    """Makes a token with features of the given labels and activations. Activations are shares of the largest one."""
     features = [
         ActiveFeature(f"L1/{index}", label, 2.0, share, 0.0, None, None)
         for index, (label, share) in enumerate(labelled)
@@ -28,7 +28,7 @@ def test_each_token_has_its_strongest_names_and_how_many_it_has():
     picture = drawn(read_token(0, " king", *names), read_token(1, " is", (None, 1.0)), per_token=2)
     texts = [text.text for text in picture.iter(f"{SVG}text")]
     assert texts[:6] == ["king", "4 of 5 have a name", "titles", "L1/0 · 90%", "king", "L1/3 · 25%"]
-    assert texts[6:] == ["is", "0 of 1 have a name", "is · ⏎", "L1/0 · 100%"]  # with the tokens of its examples
+    assert texts[6:] == ["is", "0 of 1 have a name", "is · ⏎", "L1/0 · 100%"]  # tokens stand in for the missing label
     card, *boxes = picture.iter(f"{SVG}rect")
     widths = [float(box.get("width")) for box in boxes]
     assert [bar / box for box, bar in zip(widths[::2], widths[1::2], strict=True)] == [0.9, 0.25, 1.0]

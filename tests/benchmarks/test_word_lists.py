@@ -57,8 +57,10 @@ def wordnet(tmp_path, monkeypatch):
 
 
 def test_parts_of_speech_are_of_words_that_have_one():
-    """ "walk" and "hope" are nouns and verbs; "pondered" is an adjective, too; "glasses" is a noun of its own;
-    "who" is the health organisation, seldom meant, and "gone" a form of a verb."""
+    """Words with two parts of speech are left out, as are function words ("who") and irregular forms ("gone").
+
+    Inflections that are listed as words are not forms of another word: "pondered", an adjective, and "glasses", a noun.
+    """
     found = {name: {words[0]: set(words[1:]) for words in of} for name, of in word_lists.parts_of_speech().items()}
     assert found == {
         "nouns": {"dog": {"dogs"}, "mouse": {"mice"}, "box": {"boxes"}, "glass": set(), "glasses": {"glasseses"}},
@@ -90,7 +92,7 @@ def test_a_tokenizer_admits_its_single_tokens():
 
 
 def test_names_are_no_words_and_single_tokens(monkeypatch):
-    """ "Turkey" is a bird and "Reading" a verb, too; the vocabulary lacks Oslo."""
+    """Three names are left out: "Turkey" is also a bird, "Reading" also a verb, and " Oslo" is not a token."""
     texts = [" Rome", " Turkey", " Reading", " Dante", "Oslo", " turkey"]
     monkeypatch.setattr(word_lists, "token_texts", lambda tokenizer: texts)
     assert word_lists.names(None) == {"place names": [["Rome"]], "names of people": [["Dante"]]}

@@ -53,7 +53,7 @@ def test_hostile_text_does_no_harm(model, tmp_path, capsys):
     assert [source["name"] for source in atlas.metadata["data"]["sources"]] == ["long [red].txt", "short.txt"]
     assert atlas.metadata["data"]["tokens"] == 2 * 16 * 31
     tokens = {token for example in atlas.to_pandas("examples")["tokens"] for token in example}
-    assert tokens >= {*HOSTILE[:2], "\x1b", "\x00", "|"}  # raw, as they were
+    assert tokens >= {*HOSTILE[:2], "\x1b", "\x00", "|"}  # kept without escapes
     console = Console(width=300)
     with console.capture() as captured:
         console.print(atlas_table(atlas, list(atlas)))
@@ -63,7 +63,7 @@ def test_hostile_text_does_no_harm(model, tmp_path, capsys):
 
 
 def test_what_is_there_stays(model, tmp_path, capsys):
-    """An atlas is replaced only when asked, labels by people never. Bad input leaves no files."""
+    """An atlas is replaced only with --overwrite. Human and imported labels stay. Bad input leaves no files."""
     (tmp_path / "text.txt").write_text("some words, and some more of them. " * 20)
     text, small = ("--text", tmp_path / "text.txt"), ("--window", 16, "--tokens", 160)
     out = tmp_path / "out"
@@ -141,7 +141,7 @@ def test_an_interrupted_harvest_is_resumed_or_started_anew(model, tmp_path, caps
         assert run(*command, *options) == 2
         assert "(--overwrite)" in capsys.readouterr().err
     assert run("atlas", model, out, "--text", tmp_path / "none.txt", "--overwrite") == 2
-    assert list(state.iterdir())  # bad input costs nothing
+    assert list(state.iterdir())  # bad input leaves the state
     assert run(*command, "--resume") == 0
     interrupt()
     assert run(*command, "--overwrite", "--tokens", 640) == 0

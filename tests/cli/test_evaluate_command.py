@@ -22,7 +22,10 @@ WORDS = {"people": ["king", "queen", "lord", "him"], "places": ["tower", "town"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Writes a tiny base model, two MFN models made from it, and verse of two domains: whole, and without the queen."""
+    """Writes a tiny base model, MFN models made from it, other models, and verse of two domains.
+
+    Verse of the town lacks the word "queen".
+    """
     folder = tmp_path_factory.mktemp("evaluate")
     shuffled = random.Random(0)
     for name in ("court", "court-train", "town", "town-train"):
@@ -90,7 +93,7 @@ def test_what_is_not_given_is_not_measured(folder, tmp_path):
 
 
 def test_another_k_or_base_is_measured_again(folder, tmp_path, monkeypatch, capsys):
-    """Results are not kept although the names of models stay."""
+    """Results are measured again although the names of the models stay."""
     mfn, base = (shutil.copytree(folder / name, tmp_path / name) for name in ("mfn-0", "base"))
     (mfn / "training_record.json").write_text(json.dumps({"tokens": 7_000_000}))
     measured, measure = [], PREDICTIONS["P3"]

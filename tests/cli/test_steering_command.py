@@ -176,7 +176,7 @@ def test_prompts_that_no_model_can_go_on_from(folder, tmp_path, capsys):
 
 
 def test_what_the_model_says_cannot_act_on_the_terminal(tmp_path, capsys):
-    """Every token of the vocabulary is an escape sequence."""
+    """All tokens of the vocabulary but three contain an escape sequence."""
     names = [f"w{number}" for number in range(3)]
     names += [f"\x1b[{number}J\r\x07[/red]:warning:\n" for number in range(3, 96)]
     words = Tokenizer(WordLevel({name: place for place, name in enumerate(names)}, unk_token="w0"))

@@ -20,7 +20,7 @@ def trained(folder, source, name, *options):  # noqa: F811
 
 
 def test_a_bf16_checkpoint_is_trained_in_float32(folder):  # noqa: F811
-    """As its own copy in float32 is, to the bit."""
+    """Weights equal those of a training of the float32 copy, bit for bit. Options for bfloat16 are covered, too."""
     half = converted(folder, "--dtype", "bfloat16", "--calibrate-on", folder / "text.txt")
     model = AutoModelForCausalLM.from_pretrained(half)
     assert model.dtype == torch.bfloat16
@@ -36,12 +36,12 @@ def test_a_bf16_checkpoint_is_trained_in_float32(folder):  # noqa: F811
     name = "model.backbone.layers.1.mfn.encoder.weight"
     assert fast[name].dtype == torch.float32
     assert 0 < (fast[name] - expected[name]).norm() < 0.5 * (expected[name] - start[name]).norm()
-    assert (fast[name].bfloat16() != fast[name]).float().mean() > 0.9  # nothing rounds the weights themselves
+    assert (fast[name].bfloat16() != fast[name]).float().mean() > 0.9  # the weights themselves are not rounded
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
 def test_calibration_reads_no_farther_than_the_model_s_positions(folder, family):  # noqa: F811
-    """64 of them here: rows of as many tokens, not of the usual 128."""
+    """The models read 64 positions, so that calibration uses rows of 64 tokens instead of 128."""
     base, tokenizer = make_base(family), AutoTokenizer.from_pretrained(folder / "base")
     base.save_pretrained(folder / "base")
     model = AutoModelForCausalLM.from_pretrained(converted(folder, "--calibrate-on", folder / "text.txt"))
@@ -64,7 +64,10 @@ def test_the_stability_loss_of_the_command_line(folder):  # noqa: F811
 
 
 def test_the_options_are_those_of_the_dataclass(folder, capsys, monkeypatch):  # noqa: F811
-    """Each option of MFNTrainingArguments, with its default, anywhere on the line; and what is wrong in one line."""
+    """Options have the names and defaults of MFNTrainingArguments and may stand anywhere on the line.
+
+    A bad value gives one line of error.
+    """
     source, own = converted(folder), MFNTrainingArguments.__annotations__
     trained(folder, source, "usual", "--steps", 2)
     record = json.loads((folder / "usual" / "training_record.json").read_text())["arguments"]

@@ -75,7 +75,7 @@ def test_firing_rates_are_judged_as_p1_does(load, rates):
 
 
 def test_firing_rates_in_closed_form(load):
-    """Half of the rates are 0 and half are 2 rho: std rho, CV 1, and the evenness of half the features."""
+    """Half of the rates are 0 and half are 2 rho, so that std is rho and CV is 1."""
     found = load("firing_rate_calibration").compute(predictions=np.tile([0.0, 0.2], 8))
     kl = (-math.log(0.9) + 0.2 * math.log(2) + 0.8 * math.log(0.8 / 0.9)) / 2
     expected = {"active_features": 1.6, "mean": 0.1, "std": 0.1, "coefficient_of_variation": 1, "kl": kl}

@@ -15,7 +15,7 @@ from modeling_mfn.evaluation.result import MFN, RANDOM_SAE, PaperCriterion, Pred
     "draw", [lambda random, size: random.normal(size=size), lambda random, size: random.beta(8, 2, size)]
 )
 def test_the_interval_of_ten_values_holds_their_mean_in_95_percent_of_cases(draw):
-    """Coverage may be 2 % less for skewed values, as the beta distribution here and some areas under ROC curves."""
+    """Coverage may be 2 % less for skewed values, such as the beta distribution here or some areas under ROC curves."""
     random, groups = np.random.default_rng(0), [0] * 6 + [1] * 4
     truth = draw(random, 1_000_000).mean()
     samples = draw(random, (2000, 10))
@@ -65,7 +65,7 @@ def test_pairs_without_an_end_in_common_are_independent_values():
     expected = bootstrap(lambda v, w: (v * w).sum() / w.sum(), kept, share, resamples=5000)
     assert found.value == pytest.approx(expected.value)
     assert found[1:] == pytest.approx(expected[1:], abs=0.03)
-    # three values that all share an end say nothing of what others would be
+    # three values that all share an end have no interval
     assert math.isnan(mean_of_pairs(np.array([1.0, 2.0, 4.0]), np.array([[0, 1], [1, 2], [0, 2]])).low)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation without the packages of the extra `evaluate`, and what importing its modules brings along."""
+"""Evaluation without the packages of the extra `evaluate`, and the packages that its modules import."""
 
 from fresh_process import run_fresh
 

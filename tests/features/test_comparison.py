@@ -20,7 +20,11 @@ def windows(count=40, length=12, padded=False):
 
 
 def planted(base, noise, num_features=90):
-    """Two models, and the feature of b that each feature of a is, apart from noise; b has others of its own."""
+    """Makes models a and b. Each feature of a equals a feature of b, apart from noise, and b has others, too.
+
+    Returns:
+        Both models, and for each feature of a the index of its feature of b.
+    """
     a, b = (make_mfn(base, layers=[0, 1], num_features=m, seed=seed) for m, seed in ((80, 1), (num_features, 2)))
     place = torch.randperm(num_features, generator=torch.Generator().manual_seed(3))[:80]
     for ours, theirs in zip(a.mfn_layers.values(), b.mfn_layers.values(), strict=True):
@@ -35,7 +39,7 @@ def planted(base, noise, num_features=90):
 
 
 def dense(model, data, layer):
-    """Activations (N, m) of the tokens that count."""
+    """Activations (N, m) of all tokens but padding."""
     inputs = {name: torch.tensor(data[name]) for name in data.column_names}
     code = model(**inputs, output_codes=True).codes[layer].to_dense().detach().double()
     return code[inputs["attention_mask"].bool()] if "attention_mask" in inputs else code.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Tests of model cards: they show exactly what the files say, are valid for the Hub, and disarm hostile text."""
+"""Tests of model cards: figures equal the files, the Hub accepts the card, and hostile text has no effect."""
 
 import json
 import math
@@ -99,7 +99,7 @@ def test_the_hub_reads_back_every_figure(folder):
     assert found == expected
     assert {result.task_type for result in card.data.eval_results} == {"text-generation"}
 
-    # read without huggingface_hub: plain YAML, as the Hub's server has it
+    # plain YAML without huggingface_hub, as the Hub's server reads it
     metadata = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
     values = [metric["value"] for part in metadata["model-index"][0]["results"] for metric in part["metrics"]]
     assert sorted(values) == sorted(expected.values())
@@ -135,7 +135,7 @@ def test_what_no_file_says_is_said_to_be_missing(folder):
         "this repository has none of its own",
     ):
         assert part in card.text
-    # numbers in the text are those of the config and of the code
+    # all numbers in the text come from the config and the code
     numbers = set(re.findall(r"\d+(?:\.\d+)?", card.text))
     assert numbers <= {"0", "1", "2", "3", "4.0", "8", "32", "40", "80"}
 
@@ -211,7 +211,7 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(family_base, tmp_path, monkeypatch, labelled):
-    """The code is run unchanged, and must not ask for confirmation."""
+    """The code of the card runs unchanged and does not ask for confirmation."""
     model, folder = make_mfn(family_base, layers=[0, 2]), tmp_path / "tiny-mfn"
     tokenizer = word_tokenizer(("The", "weather", "is"))
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
@@ -244,7 +244,7 @@ def test_hostile_text_is_shown_and_does_nothing(folder, hostile):
         write_card(place, model_card(place, "me/tiny"))
     expected, card = ModelCard.load(plain / "README.md"), ModelCard.load(folder / "README.md")
 
-    # the same structure as with a plain word, so that no text became a link, an image, HTML, a cell or a heading
+    # the structure equals that with a plain word: no text became a link, an image, HTML, a cell or a heading
     kinds = [[token.type for token in tokens_of(text) if token.type not in TEXT] for text in (expected.text, card.text)]
     assert kinds[0] == kinds[1]
     raw = (folder / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tests of sharing, against a local Hub, with the real huggingface_hub in separate processes."""
+"""Tests of sharing on a local Hub, with the real huggingface_hub in separate processes."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ PUBLIC = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_
 PUBLIC |= {f"features/{name}" for name in ("atlas.json", "features.parquet", "examples.parquet", "labels.json")}
 PUBLIC |= {"README.md"}
 LARGE_TABLES = 2
-"""Tables of the atlas, which are uploaded as large files."""
+"""Number of the atlas' tables. Tables are uploaded as large files."""
 PRIVATE = ("training_args.bin", "trainer_state.json", "notes.txt", "secrets.json", "run.py", "checkpoint-5/config.json")
 
 
@@ -232,7 +232,7 @@ def test_a_branch_of_its_own(clients, hub, folder, tmp_path):
     make_tokenizer().save_pretrained(other)
     clients.run(mfn, "push", other, "me/trained", "--revision", "half")
     clients.run(load_revisions, folder, other)
-    # one whole file took the place of the shards, of which none is left to be mixed with it
+    # one whole file replaced the shards, and no shard is left to be mixed with it
     weights = {name for name in hub.files("me/trained", "half") if name.startswith("model")}
     assert weights == {"model.safetensors", "modeling_mfn.py"}
     assert shards(folder) < set(hub.files("me/trained"))
@@ -339,7 +339,7 @@ def test_a_model_pushes_itself(clients, hub, folder):
 
 
 def push_without_the_package(folder):
-    """Pushes a model whose publisher is not set, as in the copy of the code that travels."""
+    """Pushes a model whose publisher is not set, as in the code that is saved with a model."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     type(model).publisher = None
     with pytest.raises(ValueError, match="need `import modeling_mfn`"):
@@ -390,7 +390,7 @@ BREAK = {
 
 @pytest.mark.parametrize("message", BREAK)
 def test_what_is_not_whole_is_refused_before_anything_is_sent(folder, capsys, message):
-    """This process is offline, so any request would give another error."""
+    """Any request would give another error, because this process is offline."""
     BREAK[message](folder)
     with pytest.raises(SystemExit) as leaving:
         mfn("push", folder, "me/trained")
@@ -409,7 +409,7 @@ def test_errors_before_the_first_byte(folder, capsys):
 
 
 def test_the_example_shows_what_would_be_public(folder, capsys, monkeypatch):
-    """This process is offline."""
+    """The example runs without a network."""
     file = Path(__file__).parents[2] / "examples" / "share_on_hub.py"
     spec = importlib.util.spec_from_file_location("share_on_hub", file)
     script = importlib.util.module_from_spec(spec)

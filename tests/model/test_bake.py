@@ -1,4 +1,4 @@
-"""Baked models: the logits of the steered model, from an ordinary checkpoint; and what training leaves of them."""
+"""Baking: an ordinary checkpoint gives the logits of the steered model, and training keeps the baked norms."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from modeling_mfn import Ablate, Add, Clamp, MFNForCausalLM, MFNTrainer, Scale
 
 
 def interventions(model, batch):
-    """Of every kind, on features of both layers that fire on some tokens and not on others."""
+    """Returns interventions of all four kinds, two per layer. One feature per layer fires on some tokens only."""
     first, second = (active_feature(model, layer, batch) for layer in (0, 2))
     return {
         (0, first): Clamp(2.5),
@@ -37,7 +37,7 @@ def test_a_baked_model_gives_the_logits_of_the_steered_one(family_base, tmp_path
     baked = model(**batch, output_codes=True)
     torch.testing.assert_close(baked.logits, steered, atol=1e-10, rtol=0)
     assert torch.equal(model.generate(**batch, max_new_tokens=6, do_sample=False), generated)
-    assert torch.equal(baked.codes[0].to_dense(), plain.codes[0].to_dense())  # what the encoder finds
+    assert torch.equal(baked.codes[0].to_dense(), plain.codes[0].to_dense())  # baking leaves the encoder alone
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     assert torch.equal(loaded(**batch).logits, baked.logits)
@@ -45,14 +45,17 @@ def test_a_baked_model_gives_the_logits_of_the_steered_one(family_base, tmp_path
 
 
 def test_baking_twice_and_steering_a_baked_model(family_base):
-    """D_f and b that are there already are the ones that a further intervention counts from."""
+    """Further interventions start from the directions and the bias that were baked before."""
     model = make_mfn(family_base.double(), layers=[0, 2])
     batch = tokens(2, 9)
     feature = active_feature(model, 0, batch)
     with model.steer({(0, feature): Scale(0.5)}), model.steer({(0, feature): Add(3.0)}):
         expected = model(**batch).logits
     model.bake({(0, feature): Scale(0.5)})
-    model.bake({(0, feature): Add(6.0)})  # in units of the direction, which is half as long now
+    second = {(0, feature): Add(6.0)}  # in units of the direction, whose norm is now 0.5
+    with model.steer(second):
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-10, rtol=0)
+    model.bake(second)
     torch.testing.assert_close(model(**batch).logits, expected, atol=1e-10, rtol=0)
     assert model.config.direction_norms == {f"L0/{feature}": 0.5}
     model.bake({(0, feature): Scale(2.0)})
@@ -95,8 +98,10 @@ def test_without_a_decoder_bias_directions_can_be_scaled():
 
 
 def test_training_keeps_what_was_baked(tmp_path):
-    """An ablated direction stays zero and a scaled one keeps its length, resumed from a checkpoint too; others have
-    unit norm, and all that may move does."""
+    """An ablated direction stays zero and a scaled one keeps its norm, in a resumed training too.
+
+    The scaled direction still turns. All other directions have unit norm.
+    """
     model = make_mfn(make_base("llama-tied"), layers=[0, 2])
     batch = {"input_ids": torch.tensor([row["input_ids"] for row in rows(8)])}
     off, short = active_feature(model, 0, batch), active_feature(model, 2, batch)

@@ -1,4 +1,4 @@
-"""Conversion: what it checks, how it starts MFN layers, and errors that name the value and what is allowed."""
+"""Conversion of base models: initial MFN layers, and errors that name the refused value and the allowed ones."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_layers_start_with_unit_norm_rows_and_tied_encoders(family_base):
 
 
 def test_calibration_centres_the_code_on_the_batch(family_base):
-    """The biases against hidden states that hooks took from the base, padding left out."""
+    """Compares the biases with the mean standardised residual stream that hooks read from the base, without padding."""
     base = family_base.double()
     seen = {}
     blocks = base.model.layers if isinstance(base, LlamaForCausalLM) else base.transformer.h
@@ -123,7 +123,7 @@ def test_bad_bases(tmp_path):
     with pytest.raises(ValueError, match="'mistral' is not supported; supported are gpt2, llama"):
         MFNForCausalLM.from_base(mistral, **SIZE)
     mistral.save_pretrained(tmp_path / "mistral")
-    (tmp_path / "mistral" / "model.safetensors").unlink()  # the family is found out before weights are read
+    (tmp_path / "mistral" / "model.safetensors").unlink()  # the family is checked before weights are read
     with pytest.raises(ValueError, match="'mistral' is not supported"):
         MFNForCausalLM.from_base(tmp_path / "mistral", **SIZE)
     with pytest.raises(ValueError, match="is an MFN model itself"):

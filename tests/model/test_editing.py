@@ -1,4 +1,4 @@
-"""Pruned, removed, reset and merged features, against steered models and dense float64 equations."""
+"""Pruned, removed, reset and merged features, compared with steered models and dense float64 equations."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_pruned_features_are_ablated_ones_and_their_weights_can_go(model, alpha)
     with steered(model):
         written = model.generate(**tokens(2, 5), max_new_tokens=4, do_sample=False)
     prune(model, {layer: features[:4] for layer, features in PRUNED.items()})
-    prune(model)  # those that are pruned already may be among them
+    prune(model)  # includes features that are pruned already
     size = {name: len(parameter) for name, parameter in model.named_parameters() if ".mfn." in name}
     for edit in (lambda: None, model.compact, model.compact):
         edit()
@@ -77,7 +77,10 @@ def test_pruned_features_are_ablated_ones_and_their_weights_can_go(model, alpha)
 
 
 def test_without_competition_others_take_the_places(model):
-    """Against dense equations in which the pruned features are not there; and nothing changes where none was chosen."""
+    """Compares the layer with dense equations without the pruned features.
+
+    Tokens on which no pruned feature was chosen stay unchanged.
+    """
     batch = tokens(4, 16)
     h = model(**batch, output_reconstructions=True).reconstructions[0].residual
     layer, kept = model.mfn_layers[0], [f for f in range(80) if f not in PRUNED[0]]
@@ -120,10 +123,13 @@ def test_features_pruned_after_a_removal(model):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_compacted_model_has_the_gradients_and_losses_of_the_pruned_one(model, keep):
-    """All that training takes from a layer: code, candidates, revived features; and steering of features that stay."""
+    """Compares loss inputs, steered logits and gradients before and after `compact`.
+
+    Loss inputs are the code, the candidates and the revived features.
+    """
     batch = tokens(4, 16)
     prune(model)
-    if not keep:  # pruned features never chosen: the same without them
+    if not keep:  # no pruned feature is chosen, so that removal of its encoder row changes nothing
         for layer, features in PRUNED.items():
             model.mfn_layers[layer].encoder.bias.data[features] = -100
 
@@ -145,7 +151,7 @@ def test_a_compacted_model_has_the_gradients_and_losses_of_the_pruned_one(model,
 
     expected = results()
     if keep:
-        for layer, features in PRUNED.items():  # nothing would move them
+        for layer, features in PRUNED.items():  # pruned features get no gradient
             for parameter, at in model.mfn_layers[layer].rows_of(torch.tensor(features)):
                 assert not parameter.grad[at].any()
     model.compact(keep_competition=keep)
@@ -155,7 +161,10 @@ def test_a_compacted_model_has_the_gradients_and_losses_of_the_pruned_one(model,
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_saved_compacted_models(family_base, tmp_path, keep):
-    """By the Auto classes, on devices, in bfloat16, resized; smaller by the rows that went."""
+    """Loads compacted models with Auto classes, with device maps and in bfloat16, and resizes their vocabulary.
+
+    The weights file is smaller by the removed rows.
+    """
     model = make_mfn(family_base, layers=[0, 2])
     model.save_pretrained(tmp_path / "whole")
     batch, folder = tokens(2, 9), tmp_path / "model"
@@ -221,7 +230,7 @@ def test_an_unedited_model_has_no_tables_and_a_compiled_edited_one_is_the_same()
 
 @pytest.mark.parametrize("edit", ["prune", "compact", "compact entirely"])
 def test_training_leaves_pruned_features_alone(tmp_path, edit):
-    """All losses, re-initialisation, weight decay and the unit norm of directions."""
+    """Trains with all losses, restarts of dead features, weight decay and normalised directions."""
     model = make_mfn(make_base("llama-tied"), layers=[0, 2], alpha=0.0)
     prune(model)
     if edit != "prune":
@@ -240,7 +249,7 @@ def test_training_leaves_pruned_features_alone(tmp_path, edit):
         assert (trainer.statistics.rates[trainer.statistics.layers.index(layer), features] == 0).all()
         if edit == "prune":
             assert not written[features].any()
-        if edit != "compact entirely":  # the encoder's rows feel nothing but weight decay
+        if edit != "compact entirely":  # only weight decay changes these encoder rows
             name = next(n for n, p in model.named_parameters() if p is weight)
             shares = weight[features] / before[name][features]
             assert ((shares <= 1) & (shares > 0.99)).all()
@@ -289,11 +298,14 @@ def test_reset_features_start_again_and_pruned_ones_come_back(model):
 
 
 def test_merged_duplicates(model):
-    """Equal ones: the same output on every token where TopK keeps both, or neither before and after."""
+    """Merges three equal features. The output stays the same on tokens where TopK keeps all three.
+
+    The output also stays the same where TopK keeps neither the three nor the merged feature.
+    """
     h = model(**tokens(8, 16), output_reconstructions=True).reconstructions[0].residual
     layer = model.mfn_layers[0]
     with torch.no_grad():
-        layer.encoder.bias[20] += 0.5  # so that it is active often
+        layer.encoder.bias[20] += 0.5  # so that feature 20 is often active
         layer.decoder.weight.copy_(F.normalize(layer.decoder.weight, dim=-1))
         for twin in (50, 51):
             for parameter in (layer.encoder.weight, layer.encoder.bias, layer.decoder.weight):
@@ -321,7 +333,7 @@ def test_a_merged_feature_is_the_projection_of_what_its_parts_write(model):
         mixed = F.normalize(layer.decoder.weight[4] + 0.3 * layer.decoder.weight[5], dim=-1)
         layer.decoder.weight[5] = mixed
         layer.encoder.weight[5] = 2 * layer.encoder.weight[4] + 0.1 * layer.encoder.weight[5]
-        layer.encoder.bias[[4, 5]] = 3.0  # active everywhere, or almost
+        layer.encoder.bias[[4, 5]] = 3.0  # active on almost every token
     h = torch.randn(50, 32, dtype=torch.float64)
     z = layer.encode(h).to_dense()[..., [4, 5]]
     lengths, directions = layer.encoder.weight[[4, 5]].norm(dim=-1), layer.decoder.weight[[4, 5]].clone()

@@ -1,4 +1,4 @@
-"""The MFN layer against a plain dense float64 transcription of eqs. 1-3, and what a sparse code promises."""
+"""The MFN layer compared with a dense float64 transcription of eqs. 1-3, and the invariants of a sparse code."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def make_layer(dtype=torch.float64, **settings):
 
 
 def dense_layer(layer, h, alpha, k, norm, rectify=True, scale=1):
-    """Eqs. 1-3 with a dense z, times `scale`: the oracle. Returns the blend, h_hat and z."""
+    """Computes eqs. 1-3 with a dense z, multiplied by `scale`. Returns the blend, h_hat and z."""
     x, mean, std = h, 0, 1
     if norm == "layer":
         mean = h.mean(-1, keepdim=True)
@@ -90,8 +90,11 @@ def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm):
 @pytest.mark.parametrize("stop_gradient", [True, False])
 @pytest.mark.parametrize("edit", [None, Scale(2.0)])
 def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, monkeypatch):
-    """Gradients of a loss of the output, the reconstruction, the code and the candidates together, as if each had a
-    dense forward of its own. The input is encoded once, and the code decoded once unless it is steered."""
+    """Compares outputs and gradients with those of separate dense forwards.
+
+    The loss depends on the output, the reconstruction, the code and the candidates together. The layer encodes once.
+    The layer decodes once, or twice if its code is steered.
+    """
     layer = make_layer(input_norm=norm)
     layer.config.alpha = 0.7
     h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
@@ -131,7 +134,7 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
     taken = MFNPass(edits, {}, {}, ReconstructionRequest(stop_gradient))
     layer(h, taken)
     (through,) = torch.autograd.grad(taken.codes[0].to_dense().square().sum(), h)
-    assert through.any()  # a code that a user takes leads back to the input
+    assert through.any()  # gradients of a returned code reach the input
 
 
 def test_numerical_gradients_of_encode_and_decode():
@@ -155,7 +158,7 @@ def test_non_contiguous_input_and_gradient():
 
 def test_autocast_keeps_the_residual_and_the_gradients_in_float32():
     layer = make_layer(torch.float32, alpha=1.0, k=50)
-    layer.encoder.bias.data += 9  # every feature is chosen and active, so that rounding changes values alone
+    layer.encoder.bias.data += 9  # every feature is active (k = m), so that rounding changes values only
     h = torch.randn(4, 16, 32, requires_grad=True)
     exact = torch.autograd.grad(layer(h).square().sum(), [h, *layer.parameters()])
     with torch.autocast("cpu", torch.bfloat16):
@@ -169,7 +172,7 @@ def test_autocast_keeps_the_residual_and_the_gradients_in_float32():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_gradients_of_features_that_fire_on_every_token(dtype):
-    """A sum over 4,000 tokens in one bag is where rounding at each addition would show."""
+    """Sums the gradients of 4,000 tokens for one feature. Rounding at each addition would show."""
     torch.manual_seed(2)
     code = SparseCode(torch.zeros(4000, 1, dtype=torch.long), torch.ones(4000, 1, dtype=dtype), 3)
     directions = torch.randn(3, 8).to(dtype).requires_grad_()
@@ -222,7 +225,7 @@ def test_codes_are_sparse_nonnegative_and_the_same_without_gradients(shape, feat
     data=st.data(),
 )
 def test_the_features_of_a_code_are_the_largest(shape, features, kinds, data):
-    """However many are equal, and whether they fall into groups or not."""
+    """Covers ties, and numbers of features for which the search uses groups or does not."""
     count = data.draw(st.integers(1, 24))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000)))
     bias = torch.zeros(features)

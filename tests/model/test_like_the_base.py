@@ -1,11 +1,11 @@
-"""What users of a causal LM of transformers rely on, at alpha = 1: generation, inputs, outputs, devices, compilation.
+"""Behaviour that users expect of a causal LM of transformers: generation, inputs, outputs, checkpointing, compilation.
 
-In float64, so that no rounding can change which features are chosen.
+The model is in float64, so that rounding cannot change which features are active.
 """
 
 import pytest
 import torch
-from conftest import HIDDEN, make_mfn, tokens
+from conftest import HIDDEN, enable_checkpointing, make_mfn, tokens
 
 from modeling_mfn import MFNForCausalLM
 
@@ -16,18 +16,13 @@ def model(family_base):
 
 
 def padded(rows):
-    """Rows of unequal length, padded on the left, and each row by itself."""
+    """Makes a left-padded batch from rows of unequal length."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for place, row in enumerate(rows):
         ids[place, width - len(row) :], mask[place, width - len(row) :] = row, 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def enable_checkpointing(model, kwargs):
-    # the name until transformers 6, and the one that replaces it
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(kwargs)
 
 
 ROWS = [tokens(1, length, seed=length)["input_ids"][0] for length in (4, 9, 6)]
@@ -41,7 +36,7 @@ def test_generation_with_the_cache_equals_generation_without(model):
 
 
 def test_a_left_padded_batch_equals_its_rows_piece_by_piece_from_the_cache(model):
-    """Prefill, a chunk, then single tokens from the cache, against each row alone without one."""
+    """Compares prefill, a chunk and single tokens from the cache with each row alone, without a cache."""
     batch = padded(ROWS)
     mask, cache, pieces, start = batch["attention_mask"], None, [], 0
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -63,8 +58,12 @@ def test_a_left_padded_batch_equals_its_rows_piece_by_piece_from_the_cache(model
 
 
 def test_beam_search_and_seeded_sampling(model):
-    beams = model.generate(**padded(ROWS), num_beams=3, num_return_sequences=2, max_new_tokens=6, do_sample=False)
-    assert beams.shape[0] == 6
+    settings = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "do_sample": False}
+    beams = model.generate(**padded(ROWS), **settings)
+    assert torch.equal(beams, model.generate(**padded(ROWS), **settings, use_cache=False))
+    for place, row in enumerate(ROWS):
+        alone = model.generate(input_ids=row[None], attention_mask=torch.ones_like(row)[None], **settings)
+        assert torch.equal(beams[2 * place : 2 * place + 2, -6:], alone[:, -6:])
     runs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -85,9 +84,11 @@ def test_inputs_and_outputs(model):
         torch.testing.assert_close(kept, expected, atol=1e-10, rtol=0)
     embedded = model(inputs_embeds=model.get_input_embeddings()(batch["input_ids"])).logits
     assert torch.equal(embedded, out.logits)
-    shifted = model(**batch, position_ids=torch.arange(3, 12)[None].expand(2, 9)).logits
-    first_row = model(input_ids=batch["input_ids"][:1], position_ids=torch.arange(3, 12)[None]).logits
-    torch.testing.assert_close(shifted[:1], first_row, atol=1e-10, rtol=0)
+    far_apart = 3 * torch.arange(9)[None]
+    stretched = model(**batch, position_ids=far_apart.expand(2, 9)).logits
+    assert not torch.allclose(stretched[:, 1:], out.logits[:, 1:], atol=1e-3)
+    first_row = model(input_ids=batch["input_ids"][:1], position_ids=far_apart).logits
+    torch.testing.assert_close(stretched[:1], first_row, atol=1e-10, rtol=0)
     as_tuple = model(**batch, return_dict=False)
     assert isinstance(as_tuple, tuple)
     assert torch.equal(as_tuple[0], out.logits)
@@ -121,7 +122,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, reentrant):
 
 
 def test_codes_under_gradient_checkpointing(model):
-    """Gradients through what the model hands out, and the refusal where they would be lost."""
+    """Compares gradients of codes and reconstructions with and without checkpointing.
+
+    Reentrant checkpointing would lose these gradients, so codes are refused.
+    """
     batch = tokens(2, 9)
     model.train()
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""At alpha = 0 an MFN model is its base, to the bit; in between and at 1 it is Figure 1."""
+"""MFN models equal their base bit for bit at alpha = 0, and follow Figure 1 at other values."""
 
 import copy
 
@@ -29,7 +29,7 @@ def test_alpha_0_gives_the_base_models_logits_to_the_bit(base, attention, dtype,
 @pytest.mark.parametrize("blend_into", ["residual", "mlp"])
 @pytest.mark.parametrize("alpha", [0.4, 1.0])
 def test_blocks_read_what_figure_1_shows(family_base, blend_into, alpha):
-    """Each block once more by hand: attention, MFN layer, MLP."""
+    """Recomputes each block with an MFN layer by hand: attention, MFN layer, MLP."""
     base = family_base.double()
     model = make_mfn(base, blend_into=blend_into, alpha=alpha, layers=[0, 2])
     names = {

@@ -1,4 +1,4 @@
-"""MFN models under PEFT: adapters on the backbone, and MFN layers that are trained beside them."""
+"""MFN models under PEFT: adapters on the backbone, and MFN layers trained next to adapters."""
 
 import copy
 
@@ -35,7 +35,7 @@ def test_lora_leaves_mfn_layers_alone(model):
 
 
 def test_mfn_layers_trained_beside_lora_follow_blend_and_steering(model, tmp_path):
-    """PEFT deep-copies the layers that it trains: what the model sets must reach the copies."""
+    """PEFT deep-copies the layers that it trains. Alpha and interventions of the model must reach the copies."""
     batch = tokens(2, 6)
     expected = {}
     for alpha in (0.0, 0.3):
@@ -67,7 +67,7 @@ def test_mfn_layers_trained_beside_lora_follow_blend_and_steering(model, tmp_pat
 def test_an_adapter_brings_its_alpha_and_k_in_any_precision(family_base, tmp_path):
     model = make_mfn(family_base, layers=[0, 2], k=5)
     names = set(model.state_dict())
-    model.set_blend(0.3)  # which bfloat16 would round
+    model.set_blend(0.3)  # bfloat16 cannot hold 0.3 exactly
     get_peft_model(model.bfloat16(), lora(model, modules_to_save=["mfn"])).save_pretrained(tmp_path)
     fresh = make_mfn(make_base(f"{family_base.config.model_type}-tied"), layers=[0, 2], alpha=0.0).bfloat16()
     loaded = PeftModel.from_pretrained(fresh, tmp_path, low_cpu_mem_usage=True)
@@ -77,7 +77,7 @@ def test_an_adapter_brings_its_alpha_and_k_in_any_precision(family_base, tmp_pat
     twin.set_blend(0.7)
     assert loaded.config.alpha == 0.3
     assert twin(**tokens(2, 6)).logits.ne(loaded(**tokens(2, 6)).logits).any()
-    # an ordinary checkpoint has the weights that it always had
+    # a merged model has the parameter names of an ordinary one
     merged = loaded.merge_and_unload()
     assert set(merged.state_dict()) == names
     assert (merged.config.alpha, merged.config.k) == (0.3, 5)
@@ -87,13 +87,16 @@ def test_an_adapter_brings_its_alpha_and_k_in_any_precision(family_base, tmp_pat
     "settings", [{}, {"util_target": "kl", "lambda_stab": 0.1, "reinit_dead_every": 2, "rate_window": 40}]
 )
 def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, tmp_path, settings):
-    """LoRA and MFN layers learn, alpha rises; saved, loaded and merged, the model is the same, its head still tied."""
+    """LoRA and MFN layers learn, and alpha rises.
+
+    Saved, loaded and merged models have the logits of the trained model. The merged model's head is still tied.
+    """
     base_logits = family_base(**tokens(2, 6)).logits
     model = make_mfn(family_base, alpha=0.0, layers=[0, 2], k=4)
     adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False))
     with torch.no_grad(), adapted.disable_adapter():
         adapted.set_blend(0.0)
-        torch.testing.assert_close(adapted(**tokens(2, 6)).logits, base_logits)  # what KL takes as its target
+        torch.testing.assert_close(adapted(**tokens(2, 6)).logits, base_logits)  # target of the KL loss
     before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
     adapted.train()
     args = arguments(tmp_path / "training", max_steps=4, save_strategy="steps", save_steps=4, **settings)
@@ -120,10 +123,10 @@ def test_trained_by_the_trainer_and_merged_into_an_ordinary_model(family_base, t
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"alpha_end": 0.0}, "no MFN layer is trained"),  # but there is a loss of its features
-        ({"lambda_recon": 0.0}, "no MFN layer is trained"),  # but alpha goes to 1
+        ({"alpha_end": 0.0}, "no MFN layer is trained"),  # although a feature loss is on
+        ({"lambda_recon": 0.0}, "no MFN layer is trained"),  # although alpha rises to 1
         ({"trainable": "mfn"}, "the adapter would not keep"),
-        ({"lambda_recon": 0.0, "alpha_start": 1.0}, None),  # adapters for a model whose features are there
+        ({"lambda_recon": 0.0, "alpha_start": 1.0}, None),  # features are already trained
     ],
 )
 def test_mfn_layers_that_the_adapter_leaves_out(model, tmp_path, settings, problem):
@@ -133,11 +136,11 @@ def test_mfn_layers_that_the_adapter_leaves_out(model, tmp_path, settings, probl
         return
     with pytest.raises(ValueError, match=rf'{problem}.*modules_to_save=\["mfn"\]'):
         MFNTrainer(adapted, arguments(tmp_path, **settings))
-    MFNTrainer(adapted.unload(), arguments(tmp_path, **settings))  # no PEFT model any longer
+    MFNTrainer(adapted.unload(), arguments(tmp_path, **settings))  # allowed without the adapter
 
 
 def test_a_prediction_is_explained_as_that_of_the_merged_model(model):
-    """Also where PEFT put a layer of its own around each MFN layer."""
+    """Compares explanations of an adapted model, whose MFN layers PEFT has wrapped, with those of its merged copy."""
     adapted = get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False))
     for method in ("gradient", "integrated"):
         settings = {"method": method, "steps": 2, "top": 3, "trace": 2, "verify": 2}

@@ -1,4 +1,4 @@
-"""Presets: they travel with the model, as JSON, and nothing that a model cannot have gets in."""
+"""Presets: saved as JSON in the model's config, and checked when they are saved and loaded."""
 
 import json
 
@@ -32,13 +32,15 @@ def test_a_preset_steers_as_its_interventions_do(model):
         expected = model(**batch).logits
     with model.steer("calm"):
         assert torch.equal(model(**batch).logits, expected)
-    assert not torch.equal(model(**batch).logits, expected)
-    with model.steer("late"):
-        assert torch.equal(model(**batch).logits, model(**batch).logits)
+    unsteered = model(**batch).logits
+    assert not torch.equal(unsteered, expected)
+    with model.steer("late"):  # it begins after the prompt
+        assert torch.equal(model(**batch).logits, unsteered)
     with model.steer([model.presets["calm"].interventions, {}]):
         torch.testing.assert_close(model(**batch).logits[0], expected[0])
     with model.steer("late", positions="prompt"):
         moved = model(**batch).logits
+    assert not torch.equal(moved, unsteered)
     with model.steer(model.presets["late"].interventions):
         assert torch.equal(model(**batch).logits, moved)
     assert model.presets["late"].positions == "generated"

@@ -1,4 +1,7 @@
-"""Saved models come back the same: by the Auto classes, without the plugin, in shards, on devices; or say why not."""
+"""Saved models load unchanged: with Auto classes, without the plugin, in shards, with a device map.
+
+Damaged or incompatible checkpoints raise an error that names the cause.
+"""
 
 import json
 
@@ -108,7 +111,7 @@ def test_ways_to_load(saved, tmp_path):
 
 
 def test_missing_mfn_weights_start_as_a_conversion_does(family_base, tmp_path):
-    """A checkpoint of another number of features is refused; one without any is initialised, unit norm and tied."""
+    """Loads a checkpoint without MFN weights. The layers start with unit-norm directions and tied encoders."""
     from safetensors.torch import load_file, save_file
 
     model = make_mfn(family_base)

@@ -1,10 +1,10 @@
-"""Interventions: what they do to a code, where they hold, and that nothing of them stays behind."""
+"""Interventions: their effect on a code, the forwards they act on, and their complete removal afterwards."""
 
 import threading
 
 import pytest
 import torch
-from conftest import make_mfn, tokens
+from conftest import enable_checkpointing, make_mfn, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,13 +25,13 @@ def model(family_base):
 
 
 def active_feature(model, layer, batch):
-    """A feature that is active on some tokens and silent on others."""
+    """Returns the feature whose firing rate is closest to one half."""
     fired = model(**batch, output_codes=True).codes[layer].to_dense().flatten(0, -2).gt(0).float().mean(0)
     return ((fired - 0.5).abs()).argmin().item()
 
 
 def steered_by_hand(model, batch, layer, edit):
-    """Logits with one layer's dense code edited between encoding and decoding, by a hook on the plain layer."""
+    """Returns the logits of a model in which a hook edits one layer's dense code between encoding and decoding."""
     mfn = model.mfn_layers[layer]
 
     def replace(module, args, _):
@@ -173,7 +173,7 @@ def test_steering_reaches_gradients_and_checkpointed_blocks_after_the_context_is
         loss.backward()
         return model.mfn_layers[0].decoder.weight.grad[5].clone()
 
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    enable_checkpointing(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

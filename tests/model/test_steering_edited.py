@@ -1,4 +1,4 @@
-"""Steering and baking on models some of whose features are pruned, removed or reset."""
+"""Steering and baking of models with pruned, removed, merged or reset features."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from modeling_mfn import Ablate, Add, Clamp, Scale
 
 @pytest.fixture
 def compacted(family_base):
-    """Without the features 5 and 70 of layer 1."""
+    """Model whose features 5 and 70 of layer 1 were pruned and removed."""
     model = make_mfn(family_base.double())
     model.prune_features(1, [5, 70])
     model.compact(keep_competition=False)
@@ -41,7 +41,7 @@ def test_what_is_baked_into_a_compacted_model_is_what_it_is_steered_to(compacted
     assert (steered - plain).abs().max() > 0.1
     before = [layer.decoder.weight.clone() for layer in compacted.mfn_layers.values()]
     for layer, weight in zip(compacted.mfn_layers.values(), before, strict=True):
-        layer.normalise_directions()  # as after each step of training: the norms are those that were baked
+        layer.normalise_directions()  # as after each training step: baked norms stay
         torch.testing.assert_close(layer.decoder.weight, weight, atol=1e-6, rtol=0)
     compacted.save_pretrained(tmp_path)
     again = type(compacted).from_pretrained(tmp_path)
@@ -70,12 +70,13 @@ PRESET = {
     (1, 70): Ablate(),
     (2, 8): Clamp(4.0, when="L1/5"),
 }
-"""Of which the first two are left when 5 and 70 of layer 1 are pruned, and the third and the last are missed."""
+"""Preset whose first two interventions remain when features 5 and 70 of layer 1 are pruned. Steering warns about the
+third and the last. The fourth is what pruning does."""
 
 
 @pytest.fixture
 def preset(family_base):
-    """A model with a preset of the above."""
+    """Model with `PRESET` under the name "calm"."""
     warning_once.cache_clear()
     model = make_mfn(family_base.double())
     model.save_preset("calm", PRESET)
@@ -113,7 +114,7 @@ def test_a_preset_goes_on_without_what_is_pruned(preset, edit, tmp_path, caplog)
     assert [record.message for record in caplog.records if "preset" in record.message] == [
         "preset 'calm' goes on with the rest: what it does to L1/5, L2/8 needs features that are pruned"
     ]
-    assert model.config.steering_presets == written  # as it was saved, for whoever wants to know
+    assert model.config.steering_presets == written  # the config keeps the whole preset
 
 
 @torch.no_grad()
@@ -131,8 +132,9 @@ def test_a_preset_that_is_done_by_pruning_is_no_error_and_one_with_nothing_left_
     preset.save_preset("off", {(1, 5): Ablate(), (1, 70): Scale(2.0, when="L0/3")})
     preset.save_preset("loud", {(1, 5): Add(3.0), (1, 70): Ablate()})
     prune(preset)
+    pruned = logits(preset)
     with preset.steer("off"):
-        assert torch.equal(logits(preset), logits(preset))
+        assert torch.equal(logits(preset), pruned)
     assert "preset" not in caplog.text
     for take in (preset.steer, preset.bake):
         with pytest.raises(ValueError, match="'loud' has nothing left: what it does to L1/5 needs features"):
@@ -148,7 +150,7 @@ def test_a_preset_that_is_done_by_pruning_is_no_error_and_one_with_nothing_left_
 
 
 def test_a_preset_of_features_that_start_again(preset, caplog):
-    """They are steered again, and somebody should know that they are others."""
+    """A reset brings a feature's interventions back. The log says that they were made for the old feature."""
     prune(preset)
     preset.reset_features(1, [5])
     assert (

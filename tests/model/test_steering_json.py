@@ -1,4 +1,4 @@
-"""Interventions as JSON, and those of another copy of the classes, do what the objects do."""
+"""Interventions as JSON, and as objects of another copy of the classes, act like the plugin's own objects."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_json_is_baked_as_objects_are(model):
 
 
 class NotOurs:
-    """Of a class with a name of ours, and nothing else of it."""
+    """A class that shares only its name with `Clamp`."""
 
     def __repr__(self):
         return "NotOurs()"
@@ -143,7 +143,10 @@ else:
     ids=["not installed", "imported beside the model's code"],
 )
 def test_a_model_with_its_own_code(model, tmp_path, monkeypatch, run, script):
-    """Where the plugin is not installed; and where it is, and its classes are not those of the model."""
+    """Steers a model that runs its own code, without the plugin and next to it.
+
+    The classes of the plugin are not those of the model.
+    """
     model.save_pretrained(tmp_path / "model")
     ids = tokens(2, 9)["input_ids"]
     save_file({"input_ids": ids, "steered": logits(model, OBJECTS)}, tmp_path / "expected")

@@ -1,4 +1,4 @@
-"""Steering of chosen rows and tokens, and on conditions, against dense edits by a hook that knows nothing of ours."""
+"""Steering of rows and tokens, and under conditions, compared with hooks that edit the dense code."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def model(family_base):
 
 
 def dense_code(layer, h):
-    """z (B, T, m) of eq. 1 as the paper writes it, and what undoes the standardisation."""
+    """Returns the dense z (B, T, m) of eq. 1, and the mean and std that standardisation took out."""
     std, mean = torch.std_mean(h, dim=-1, keepdim=True)
     pre = ((h - mean) / (std + 1e-5)) @ layer.encoder.weight.T + layer.encoder.bias
     kept = pre.topk(layer.config.k, dim=-1).indices
@@ -28,7 +28,7 @@ def dense_code(layer, h):
 
 
 class EditByHand:
-    """Hooks that replace what MFN layers give: `edits` maps a layer to a function of {layer: z as encoded} -> new z."""
+    """Hooks that replace the output of MFN layers. `edits` maps a layer to a function {layer: encoded z} -> new z."""
 
     def __init__(self, model, edits):
         self.model, self.edits, self.encoded = model, edits, {}
@@ -51,7 +51,7 @@ class EditByHand:
 
 
 def clamped_where(layer, feature, mask_of, values):
-    """An edit that sets `feature` on the tokens of a mask to the row's value; rows repeat in groups."""
+    """Returns an edit that sets `feature` to its row's value on masked tokens. Beams of a row share its value."""
 
     def edit(encoded):
         z = encoded[layer].clone()
@@ -63,7 +63,10 @@ def clamped_where(layer, feature, mask_of, values):
 
 
 def test_each_row_as_if_it_ran_alone(model):
-    """Rows of unequal length in one call, greedy and with beams, and each by itself with its own interventions."""
+    """Compares rows of unequal length in one call with each row alone, greedy and with beams.
+
+    Each row has its own interventions.
+    """
     batch, feature = padded(ROWS), active_feature(model, 0, padded(ROWS))
     rows = [{(0, feature): Clamp(4.0), "L2/3": Add(2.0)}, {(2, 3): Scale(-2.0), (2, 9): Clamp(5.0)}, {}]
     for search in ({}, {"num_beams": 2, "num_return_sequences": 2}):
@@ -87,8 +90,10 @@ def test_each_row_as_if_it_ran_alone(model):
 @pytest.mark.parametrize("search", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
 @pytest.mark.parametrize("positions", ["prompt", "generated", "mask"])
 def test_positions_hold_on_every_step_of_generation(model, positions, search):
-    """With a cache, without, with a static one, with a prefill in chunks and from embeddings, against generation
-    without a cache in which a hook edits every forward's whole dense code by hand."""
+    """Compares five ways to generate with an uncached reference, in which a hook edits the dense code of every forward.
+
+    The ways: a dynamic cache, no cache, a static cache, a prefill in chunks, and a prompt given as embeddings.
+    """
     batch, feature = padded(ROWS[:2]), 5
     wanted = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)) < 0.5
 
@@ -134,7 +139,7 @@ def test_positions_hold_on_every_step_of_generation(model, positions, search):
 
 
 def test_pieces_from_the_cache_equal_one_forward(model):
-    """Outside of `generate` every token is prompt, and a mask counts from the text's beginning."""
+    """Every token counts as prompt outside `generate`, and a mask starts at the first token of the text."""
     batch, mask = tokens(2, 9), torch.arange(18).view(2, 9) % 3 == 0
     feature = active_feature(model, 0, batch)
     with EditByHand(model, {0: clamped_where(0, feature, lambda *_: mask, [3.0])}):
@@ -155,16 +160,20 @@ def test_pieces_from_the_cache_equal_one_forward(model):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_conditions_equal_a_dense_transcription(model, alpha):
-    """On an earlier layer and on the same one; what is read is the encoder's, on a stream that is steered below."""
+    """Conditions on an earlier layer and on the same layer.
+
+    A condition reads the encoder's activation before interventions on its layer. Interventions on earlier layers have
+    changed the residual stream by then.
+    """
     model.set_blend(alpha)
     batch = tokens(2, 16)
     first, second = (active_feature(model, layer, batch) for layer in (0, 2))
     codes = model(**batch, output_codes=True).codes
     fired = codes[0].to_dense()[..., first]
     active = fired[fired > 0].sort().values
-    above = active[len(active) // 2 - 1 :][:2].mean().item()  # between two, so that rounding decides nothing
+    above = active[len(active) // 2 - 1 :][:2].mean().item()  # between two activations, against rounding
     interventions = {
-        (0, first): Clamp(9.0),  # makes the feature fire everywhere: conditions on it read what it was before
+        (0, first): Clamp(9.0),  # conditions on this feature still read its activation before the clamp
         (0, 7): Add(2.0, when=(0, first)),
         (2, 7): Clamp(3.0, when=(0, first), above=above),
         (2, second): Scale(-2.0, when=f"L2/{second}"),
@@ -221,7 +230,7 @@ def test_nested_contexts_are_a_composition_of_functions(model, contexts):
 
     batch = tokens(2, 6)
     with torch.no_grad(), ExitStack() as stack:
-        model.set_k(60)  # most of the features that are drawn are active somewhere
+        model.set_k(60)  # so that most drawn features are active on some token
         before = model(**batch, output_codes=True).codes[0].to_dense()
         for rows, positions in contexts:
             mask = positions if positions == "all" else torch.tensor(positions).view(2, 6)

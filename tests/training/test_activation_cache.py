@@ -1,4 +1,4 @@
-"""Training from cached activations against training through the whole model."""
+"""Training on cached activations, compared with training through the whole model."""
 
 import json
 
@@ -16,7 +16,7 @@ SETTINGS = {"lambda_util": 0.0, "alpha_end": 0.0, "trainable": "mfn", "lambda_ra
 
 
 def left_padded(data):
-    """The same windows with their padding first, and positions that begin with their text."""
+    """Moves the padding of windows to the left. Positions start at the first token of the text."""
 
     def turned(row):
         padding = [0] * row["attention_mask"].count(0)
@@ -117,7 +117,7 @@ def test_windows_that_a_cache_cannot_hold(tmp_path):
 
 
 def test_what_stands_at_padding_is_not_kept(tmp_path):
-    """Numbers that are too large for float16 are of no matter there."""
+    """Activations too large for float16 are allowed at padding. The cache holds zeros there."""
     model, data = make_mfn(make_base("llama-tied"), layers=[1], alpha=0.0), PADDED["left"]()
     with torch.no_grad():
         model.get_input_embeddings().weight[0] *= 1e7
@@ -139,7 +139,7 @@ def test_what_a_training_on_cached_residuals_cannot_do(tmp_path, settings):
 
 
 class Rows:
-    """Windows of which no more than a batch is ever held."""
+    """Windows that record the largest batch read at once and refuse to return a whole column."""
 
     def __init__(self, data):
         self.data, self.most = data, 0

@@ -1,4 +1,4 @@
-"""Training in two processes (gloo), against the same training in one."""
+"""Training in two processes (gloo), compared with training in one, and a training that is killed and resumed."""
 
 import json
 import os
@@ -34,13 +34,13 @@ FSDP = {
 
 
 def training(folder, processes=1, padded=False, unequal=False, resume=None, base="llama-tied", **arguments):
-    """Settings of a training of 16 rows a step, for the worker."""
+    """Returns the worker's settings of a training with 16 rows per step."""
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {
         "output_dir": str(folder),
         "max_steps": 4,
         "per_device_train_batch_size": 16 // processes // arguments.get("gradient_accumulation_steps", 1),
-        "optim": "sgd",  # Adam turns a gradient that is 0 but for rounding into a whole step
+        "optim": "sgd",  # Adam would turn the rounding error of a zero gradient into a full step
         "learning_rate": 0.05,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -53,10 +53,10 @@ def training(folder, processes=1, padded=False, unequal=False, resume=None, base
 
 
 def command(folder, trainings, processes=1):
-    """The command line and environment of trainings, one after the other."""
+    """Returns the command line and environment that run trainings one after the other."""
     (folder / "settings.json").write_text(json.dumps(trainings))
     launch = [sys.executable]
-    if processes > 1:  # that the processes run on CPUs is in the arguments
+    if processes > 1:  # the training arguments put the processes on CPUs
         launch += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--multi_gpu"]
         launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         launch += ["--main_process_port", "0"]
@@ -72,7 +72,7 @@ def run(folder, trainings, processes=1):
 
 
 def result(folder):
-    """(logs, weights) of a training; a sharded one leaves no weights here."""
+    """Returns (logs, weights) of a training. Weights are None for a sharded training."""
     weights = folder / "weights.safetensors"
     return json.loads((folder / "logs.json").read_text()), load_file(weights) if weights.exists() else None
 
@@ -96,7 +96,7 @@ LOSSES = {
     },
 }  # fmt: skip
 HALF_WAY = {"alpha_start": 0.5, "rate_floor": 1.0, **FIVE}
-# in a warm-up and in the second pass, no gradient arrives at a block's output
+# no gradient reaches a block's output in the warm-up and in the second pass
 PAST_THE_OUTPUT = {"mfn_warmup": 2, "gradient_accumulation_steps": 2, "rate_floor": 1.0, **FIVE}
 PAST_THE_OUTPUT |= {"stability_pass": "model"}
 SHARDED = {"processes": 2, "fsdp": True, "fsdp_config": FSDP}
@@ -106,7 +106,7 @@ KEPT |= {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps"
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """The folder with the trainings of LOSSES, by name."""
+    """Runs the trainings of LOSSES in two processes. Returns their folder, with a subfolder per name."""
     folder = tmp_path_factory.mktemp("two")
     run(folder, [training(folder / name, processes=2, **settings) for name, settings in LOSSES.items()], processes=2)
     return folder
@@ -114,7 +114,7 @@ def two_processes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_shards(tmp_path_factory):
-    """The folder with three trainings under FSDP2."""
+    """Runs three trainings under FSDP2. Returns their folder, with a subfolder per name."""
     folder = tmp_path_factory.mktemp("sharded")
     trainings = [
         training(folder / "half way", **HALF_WAY, **SHARDED),
@@ -137,7 +137,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, two_processes, name):
 
 
 def test_fsdp2_trains_and_saves(tmp_path, two_shards):
-    """Sharded parameters: the losses of one process, and a model that loads."""
+    """Compares the losses of sharded training with those of one process, and loads the saved model."""
     (one, _), (two, _) = in_this_process(tmp_path, **HALF_WAY), result(two_shards / "half way")
     for ours, theirs in zip(two, one, strict=True):
         for name in PARTS:
@@ -153,13 +153,13 @@ def test_fsdp2_goes_on_from_a_checkpoint(tmp_path, two_shards):
     checkpoint = two_shards / "kept" / "checkpoint-2"
     run(tmp_path, [training(tmp_path / "resumed", resume=str(checkpoint), **KEPT)], processes=2)
     (resumed, _), (whole, _) = result(tmp_path / "resumed"), result(two_shards / "kept")
-    assert len(resumed) == len(whole) == 4  # those of the steps before came with the checkpoint
+    assert len(resumed) == len(whole) == 4  # the checkpoint holds the logs of the first two
     for ours, theirs in zip(resumed[2:], whole[2:], strict=True):
         for name in PARTS:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 
-def test_fsdp2_has_the_weights_of_losses_that_go_past_the_output(tmp_path, two_shards):
+def test_fsdp2_has_the_gradients_of_losses_that_go_past_the_output(tmp_path, two_shards):
     (one, _), (two, _) = in_this_process(tmp_path, **PAST_THE_OUTPUT), result(two_shards / "past the output")
     assert ["util_loss" in step for step in one] == [False, False, True, True]
     for ours, theirs in zip(two, one, strict=True):
@@ -180,12 +180,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     run(tmp_path, [training(tmp_path / "whole", **settings)])
     whole, weights = result(tmp_path / "whole")
     line, environment = command(tmp_path, [training(tmp_path / "killed", **settings)])
-    process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     until = time.time() + 200
     while not (tmp_path / "killed" / "checkpoint-6").exists() and time.time() < until:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)  # in the middle of a checkpoint, as likely as not
-    process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)  # possibly while a checkpoint is written
+    process.wait()
     assert not (tmp_path / "killed" / "logs.json").exists(), "it had finished before it was killed"
     run(tmp_path, [training(tmp_path / "killed", resume=True, **settings)])
     resumed, same = result(tmp_path / "killed")

@@ -1,4 +1,4 @@
-"""Features stay alive and of unit norm: statistics, the auxiliary loss, re-initialisation, every optimizer."""
+"""Live features of unit norm: statistics, the auxiliary loss, restarts of dead features, optimizers."""
 
 import math
 
@@ -19,7 +19,7 @@ from modeling_mfn.training.statistics import FeatureStatistics
 
 
 def kill(model, layer, features):
-    """Makes features that no token will ever choose."""
+    """Lowers the bias of features so far that no token activates them."""
     with torch.no_grad():
         model.mfn_layers[layer].encoder.bias[features] = -100.0
 
@@ -53,7 +53,7 @@ def test_statistics_are_those_of_a_brute_force_count():
         assert figures[f"layer_{layer}/firing_rate_cv"] == pytest.approx(float(rates.std() / rates.mean()), rel=1e-5)
         assert (silent[place, rates == 0] == 52).all()
         assert torch.equal(statistics.below(1.5 / 52)[layer], (rates < 1.5 / 52).nonzero()[:, 0])
-        # 36 tokens, then 16: a token's weight falls by e in 1,000 of them
+        # parts of 36 and 16 tokens; a token's weight falls by a factor e per 1,000 tokens
         ages = torch.tensor([16.0] * 36 + [0.0] * 16).double()
         first, second = 1 - math.exp(-36 / 1000), 1 - math.exp(-16 / 1000)
         shares = torch.where(ages > 0, first * math.exp(-16 / 1000) / 36, second / 16).double()
@@ -62,11 +62,11 @@ def test_statistics_are_those_of_a_brute_force_count():
         u = (h - h.mean(-1, keepdim=True)) / (h - h.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
         common = (u * (shares / shares.sum())[:, None]).sum(0)
         assert statistics.variation()[place] == pytest.approx(float(1 - common.square().mean()), abs=1e-4)
-    assert statistics.below(1 / 60) == {}  # of 52 tokens, no rate is known to be so low
+    assert statistics.below(1 / 60) == {}  # 52 tokens are too few to measure such a low rate
 
 
 def test_the_reconstruction_loss_is_a_share_of_what_varies(tmp_path):
-    """A vector that is added to every token's residual stream takes no feature, and hides no error."""
+    """Adds one vector to every token's embedding. The loss is still the unexplained share of variance."""
     base = make_base("llama-tied")
     with torch.no_grad():
         embeddings = base.get_input_embeddings().weight
@@ -85,7 +85,7 @@ def test_the_reconstruction_loss_is_a_share_of_what_varies(tmp_path):
 
 
 def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():
-    """Against a dense transcription: the error in the encoder's space, TopK among the given features alone."""
+    """Compares the loss with a dense transcription, in which the given features alone reconstruct the error."""
     model = make_mfn(make_base("gpt2-tied").double(), layers=[1])
     layer = model.mfn_layers[1]
     revive = torch.tensor([3, 9, 40, 41, 77])
@@ -104,7 +104,7 @@ def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():
     a = a.masked_fill(~mask, -torch.inf)
     z = torch.where(a >= a.topk(2, dim=-1).values[..., -1:], a, 0)
     assert (z < 0).any()
-    z = z + (z.relu() - z).detach()  # negative ones count as 0 and have the gradient of positive ones
+    z = z + (z.relu() - z).detach()  # straight-through ReLU: negative values count as 0 and keep their gradient
     error = (h - item.reconstructed).detach()
     missing = error - std * (z @ layer.decoder.weight)
     centred = error - error.mean(-1, keepdim=True)
@@ -120,7 +120,7 @@ def test_the_auxiliary_loss_is_the_error_s_own_reconstruction():
 
 
 def fired(model, data):
-    """(m,) which features of layer 0 are active anywhere."""
+    """Returns (m,), True for features of layer 0 that are active on some token."""
     code = model(torch.tensor(data["input_ids"]), output_codes=True).codes[0]
     return torch.bincount(code.indices[code.values > 0], minlength=80) > 0
 
@@ -154,7 +154,7 @@ def test_dead_features_start_again_from_errors(tmp_path):
     assert changed[dead].all()
     assert torch.equal(changed, (layer.encoder.bias - before["encoder.bias"]).abs() > 1e-3)
     torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
-    assert torch.equal(trainer.statistics.below(1e-6)[0], changed.nonzero()[:, 0])  # for the auxiliary loss
+    assert torch.equal(trainer.statistics.below(1e-6)[0], changed.nonzero()[:, 0])  # trained by the auxiliary loss
     direction = torch.nn.functional.normalize(layer.encoder.weight[dead], dim=-1)
     torch.testing.assert_close(direction, layer.decoder.weight[dead])
     for parameter in (layer.decoder.weight, layer.encoder.weight):
@@ -165,7 +165,7 @@ def test_dead_features_start_again_from_errors(tmp_path):
 
 
 def test_many_features_that_start_again_at_once_do_not_drown_the_others(tmp_path):
-    """Those that nothing used do no harm when they start, and are used after a few steps of the auxiliary loss."""
+    """Restarts of unused features do not raise the loss. The auxiliary loss then activates some of these features."""
     data, dead = rows(64), torch.arange(40, 80)
     model = make_mfn(make_base("gpt2-tied"), alpha=0.0, k=8)
     for layer in range(3):
@@ -229,7 +229,7 @@ OPTIMIZERS = ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad",
 
 
 class KeepsWeights(torch.optim.SGD):
-    """An optimizer with a copy of the weights, and with something of their shape in which 0 is no zero."""
+    """An optimizer whose state has a copy of the weights, and a quantised tensor in which 0 does not mean zero."""
 
     def step(self, closure=None):
         super().step(closure)
@@ -239,7 +239,7 @@ class KeepsWeights(torch.optim.SGD):
 
 @pytest.mark.parametrize("kind", [*OPTIMIZERS, KeepsWeights], ids=[*OPTIMIZERS, "keeps_weights"])
 def test_what_an_optimizer_forgets_of_features_that_start_again(tmp_path, kind):
-    """Its moments of them, and nothing of the others."""
+    """Zeroes the moments of restarted features only. All other state stays unchanged."""
     dead, model = torch.tensor([2, 30, 31]), make_mfn(make_base("llama-tied"), alpha=0.0, layers=[0])
     kill(model, 0, dead)
     before = {}
@@ -279,7 +279,7 @@ def test_what_an_optimizer_forgets_of_features_that_start_again(tmp_path, kind):
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_directions_keep_unit_norm(tmp_path, settings):
-    """After every step, and the gradient that the optimizer sees has no part along a direction."""
+    """Directions have unit norm after training. No gradient that the optimizer sees has a part along its direction."""
     seen = []
 
     class Watched(MFNTrainer):
@@ -308,7 +308,7 @@ def test_directions_keep_unit_norm(tmp_path, settings):
 
 
 def test_mfn_layers_have_a_learning_rate_of_their_own(tmp_path):
-    """Twice the same step of plain SGD: only the learning rate differs, in MFN layers alone."""
+    """Compares two equal steps of plain SGD. Only the learning rate of the MFN layers differs."""
     moved = {}
     for rate in (None, 0.5):
         model = make_mfn(make_base("gpt2-tied"), alpha=0.5)
@@ -317,6 +317,6 @@ def test_mfn_layers_have_a_learning_rate_of_their_own(tmp_path):
         train(tmp_path, model, max_steps=1, alpha_start=0.5, mfn_learning_rate=rate, **settings)
         moved[rate] = {name: p.detach() - before[name] for name, p in model.named_parameters()}
     for name, change in moved[None].items():
-        if "decoder.weight" not in name:  # these turn, they do not move along
+        if "decoder.weight" not in name:  # directions are normalised after the step
             factor = 5 if ".mfn." in name else 1
             torch.testing.assert_close(moved[0.5][name], factor * change, atol=1e-6, rtol=1e-3)

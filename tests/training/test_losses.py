@@ -1,4 +1,4 @@
-"""The losses of section 4 against dense float64 transcriptions of their equations, in value and gradient."""
+"""Losses of section 4, compared with dense float64 transcriptions of their equations in value and gradient."""
 
 import math
 
@@ -26,20 +26,20 @@ MASK = torch.tensor([1, 1, 0, 1, 1, 0] * 5)
 def weights(seed=0):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    # the first features have a head start, some of the last are never active, many tokens have fewer than K positives
+    # falling biases: some of the last features are never active, and many tokens have fewer than K positive values
     bias = torch.linspace(1.5, -4.0, FEATURES, dtype=torch.float64)
     return draw(TOKENS, HIDDEN), draw(FEATURES, HIDDEN).requires_grad_(), bias.requires_grad_()
 
 
 def dense_code(x, weight, bias):
-    """Eq. 1 with a dense z, and each token's threshold: the least of its K largest values."""
+    """Returns the dense z of eq. 1 and each token's threshold, the K-th largest value."""
     z = torch.relu(x @ weight.T + bias)
     kth = z.topk(K, dim=-1).values[:, -1:]
     return torch.where(z >= kth, z, 0), kth.detach()
 
 
 def kl(p, rho):
-    """Eq. 6, feature by feature, with 0 log 0 = 0."""
+    """Computes eq. 6 feature by feature, with 0 log 0 = 0."""
     total = 0.0
     for p_i in p:
         total = total + (p_i * torch.log(p_i / rho) if p_i > 0 else 0.0)
@@ -62,18 +62,21 @@ def counted(request):
 
 
 def mask_of(counted):
-    """The mask as it comes with a batch (5, 6)."""
+    """Returns the mask of a batch, (5, 6), or None if all tokens count."""
     return None if isinstance(counted, slice) else MASK.view(5, 6)
 
 
 def batch(code):
-    """Its tokens as a batch (5, 6, K)."""
+    """Reshapes the tokens of a code to a batch: (30, K) -> (5, 6, K)."""
     return code._replace(indices=code.indices.view(5, 6, -1), values=code.values.view(5, 6, -1))
 
 
 @pytest.mark.parametrize("width", [WINDOW, 2.0])
 def test_rate_is_eq_6_with_the_slope_of_a_rectangle(counted, width, monkeypatch):
-    """The value is that of the true rates. The gradient has the slope at each token's 2K largest pre-activations."""
+    """The loss has the value of eq. 6 at the true rates.
+
+    The gradient uses the rectangle's slope, at each token's 2K largest pre-activations.
+    """
     monkeypatch.setattr(losses, "WINDOW", width)
     x, weight, bias = weights()
     candidates = attach_encoder(rank_features(x, weight, bias, 2 * K), x, weight, bias)

@@ -1,4 +1,4 @@
-"""The objective around the losses: perturbations, the second pass, the tokens that it draws, every lambda's part."""
+"""The objective around the losses: perturbations, the second pass, drawn tokens, and the weight of each loss."""
 
 import copy
 
@@ -37,7 +37,7 @@ def test_noise_is_a_share_of_the_rms_and_dropout_a_share_of_the_entries():
     ],
 )
 def test_stability_compares_with_the_code_of_a_perturbed_input(where, base, brought, tmp_path, monkeypatch):
-    """With a perturbation that is no matter of chance, against codes made by hand."""
+    """Compares the stability loss with codes computed by hand, under a deterministic perturbation."""
     model = make_mfn(make_base(base), layers=[0, 2])
     args = arguments(tmp_path, lambda_stab=1.0, stability_pass=where, stability_fraction=1.0, normalize_losses=False)
     data = rows(6, padded=True)
@@ -90,9 +90,9 @@ def test_every_lambda_weighs_its_own_part(tmp_path):
     whole = gradient(**weights)
     added = torch.zeros_like(whole)
     for name, weight in weights.items():
-        others = dict.fromkeys(lambdas, 1e-12)  # the same draws of chance as with all of them
+        others = dict.fromkeys(lambdas, 1e-12)  # not 0, so that random draws are the same as with all losses
         added += (gradient(**(others | {name: 1.0})) - gradient(**others)) * weight
-    torch.testing.assert_close(added, whole, atol=1e-7, rtol=1e-5)  # cross entropy is taken in float32
+    torch.testing.assert_close(added, whole, atol=1e-7, rtol=1e-5)  # cross entropy is computed in float32
 
 
 def test_tokens_that_are_drawn_for_stability_are_real_ones(tmp_path):
@@ -108,7 +108,7 @@ def test_tokens_that_are_drawn_for_stability_are_real_ones(tmp_path):
 
 
 class Elsewhere:
-    """Indices on another device than the layer: of no use before they are brought to its own."""
+    """Stands in for indices on another device, which are unusable before `to` moves them."""
 
     def __init__(self, indices):
         self.indices = indices

@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""Progress bar of a training."""
 
 import re
 
@@ -11,7 +11,7 @@ from modeling_mfn.training.progress import FeatureProgressCallback, show_progres
 
 
 def test_one_bar_has_the_loss_and_explained_variance(tmp_path, capsys):
-    """Nothing else is printed, whatever the Trainer would print of its own, and the bar ends with the last figures."""
+    """The bar ends with the last figures, and nothing else is printed, with either value of `disable_tqdm`."""
     for disable_tqdm in (True, False):
         settings = {"max_steps": 4, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
         args = arguments(tmp_path, **settings, disable_tqdm=disable_tqdm)

@@ -1,4 +1,4 @@
-"""Chosen features are trained alone: everything else stays equal to the bit."""
+"""Training of chosen features only. All other weights stay equal bit for bit."""
 
 import json
 
@@ -21,7 +21,7 @@ def weights(model):
 
 
 def changed_rows(model, before, layer):
-    """Name in the layer -> rows that differ from before."""
+    """Maps parameter names in the layer to the rows that differ from `before`."""
     found = {}
     for name, parameter in model.named_parameters():
         place = f".{layer}.mfn."
@@ -32,7 +32,7 @@ def changed_rows(model, before, layer):
 
 
 def check(model, before, chosen=CHOSEN):
-    """The chosen features' rows changed, and not a bit of anything else."""
+    """Checks that every row of the chosen features changed, and no other weight."""
     for name, parameter in model.named_parameters():
         if ".mfn." not in name:
             assert torch.equal(parameter, before[name]), name
@@ -54,7 +54,7 @@ def check(model, before, chosen=CHOSEN):
 )
 def test_only_chosen_features_change(family_base, tmp_path, settings):
     model = make_mfn(family_base, k=12)
-    with torch.no_grad():  # lengths that a step back to unit norm would change, if only in the last bit
+    with torch.no_grad():  # norms that are not 1, so that normalising a frozen direction would show
         for layer in model.mfn_layers.values():
             layer.decoder.weight *= 1.001
             layer.encoder.bias[torch.arange(80)] += 0.3
@@ -110,7 +110,7 @@ def test_reset_features_learn_again_while_the_rest_is_frozen(tmp_path):
 
 
 def test_from_cached_residuals_and_in_a_compacted_model(tmp_path):
-    """Names are those of features, wherever their rows are."""
+    """Features keep their names in a compacted model, in which their rows have moved."""
     data = rows(20)
     model = make_mfn(make_base("llama-tied"), alpha=0.0, k=12)
     model.prune_features(0, [1, 8, 50])
@@ -121,7 +121,7 @@ def test_from_cached_residuals_and_in_a_compacted_model(tmp_path):
     before = weights(model)
     settings = SETTINGS | {"alpha_start": 0.0, "alpha_end": 0.0, "lambda_util": 0.0, "max_steps": 4}
     MFNTrainer(CachedResiduals(model), arguments(tmp_path, **settings), train_dataset=cache).train()
-    encoder = decoder = [6, 7, 57]  # 7, 9 and 60 without those before them: 1, 8 and 50
+    encoder = decoder = [6, 7, 57]  # rows of 7, 9 and 60 after removal of 1, 8 and 50
     found = changed_rows(model, before, 0)
     assert found == {"encoder.weight": encoder, "encoder.bias": encoder, "decoder.weight": decoder, "decoder.bias": []}
     assert changed_rows(model, before, 2)["decoder.weight"] == CHOSEN["2"]

@@ -1,4 +1,4 @@
-"""What the trainer takes, and what it says before the first step."""
+"""Arguments of the trainer, and its errors and warnings before the first step."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_positional_arguments_are_those_of_trainer(tmp_path):
     [({"k_start": 80, "k_end": 8}, "k_start is 80"), ({"k_start": 8, "k_end": 80}, "k_end is 80"), ({}, "k is 80")],
 )
 def test_all_features_active_leave_the_rate_loss_no_target(tmp_path, settings, named):
-    """The user has set no rho: the error speaks of the k that it follows from."""
+    """The error names k, because rho follows from k if the user sets no rho."""
 
     def trainer(**more):
         model = make_mfn(make_base("llama-tied"), alpha=0.0, k=8 if settings else 80)
@@ -38,7 +38,7 @@ def test_all_features_active_leave_the_rate_loss_no_target(tmp_path, settings, n
     ("dtype", "settings", "warned"),
     [
         (torch.bfloat16, {}, 1),
-        (torch.bfloat16, {"bf16": True}, 1),  # autocast leaves the weights as they are
+        (torch.bfloat16, {"bf16": True}, 1),  # autocast does not change the weights' precision
         (torch.float32, {"bf16": True}, 0),
         (torch.float64, {}, 0),
     ],

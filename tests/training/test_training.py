@@ -63,7 +63,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path):
 
 @pytest.mark.parametrize("lambda_util", [1.0, 0.0])
 def test_accumulated_batches_give_the_gradients_of_one_large_batch(tmp_path, lambda_util):
-    """Rows of unequal length: means of means would be wrong."""
+    """Uses rows of unequal length, for which a mean of batch means would be wrong."""
     data = rows(12, padded=True)
 
     def gradients(batch_size, steps):
@@ -102,7 +102,7 @@ def test_accumulated_batches_give_the_gradients_of_one_large_batch(tmp_path, lam
     ids=lambda settings: "-".join(settings) or "default",
 )
 def test_every_weight_has_a_gradient_at_alpha_0(tmp_path, settings):
-    """DDP waits for one of each, and without any there is no backward."""
+    """DDP waits for a gradient of every weight. A loss without any gradient cannot run backward."""
     missing = []
 
     class Watched(MFNTrainer):
@@ -124,7 +124,7 @@ def test_mfn_layers_alone(tmp_path):
 
 
 def test_each_model_of_model_init_is_trained_like_one_that_is_given(tmp_path):
-    """A hyperparameter search makes models anew, whose k and m may differ, and sets arguments in between."""
+    """A hyperparameter search makes new models, whose k and m may differ, and changes arguments between trainings."""
     made = []
 
     def make(number):
@@ -135,7 +135,7 @@ def test_each_model_of_model_init_is_trained_like_one_that_is_given(tmp_path):
         return made[-1]
 
     settings = {"trainable": "mfn", "lambda_rate": 0.1, "train_sampling_strategy": "sequential"}
-    settings |= {"max_steps": 3, "logging_steps": 2}  # the third is never logged
+    settings |= {"max_steps": 3, "logging_steps": 2}  # the third step is never logged
     trainer = MFNTrainer(model_init=model_init, args=arguments(tmp_path, **settings), train_dataset=rows(64))
     for number, window in ((1, 50_000), (2, 90)):
         trainer.args.rate_window = window
@@ -149,7 +149,7 @@ def test_each_model_of_model_init_is_trained_like_one_that_is_given(tmp_path):
 
 @pytest.mark.parametrize("kind", ["whole", "adapter", "cached"])
 def test_no_checkpoint_is_best_before_alpha_and_k_have_arrived(tmp_path, kind):
-    """Of figures that only get worse the first to count is the best, and patience begins with it."""
+    """Evaluations only get worse, so the first one that counts is the best. Early stopping counts from there."""
     trained = model = make_mfn(make_base("llama-tied"), alpha=0.0, layers=[1])
     data, end = rows(64), 1.0
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 8}
@@ -189,12 +189,12 @@ def test_amounts_are_shares_or_steps(tmp_path):
     args = arguments(tmp_path, **settings)
     assert (args.alpha_schedule(50).begin, args.alpha_schedule(50).steps) == (10, 25)
     assert (args.k_schedule(50).begin, args.k_schedule(50).steps) == (10, 10)
-    halves = arguments(tmp_path, mfn_warmup=0.5, alpha_anneal=0.5)  # of 7 steps 3.5 each
+    halves = arguments(tmp_path, mfn_warmup=0.5, alpha_anneal=0.5)  # 3.5 of 7 steps each
     assert [halves.alpha_schedule(7).at(step) for step in (4, 7)] == [0, 1]
 
 
 def test_schedules_must_fit_into_the_training(tmp_path):
-    """One that is as long as its epochs is known only when it begins: 16 steps."""
+    """The length of a training given in epochs is known only when it starts: 16 steps here."""
     settings = {"max_steps": -1, "num_train_epochs": 1, "k_start": 9, "k_end": 3, "k_anneal": 10, "mfn_warmup": 7}
     with pytest.raises(ValueError, match="mfn_warmup is 7 and k_anneal is 10, 17 steps together; the training has 16,"):
         train(tmp_path, **settings)
@@ -203,7 +203,7 @@ def test_schedules_must_fit_into_the_training(tmp_path):
 
 
 def test_a_part_is_averaged_over_the_steps_that_have_it(tmp_path):
-    """The warm-up ends, and the utility begins, in the middle of what is logged at once."""
+    """The warm-up ends, and the utility loss starts, between two log entries."""
     settings = {"max_steps": 5, "mfn_warmup": 2, "gradient_accumulation_steps": 2}
     logged, each = (train(tmp_path, data=rows(64, padded=True), logging_steps=steps, **settings) for steps in (5, 1))
     for name, steps in (("recon_loss", 5), ("util_loss", 3)):
@@ -230,7 +230,7 @@ def test_the_warm_up_trains_mfn_layers_alone_and_then_all(tmp_path):
 
 
 def test_a_resumed_run_goes_through_its_warm_up_and_knows_its_features(tmp_path):
-    """Dead features, floors and noise: all that the objective draws on is in the checkpoint."""
+    """A checkpoint holds all state of the objective. This training has dead features, a rate floor and noise."""
     settings = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, "mfn_warmup": 5, "lambda_stab": 0.1}
     settings |= {"rate_floor": 1.0, "rate_window": 150, "reinit_dead_every": 4, "lambda_rate": 0.01}
     whole = train(tmp_path / "whole", make_mfn(make_base("llama-tied"), alpha=0.0, k=3), **settings)
@@ -263,7 +263,7 @@ def test_the_record_tells_how_the_model_was_trained(tmp_path):
     trainer.save_model()
     record = json.loads((tmp_path / "training_record.json").read_text())
     saved = json.loads((tmp_path / "checkpoint-2" / "training_record.json").read_text())
-    assert (saved["steps"], saved["alpha"], saved["k"]) == (2, pytest.approx(2 / 3), 6)  # nothing was logged yet
+    assert (saved["steps"], saved["alpha"], saved["k"]) == (2, pytest.approx(2 / 3), 6)  # before the first log
     assert record["alpha"] == 1.0
     assert not {"alpha", "k"} & record["figures"].keys()
     assert record["steps"] == 3
@@ -296,7 +296,7 @@ def test_distillation_trains_without_labels(tmp_path):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_distillation_takes_the_base_s_own_distribution(tmp_path, given):
-    """At alpha 0 there is nothing to learn; at alpha 1 the loss is the divergence from the base's logits."""
+    """The loss at alpha = 1 is the KL divergence from the base's distribution. At alpha = 0 the loss is 0."""
     base = make_base("gpt2-tied")
     model = make_mfn(base)
     data = rows(8, padded=True)
@@ -365,10 +365,10 @@ def test_bad_arguments(tmp_path, settings, message):
 
 
 def test_arguments_of_an_earlier_version_are_read(tmp_path):
-    """A record of version 0.1.0 names options that are gone, at their defaults."""
+    """Reads a record of version 0.1.0 that has removed options at their defaults."""
     record = json.loads((FIXTURES / "0.1.0" / "llama" / "checkpoint" / "training_record.json").read_text())
     assert {"rate_estimator", "rate_width", "schedule_stairs"} < record["arguments"].keys()
-    upstream = {field.name for field in fields(MFNTrainingArguments)}  # older releases lack some of transformers' own
+    upstream = {field.name for field in fields(MFNTrainingArguments)}  # older transformers lack some options
     read = {name: value for name, value in without_removed(record["arguments"]).items() if name in upstream}
     args = MFNTrainingArguments(output_dir=str(tmp_path), **read)
     assert (args.lambda_rate, args.k_start, args.k_end, args.alpha_shape) == (0.1, 6, 3, "linear")

@@ -1,4 +1,4 @@
-"""What the trainer measures of a model on data that it does not learn from."""
+"""Evaluation by the trainer: losses, figures of the features, data without labels."""
 
 import copy
 
@@ -25,7 +25,7 @@ def test_evaluation_reports_the_parts(tmp_path):
             x, error = (h - h.mean(-1, keepdim=True)) / std, (h - h_hat) / std
             shares.append(error.square().sum(-1).mean() / x.var(0).sum())
     assert metrics["eval_recon_loss"] == pytest.approx(torch.stack(shares).mean().item(), rel=1e-4)
-    # the layers' losses add up, whose mean is reported
+    # the losses of 3 layers add up, and their mean is reported
     assert metrics["eval_loss"] == pytest.approx(
         0.5 * 3 * metrics["eval_recon_loss"] + 2 * metrics["eval_util_loss"], rel=1e-5
     )
@@ -33,7 +33,7 @@ def test_evaluation_reports_the_parts(tmp_path):
 
 
 def test_evaluation_counts_what_the_features_do(tmp_path):
-    """Over all batches at once, against dense codes, and in the midst of a training whose own counts go on."""
+    """Compares figures over all batches with dense codes. Evaluation does not change the counts of training."""
     data = rows(10, padded=True)
     settings = {"max_steps": 4, "rate_window": 10**6, "log_layers": True, "per_device_eval_batch_size": 4}
     logs, model = [], make_mfn(make_base("llama-tied"), alpha=0.0, k=3, layers=[0, 2])
@@ -94,7 +94,7 @@ def test_evaluation_without_labels_measures_the_features(tmp_path, settings):
     for name in ("eval_recon_loss", "eval_comp_loss"):
         assert unlabelled[name] == pytest.approx(labelled[name])
     features = 3 * (labelled["eval_recon_loss"] + 0.5 * labelled["eval_comp_loss"])
-    if "util_target" in settings:  # padding is all that labels would tell
+    if "util_target" in settings:  # the KL loss needs labels only to leave out padding
         assert unlabelled["eval_util_loss"] == pytest.approx(labelled["eval_util_loss"], rel=1e-5)
         features += labelled["eval_util_loss"]
     else:

@@ -1,4 +1,4 @@
-"""Text of others made safe to show, in a terminal and in Markdown."""
+"""Text of unknown origin made safe for a terminal and for Markdown."""
 
 import pytest
 from atlas_data import HOSTILE

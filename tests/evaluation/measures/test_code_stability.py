@@ -43,7 +43,7 @@ def compare(dense, other):
 
 
 def of_windows(dense, other, counted):
-    """(W, 3) mean agreement in each window, of codes (W, T, m)."""
+    """Mean agreement in each window, (W, 3), of dense codes (W, T, m)."""
     rows = [
         [compare(dense[row, at], other[row, at]) for at in counted[row].nonzero().flatten()]
         for row in range(len(dense))
@@ -77,8 +77,10 @@ def dense_codes(model, **inputs):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_changed_contexts(family_base, padded):
-    """Attention does not see a context that is cut off. A replaced context is that of the next window; the last window
-    has the context of the first."""
+    """Attention does not see a context that is cut off. A replaced context is that of the next window.
+
+    The last window has the context of the first.
+    """
     model = make_mfn(family_base, layers=[0, 2])
     data = windows(padded)
     found = measure_stability(model, data, strengths=(), batch_size=3)
@@ -137,7 +139,7 @@ def test_noise_is_of_the_stated_share_of_the_rms(family_base, monkeypatch):
 
 
 def test_another_token_is_another_one(family_base):
-    """Each token that counts is compared with another such token, and with itself only if there is no other."""
+    """Each counted token is compared with another counted token of its window, or with itself if it is the only one."""
     torch.manual_seed(1)
     counted = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
     places = torch.stack([_other_tokens(counted) for _ in range(50)])

@@ -36,7 +36,7 @@ def make_task(seed=0):
 
 
 def make_codes(task, seed=0, memory_alone=False):
-    """(n, 60) codes: a feature of the concept, a feature of its training words, and features of words or of nothing."""
+    """Makes codes (n, 60): one feature of the concept, one of its training words, others of words or of nothing."""
     generator = np.random.default_rng(seed)
     words = generator.random((WORDS, 60)) * (generator.random((WORDS, 60)) < 0.1)
     codes = words[task.units] + generator.random((len(task.units), 60)) * (
@@ -85,7 +85,7 @@ def test_probes_are_those_of_scikit_learn_on_dense_arrays(sparse, monkeypatch):
 
 
 def test_regularisation_is_chosen_by_words_that_a_fold_has_not():
-    """Weak regularisation fits words by heart: better on folds that share words, worse on words it has not seen."""
+    """Weak regularisation memorises words. It scores better on folds that share words, and worse on unseen words."""
     task, generator = make_task(), np.random.default_rng(2)
     of_words = generator.random((WORDS, 200)) * (generator.random((WORDS, 200)) < 0.2)
     of_labels = task.labels[:, None] + 4 * generator.random((len(task.units), 20))
@@ -177,7 +177,7 @@ def test_areas_of_columns_are_those_of_scikit_learn(kind):
 
 
 def test_a_clean_feature_is_chosen_before_a_strong_one():
-    """The second feature fires ten times as strongly, and on half of the other words, too."""
+    """The second feature fires ten times as strongly, and also on half of the other training words."""
     task = make_task()
     generator = np.random.default_rng(0)
     codes = np.zeros((len(task.units), 2))

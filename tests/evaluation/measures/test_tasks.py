@@ -1,4 +1,4 @@
-"""Probe tasks, compared with counts by hand of words, brackets and quotes; properties of splits and shuffled labels."""
+"""Probe tasks, compared with independent counts of words, brackets and quotes; splits and shuffled labels."""
 
 from collections import Counter
 
@@ -64,7 +64,7 @@ def test_words_against_words_of_other_concepts():
         assert [word in words for word in found] == task.labels.tolist()
         units = dict(zip(task.units.tolist(), found, strict=True))
         assert [units[unit] for unit in task.units.tolist()] == found
-        # every word keeps one shuffled label, and each side as many positive words
+        # each word has one shuffled label, and each side keeps its number of positive words
         dealt = {(unit, label) for unit, label in zip(task.units.tolist(), task.shuffled.tolist(), strict=True)}
         assert len(dealt) == len(units)
         held_out = set(task.units[task.held_out].tolist())
@@ -147,7 +147,7 @@ def test_formatting_tasks_are_what_a_scan_of_each_window_says():
 
 
 def test_shuffled_labels_of_windows_say_nothing_of_the_true_ones():
-    """Labels stay independent although there are far more tokens than the limit."""
+    """Shuffled and true labels are independent even with far more tokens than the limit."""
     tokenizer, correlations, cut, limits = characters(), [], 0, FEW._replace(tokens=30)
     letters = np.array(list("aaaaabbbb.\n  ()"))
     for seed in range(20):

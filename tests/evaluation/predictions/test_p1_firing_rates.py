@@ -96,7 +96,7 @@ def test_even_rates_at_rho_have_no_deviation():
 
 
 def test_half_of_the_features_silent_in_closed_form():
-    """Rates are 0 and 2 rho: std rho and CV 1. Each silent feature costs -log(1 - rho)."""
+    """Rates are 0 and 2 rho, so that std is rho and CV is 1. Each silent feature costs -log(1 - rho)."""
     rho = 0.1
     figures = rate_measures(np.tile([0.0, 2 * rho], 8), rho)
     kl = (-np.log(1 - rho) + 2 * rho * np.log(2) + (1 - 2 * rho) * np.log((1 - 2 * rho) / (1 - rho))) / 2
@@ -110,7 +110,7 @@ def overlap(active):
 
 
 def test_mean_co_activation_knows_no_more_than_the_number_of_active_features():
-    """Four of 40 features per token, random or always the same four: only the correlation differs."""
+    """Four of 40 features fire per token, at random or in ten fixed groups of four. Only the correlation differs."""
     random = np.random.default_rng(1)
     number = 4000
     spread = np.argsort(random.random((number, 40)), axis=1) < 4
@@ -247,7 +247,7 @@ WORSE = SEED | {CV: 0.8}
 def test_the_criterion_asks_for_whole_intervals_and_every_seed(ours, unsure, seeds, outcome):
     figures = {MFN: GOOD | ours, **dict.fromkeys(BASELINES, GOOD)}
     differences = {name: UNSURE if name in unsure else LESS for name in BASELINES}
-    # the second seed of the one that has a single one is held against the mean of its seeds
+    # NO_RATE_LOSS has one seed, so that the second MFN seed is compared with its mean over seeds
     by_seed = {MFN: seeds, POST_HOC_SAE: (WORSE, WORSE), RANDOM_SAE: (WORSE, WORSE), NO_RATE_LOSS: (WORSE,)}
     found, reason = judge(figures, differences, by_seed)
     assert found == outcome

@@ -42,13 +42,13 @@ def tasks_of(data):
 
 def rotated(model):
     """Rotates the residual stream, so that no coordinate of h is a feature any more."""
-    torch.manual_seed(3)  # of which no coordinate tells animals and foods by chance
+    torch.manual_seed(3)  # with this seed no coordinate separates animals and foods by chance
     rotation = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN))[0]
     with torch.no_grad():
         embedding = model.get_input_embeddings().weight
         embedding.copy_(embedding @ rotation)
         model.mfn_layers[0].encoder.weight.copy_(rotation.T)
-        model.mfn_layers[0].encoder.bias.fill_(-0.05)  # what rounding leaves of 0
+        model.mfn_layers[0].encoder.bias.fill_(-0.05)  # keeps features silent where rounding leaves more than 0
     return model
 
 
@@ -79,8 +79,8 @@ def test_planted_features_are_pure_and_memories_fail():
     result = probe_purity(subjects, data, tasks)
     ours, theirs = result.figures[MFN], result.figures[POST_HOC_SAE]
     animals, foods = (task["held_out"][MFN]["purity"] for task in result.details["tasks"])
-    assert animals == 1.0  # an activation of 4 on foods is below those on animals
-    assert 0.8 < foods < 1.0  # no feature is theirs: neither animals nor foods have the royals
+    assert animals == 1.0  # the activation of 4 on foods is below all activations on animals
+    assert 0.8 < foods < 1.0  # no feature separates foods from both animals and royals
     assert ours["purity"].value == pytest.approx((animals + foods) / 2)
     assert theirs["purity"].value < 0.8
     assert theirs["purity, training"].value > theirs["purity"].value
@@ -97,13 +97,13 @@ def test_planted_features_are_pure_and_memories_fail():
         bits = [best_feature_information(*of).held_out for of in zip(codes, tasks, strict=True)]
         assert result.figures[name]["information"].value == pytest.approx(np.mean(bits))
     assert ours["information"].value > theirs["information"].value
-    memory = result.figures[TOKEN_IDENTITY]  # of words of one token, which it never saw
+    memory = result.figures[TOKEN_IDENTITY]  # words are single tokens, so held-out words were never seen
     assert memory["linear probe, training"].value == 1.0
     assert memory["linear probe"].value == memory["purity"].value == 0.5
     assert TOKEN_IDENTITY not in result.details["by_layer"]
 
     forgetful = planted.model()
-    with torch.no_grad():  # knows the animals of the training side alone, and nothing else
+    with torch.no_grad():  # its only feature fires on the animals of the training side
         embedding = forgetful.get_input_embeddings().weight
         animals = tasks[0]
         trained_on = animals.places[animals.labels & ~animals.held_out]
@@ -159,7 +159,7 @@ def test_averages_are_those_of_a_dense_transcription(family_base):
 
 
 def test_token_identity_against_counts():
-    """Words have two tokens, of which the last one tells the label in nine cases of ten. Half are held out."""
+    """The last token of a two-token word gives the label in nine of ten cases. Half of the words are held out."""
     generator = np.random.default_rng(0)
     labels, held_out = np.tile([True, False], 200), np.repeat([False, True], 200)
     tokens = np.where(labels ^ (generator.random(400) < 0.1), 7, generator.choice([8, 9], 400))
@@ -183,7 +183,7 @@ def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alp
     Args:
         by_seed: (probe, seed) -> addition to the area of MFN codes.
         added: group -> addition to all areas of its tasks.
-        untold: number of tasks, the first ones, on which the token alone tells nothing.
+        untold: number of tasks, the first ones, in which the token alone does not give the label.
     """
     noise = np.random.default_rng(0).normal(0, 0.01, len(groups))
     noise = noise + [(added or {}).get(group, 0) for group in groups]
@@ -218,11 +218,11 @@ def judge(monkeypatch, pure=(), linear=(), groups=("g",) * 20, by_seed=None, alp
         ({}, "confirmed"),
         ({"linear": {(MFN, "code"): 0.80}}, "partly"),
         ({"linear": {(MFN, "code"): 0.855}}, "partly"),  # above its own h, below the base's
-        ({"linear": {(MFN, "code"): 0.855}, "alpha": 1.0}, "confirmed"),  # spliced in, it does not read the base's h
+        ({"linear": {(MFN, "code"): 0.855}, "alpha": 1.0}, "confirmed"),  # at alpha 1 it does not read the base's h
         ({"pure": {(POST_HOC_SAE, "code"): 0.78}}, "partly"),  # better than the SAE, but by less than a tenth
         ({"pure": {(MFN, "residual"): 0.75}}, "partly"),
-        ({"pure": {(POST_HOC_SAE, "code"): 0.78}, "linear": {(MFN, "code"): 0.80}}, "partly"),  # over h alone
-        ({"pure": {(MFN, "residual"): 0.75}, "linear": {(MFN, "code"): 0.80}}, "not confirmed"),  # over the SAE alone
+        ({"pure": {(POST_HOC_SAE, "code"): 0.78}, "linear": {(MFN, "code"): 0.80}}, "partly"),  # purer than h only
+        ({"pure": {(MFN, "residual"): 0.75}, "linear": {(MFN, "code"): 0.80}}, "not confirmed"),  # than the SAE only
         ({"by_seed": {(LINEAR, 0): 0.1, (LINEAR, 1): -0.06}}, "partly"),
         ({"groups": ("g",) * 20 + ("formatting",) * 20, "added": {"formatting": -0.5}}, "confirmed"),
         ({"groups": ("formatting",) * 20}, "confirmed"),
@@ -257,7 +257,7 @@ def test_outcomes(given, outcome, monkeypatch):
 
 
 def test_groups_count_alike_and_the_token_is_told_apart(monkeypatch):
-    """Four parts of speech have lower areas than one polarity and three concepts."""
+    """Four tasks of parts of speech have lower areas than one of polarity and three of concepts."""
     groups = ("part of speech",) * 4 + ("polarity",) + ("concepts",) * 3
     result = judge(monkeypatch, groups=groups, added={"part of speech": -0.25}, untold=3)
     noise = np.random.default_rng(0).normal(0, 0.01, 8)
@@ -283,6 +283,6 @@ def test_without_the_mfn_model_there_is_no_verdict():
     alone = probe_purity({POST_HOC_SAE: [sae]}, data, tasks_of(data)[:1])
     assert (alone.outcome, alone.reason) == ("not measured", "no MFN among the subjects")
     assert set(alone.figures) == {POST_HOC_SAE, BASE_RESIDUAL_STREAM, TOKEN_IDENTITY}
-    assert np.isnan(alone.figures[POST_HOC_SAE]["purity"].low)  # of one task there is no interval
+    assert np.isnan(alone.figures[POST_HOC_SAE]["purity"].low)  # one task gives no interval
     none = probe_purity({POST_HOC_SAE: [sae]}, data, [], untested={"concepts": ["dragons"]})
     assert (none.outcome, none.details) == ("not measured", {"untested": {"concepts": ["dragons"]}})

@@ -51,7 +51,7 @@ def test_cka_is_that_of_the_dense_formula():
     a, b = sparse_codes(300, 20, 0), sparse_codes(300, 30, 1)
     b[:, :20] += 2 * a
     centred_a, centred_b = a - a.mean(0), b - b.mean(0)
-    gram_a, gram_b = centred_a @ centred_a.T, centred_b @ centred_b.T  # its other form: alignment of Gram matrices
+    gram_a, gram_b = centred_a @ centred_a.T, centred_b @ centred_b.T  # CKA in its other form, with Gram matrices
     expected = (gram_a * gram_b).sum() / np.linalg.norm(gram_a) / np.linalg.norm(gram_b)
     assert linear_cka(csr_array(a), csr_array(b)) == pytest.approx(expected, rel=1e-10)
     assert linear_cka(b, a) == pytest.approx(expected, rel=1e-10)
@@ -67,14 +67,14 @@ def test_cka_does_not_see_rotation_scale_and_shift():
 
 
 def test_pairs_are_chosen_on_one_text_and_measured_on_another():
-    """Features 0 to 5 are the same in both models. The rest is noise, which correlates only where it was matched."""
+    """Features 0 to 5 are equal in both models. The rest is noise that correlates only on the text of the matching."""
     model = make_mfn(make_base("llama-tied"), num_features=40)
     a, b = ([sparse_codes(200, 40, seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
     order = np.random.default_rng(5).permutation(40)
     for ours, theirs in zip(a, b, strict=True):
         theirs[:, :6] = 2 * ours[:, :6]
     a[1][:, 0] = 0  # on the held-out text one partner is silent: no correlation
-    a[1][:, 1] = b[1][:, 1] = 0  # both: nothing to be seen
+    a[1][:, 1] = b[1][:, 1] = 0  # both partners are silent: the correlation is unknown
     a[0][:, 39] = a[1][:, 39] = 0  # never active: left out
     b = [each[:, order] for each in b]
     found = align(model, model, 0, Codes(*map(csr_array, a)), Codes(*map(csr_array, b)))
@@ -94,7 +94,7 @@ def test_pairs_are_chosen_on_one_text_and_measured_on_another():
     assert found.cosines == pytest.approx(1)
     assert 0.9 < found.masses.sum() <= 1 + 1e-9  # each of 39 features of a, and 39 of 40 of b
     assert (found.features, found.pairs.shape) == (40, (39, 2))
-    # the four that correlate, of all 40: those without a partner, or with a silent one, count as not matched
+    # four of all 40 features correlate; features without a partner, or with a silent one, count as not matched
     assert alignment._share([found, found], 0.9).value == pytest.approx(4 / 40)
 
 
@@ -114,7 +114,7 @@ def test_the_whole_prediction(family):
     assert ours[COSINE].value == pytest.approx(1, abs=1e-6)
     live = ours["live features"].value
     assert live > 0.8
-    # but for those that fire on the text that chose alone
+    # except for features that fire only on the text of the matching
     assert live - 0.03 < ours["share of features matched above 0.9"].value <= live
     assert ours[f"{MATCHED}, chance"].value < 0.1
     assert ours[MATCHED].value > theirs[MATCHED].high > theirs[MATCHED].low > random[MATCHED].high
@@ -132,7 +132,7 @@ def test_the_whole_prediction(family):
 
 
 def test_intervals_of_three_models_are_of_features_that_stand_in_two_pairs_each():
-    """Compares with sums over all couples of pairs of the features that `align` matched in each layer."""
+    """Compares with a direct sum over all couples of pairs that `align` matched in each layer."""
     base = make_base("llama-tied")
     models = [make_mfn(base, seed=seed, layers=[0, 2]) for seed in (3, 4, 5)]
     found = cross_seed_alignment({MFN: models}, windows(0), windows(1)).figures[MFN]
@@ -165,12 +165,12 @@ SURE, LOW = Estimate(0.9, 0.85, 0.95), Estimate(0.5, 0.45, 0.55)
         ((SURE, LOW), (LOW, LOW, LOW), 0.3, (0.7, 0.5), "partly"),  # not in every pair of seeds
         ((LOW, LOW), (LOW, LOW, LOW), 0.1, (0.6, 0.5), "partly"),  # above the SAEs alone
         ((LOW, SURE), (LOW, LOW, LOW), -0.1, (0.5, 0.5), "partly"),  # CKA alone
-        ((LOW, SURE), (LOW, SURE, LOW), -0.1, (0.5, 0.5), "not confirmed"),  # which the post-hoc SAEs have, too
-        ((LOW, SURE), (LOW, LOW, SURE), -0.1, (0.5, 0.5), "not confirmed"),  # or random ones
+        ((LOW, SURE), (LOW, SURE, LOW), -0.1, (0.5, 0.5), "not confirmed"),  # post-hoc SAEs have the CKA, too
+        ((LOW, SURE), (LOW, LOW, SURE), -0.1, (0.5, 0.5), "not confirmed"),  # random SAEs have the CKA, too
     ],
 )
 def test_outcomes(ours, theirs, difference, seeds, outcome):
-    """Estimates are matched correlation and CKA of MFN, the same of post-hoc SAEs, and the CKA of random SAEs."""
+    """Matched correlation and CKA are given for MFN and for post-hoc SAEs, and the CKA for random SAEs."""
     figures = {
         MFN: {MATCHED: ours[0], "CKA": ours[1]},
         POST_HOC_SAE: {MATCHED: theirs[0], "CKA": theirs[1]},

@@ -111,8 +111,10 @@ def test_derivatives_are_autograds(family):
 
 
 def test_behind_the_last_block_it_is_the_norms_closed_form():
-    """Without its MLP, the last block's features reach the logits through RMSNorm alone: for a residual r and a change
-    v, the derivative of g r / rms is g (v - r (r.v) / |r|^2) / rms."""
+    """Features of the last block reach the logits through RMSNorm alone, because the block has no MLP here.
+
+    For a residual r and a change v, the derivative of g r / rms is g (v - r (r.v) / |r|^2) / rms.
+    """
     model, _, _ = bench_of("llama-untied")
     model.model.backbone.layers[2].mlp.down_proj.weight.zero_()
     site = Site(tokens(1, 14)["input_ids"][0], 9)

@@ -40,7 +40,7 @@ def exact(base, noise=0.0):
 
 
 def moved(base, seed=0):
-    """Changes a dense model into another one."""
+    """Adds noise to the weights of a dense model, in place."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in base.parameters():
@@ -176,7 +176,7 @@ LOSSES = {POST_HOC_SAE: (0.3, 0.5), FINE_TUNED_SAE: (0.3, 0.4)}
         ([(0.1, 0.2), (0.1, 0.2)], {}, "partly"),
         ([(0.01, 0.02), (0.04, 0.07)], {}, "partly"),  # one seed is not within 5 %
         ([(0.1, 0.2), (0.1, 0.55)], {}, "not confirmed"),  # one seed is not below the SAE
-        ([(0.12, 0.3), (0.12, 0.3)], {POST_HOC_SAE: (0.7, 0.75)}, "not confirmed"),  # loses more on the way
+        ([(0.12, 0.3), (0.12, 0.3)], {POST_HOC_SAE: (0.7, 0.75)}, "not confirmed"),  # loses more by the transfer
         ([(0.01, 0.02), (0.01, 0.02)], {POST_HOC_SAE: (0.7, 0.7)}, "not confirmed"),
         ([(0.1, 0.6), (0.1, 0.6)], {}, "not confirmed"),
         ([(0.01, 0.02)], {FINE_TUNED_SAE: None}, "not measured"),

@@ -69,7 +69,7 @@ sys.meta_path.insert(0, WithoutPandas())
 
 
 def test_an_atlas_needs_neither_torch_nor_other_large_packages(tmp_path):
-    """An atlas is read, labelled, searched and saved without them; pandas is needed for data frames only."""
+    """An atlas is read, labelled, searched and saved without large packages. Only data frames need pandas."""
     atlas = small_atlas(["king", "<b>"])
     atlas.label("L1/1", "royalty")
     atlas.save_pretrained(tmp_path)

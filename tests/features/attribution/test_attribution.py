@@ -23,7 +23,7 @@ TOKENIZER = numbered_words()
 
 
 def exact_norm(self, h):
-    """Llama's norm in the precision of its input; the original computes in float32, too roughly for differences."""
+    """Computes Llama's norm in the precision of its input. The original uses float32, too coarse for differences."""
     return self.weight * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
 
@@ -60,7 +60,7 @@ def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: lo
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_attributions_are_derivatives_and_ablations_are_real(model, alpha):
-    """Attributions equal (v(1 + e) - v(1 - e)) / 2e, with v the value where a feature's activations are scaled."""
+    """Attributions equal (v(1 + e) - v(1 - e)) / 2e, where v(c) is the value with a feature's activations times c."""
     model.set_blend(alpha)
     explanation = explain(model, TOKENIZER, TEXT, 4, top=4, verify=6, trace=0)
     assert len(explanation.tokens) == 5
@@ -86,7 +86,7 @@ def test_attributions_are_derivatives_and_ablations_are_real(model, alpha):
 
 @pytest.mark.parametrize("method", ["gradient", "integrated"])
 def test_every_layer_accounts_for_the_whole_value(model, method):
-    """Attributions of all features at all tokens, the measured value without features, and a remainder add up."""
+    """Attributions of all features, the measured value without features, and a remainder add up to the value."""
     explanation = explain(model, TOKENIZER, TEXT, method=method, top=1000, trace=0, verify=0)
     value = dense_value(model, {})
     for layer in explanation.layers:
@@ -193,7 +193,7 @@ def test_steering_holds_and_the_model_stays_as_it_was(model):
 
 
 def test_a_planted_cause_is_found(family_base):
-    """Token 33 activates feature 5 of block 1, which writes the direction of token 70.
+    """Token 33 activates feature 5 of block 1. This feature writes the direction of token 70.
 
     Nothing else in the model has an effect: attention and MLPs write 0, and the layer reads no other token.
     """

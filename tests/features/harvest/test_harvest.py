@@ -19,7 +19,7 @@ BATCH = 4
 
 
 def dense_codes(model, data, layer):
-    """Dense codes (rows, T, m) float64, 0 on tokens that are not counted, and the mask (rows, T) of those that are."""
+    """Dense codes (rows, T, m) in float64, 0 on tokens that do not count, and the mask (rows, T) of tokens that do."""
     codes = []
     for start in range(0, len(data), BATCH):
         rows = data[start : start + BATCH]
@@ -130,7 +130,7 @@ def test_random_examples_are_uniform():
 def test_co_active_features_are_those_of_dense_codes(family_base, monkeypatch, width):
     """Counts are exact if a layer has as many counters as features.
 
-    Otherwise they are never too small, and on average too large by less than min(n_i, n_j) K / width.
+    Otherwise counts are never too small, and on average too large by less than min(n_i, n_j) K / width.
     """
     monkeypatch.setattr(coactivation, "WIDTH", width)
     monkeypatch.setattr(coactivation, "PAIRS_AT_ONCE", 40)
@@ -217,7 +217,7 @@ def test_settings_of_the_model_that_matter(family_base):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(family_base, side):
-    """Rows of five lengths, padded to one, have the firings that each row has on its own."""
+    """Rows of five lengths, padded to one length, have the firings that each row has on its own."""
     model, data = make_mfn(family_base, layers=[0, 2]), windows(10, padded=False)
     lengths = [WINDOW - 2 * (row % 5) for row in range(10)]
     masks = [[1] * length + [0] * (WINDOW - length) for length in lengths]

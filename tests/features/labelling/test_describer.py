@@ -30,7 +30,7 @@ def atlas():
 class Rule:
     """Describes a feature by the marked words, and finds these words again.
 
-    `answer` turns the numbers of the lines that have them into the reply.
+    `answer` turns the numbers of the matching lines into the reply.
     """
 
     def __init__(self, answer=lambda numbers, count: ", ".join(map(str, numbers)) or "none"):
@@ -128,7 +128,7 @@ def test_reasoning_alone_labels_nothing(atlas, thoughts):
 
 @pytest.mark.parametrize("obeys", [True, False])
 def test_a_template_that_begins_the_reasoning_itself(atlas, obeys):
-    """The tiny model's words are reasoning without an end, unless the template leaves reasoning out when told to."""
+    """Words of the tiny model count as unfinished reasoning, unless the template leaves reasoning out on request."""
     tokenizer = planted.tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}" + (
         "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}" if obeys else "<think>\n"

@@ -147,7 +147,7 @@ def test_token_sets_are_counted_on_the_other_half_of_the_text(built, data):
 
 
 def test_shuffled_words_are_labelled_where_words_are_all_that_a_feature_tells(data):
-    """With a single concept of all words, shuffling changes nothing, and the control labels as many features."""
+    """With a single concept of all words, shuffling changes nothing. The control labels equally many features."""
     concepts = {"all": planted.ANIMALS + planted.FOODS}
     model = planted.model()
     atlas = FeatureAtlas.build(model, planted.tokenizer(), data, progress=False)

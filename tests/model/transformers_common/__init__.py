@@ -1,1 +1,1 @@
-"""transformers' own common model tests, run on our models. A package, so that its modules import each other by name."""
+"""Common model tests of transformers, run on MFN models. A package, so that its modules can import each other."""

@@ -1,5 +1,7 @@
-"""Collects transformers' own tests only where this folder is named, as they are fetched and take minutes; and fails a
-run in which an MFN model does not pass what its plain base model passes."""
+"""Collects transformers' common tests only if this folder is named, because they are fetched and take minutes.
+
+The run fails if an MFN model does not pass a test that its plain base model passes.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", f"{marker}: set by transformers' own tests")
     if is_asked_for(config):
-        fetch_tests()  # before pytest-xdist starts processes that would all do it
+        fetch_tests()  # before pytest-xdist starts workers that would each fetch them
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -54,7 +56,10 @@ def verdict(test_class: str, test: str) -> str:
 
 
 def faults(config: pytest.Config) -> Iterator[str]:
-    """What breaks the rule: every test that a plain model passes passes for MFN, or is in `SKIPS` with a reason."""
+    """Yields a line for each skip that `SKIPS` must explain, and for each outdated entry of `SKIPS`.
+
+    A skip of an MFN model needs an entry if the plain base model passes the test.
+    """
     further = set()
     for test_class, test in outcomes:
         if verdict(test_class, test) == "skipped" and verdict(test_class.removeprefix("MFN"), test) == "passed":

@@ -1,4 +1,4 @@
-"""Fetches the tests that the source distribution of the installed transformers carries; its wheel leaves them out."""
+"""Fetches tests from the source distribution of the installed transformers. The wheel has none."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from modeling_mfn.demo.assets import cache_folder
 
 
 def fetch_tests() -> Path:
-    """The folder with the files at the top of transformers' `tests/`, taken from the package index once a version and
-    kept outside the repository, where the demo keeps its files."""
+    """Returns a folder with the top-level files of transformers' `tests/`.
+
+    The files are downloaded from the package index once per version, into the demo's cache outside the repository.
+    """
     release = version("transformers")
     cache = cache_folder()
     folder = cache / f"transformers-{release}-tests"
@@ -41,7 +43,7 @@ def _download(release: str, folder: str) -> Path:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    # file by file and by its bare name, so that no member can write anywhere else
+    # bare file names, so that no member can be written outside the folder
     with tarfile.open(archive) as members:
         for member in members:
             path = PurePosixPath(member.name)

@@ -1,3 +1,3 @@
-"""What the plain model passes and the MFN model over it skips: (test class, test) -> the reason, in a line."""
+"""Tests that an MFN model skips and its plain base model passes: (test class, test) -> reason, in one line."""
 
 SKIPS: dict[tuple[str, str], str] = {}

@@ -1,5 +1,7 @@
-"""transformers' own common model tests on MFN models, and on their plain base models as the yardstick: `conftest.py`
-fails the run where an MFN model does not pass what its base model passes."""
+"""Common model tests of transformers, on MFN models and on their plain base models.
+
+`conftest.py` fails the run if an MFN model does not pass a test that its base model passes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from transformers_common.upstream import import_tests
 
 modeling, configuration = import_tests()
 
-# The tests tell a headless model and a causal LM by transformers' own lists of class names, so ours go on them.
+# The tests recognise headless models and causal LMs by transformers' lists of class names.
 modeling.MODEL_MAPPING_NAMES = {**modeling.MODEL_MAPPING_NAMES, "mfn": "MFNModel"}
 modeling.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {**modeling.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "mfn": "MFNForCausalLM"}
 
@@ -35,13 +37,13 @@ SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOKENS = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA = LlamaConfig(**SIZE, **TOKENS, num_key_value_heads=2, intermediate_size=37, max_position_embeddings=512)
 GPT2 = GPT2Config(**SIZE, **TOKENS, max_position_embeddings=512)
-# Features alone are let through, and few of them. A token whose K-th and next feature lie closer than rounding could
-# change its features between two runs that must agree; the tests passed with 8 seeds and no retries nevertheless.
+# At alpha = 1 only a few features reach the MLP. Rounding could swap a token's K-th and next feature between two runs
+# that must agree. The tests passed with 8 seeds and without retries.
 MFN = {"num_features": 64, "k": 8, "alpha": 1.0}
 
 
 class Subject(NamedTuple):
-    """What one class of tests runs on."""
+    """Models and config that one test class runs on."""
 
     models: tuple[type[PreTrainedModel], ...]
     config: PreTrainedConfig
@@ -73,7 +75,7 @@ class ModelTester:
 
 
 class ConfigTester(configuration.ConfigTester):
-    """Its checks, with `MFNConfig` as the config that has no default base model."""
+    """Config checks of transformers. `MFNConfig()` must fail, because it has no default base model."""
 
     def check_config_can_be_init_without_params(self) -> None:
         if self.config_class is MFNConfig:
@@ -84,10 +86,10 @@ class ConfigTester(configuration.ConfigTester):
 
 
 class CommonTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin):
-    """The tests, for the classes that are made of `SUBJECTS` below."""
+    """Base of the test classes that are made from `SUBJECTS` below."""
 
     subject: Subject
-    test_can_init_all_missing_weights_before_2023 = True  # or models whose config file states no year are let off
+    test_can_init_all_missing_weights_before_2023 = True  # otherwise models whose config file states no year are exempt
 
     def setUp(self) -> None:
         self.all_model_classes = self.subject.models
@@ -97,7 +99,7 @@ class CommonTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin):
 
     @property
     def _is_composite(self) -> bool:
-        # an MFN model is composite by its config, and yet has one attention implementation: tests of both kinds hold
+        # an MFN config is composite, but the model has one attention implementation: both kinds of tests apply
         return isinstance(self.subject.config, MFNConfig) and "non_composite" not in self._testMethodName
 
     def test_config(self) -> None:

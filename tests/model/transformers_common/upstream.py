@@ -1,4 +1,4 @@
-"""Imports transformers' common tests, with stand-ins for those of their neighbours that no distribution carries."""
+"""Imports transformers' common tests, with stand-ins for test modules that no distribution contains."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from unittest.mock import patch
 
 from transformers_common.fetch import fetch_tests
 
-# a GPU would choose other kernels and tolerances, and then skip other tests than everybody else's run
+# a GPU has other kernels and tolerances, and would skip other tests than a CPU
 os.environ.setdefault("TRANSFORMERS_TEST_DEVICE", "cpu")
 
 PACKAGE = "_transformers_own_tests"
 
 
 def import_tests() -> tuple[ModuleType, ModuleType]:
-    """transformers' `tests.test_modeling_common` and `tests.test_configuration_common`.
+    """Returns transformers' modules `tests.test_modeling_common` and `tests.test_configuration_common`.
 
-    They import each other by relative names and so need a package, which is given another name than `tests`."""
+    The modules use relative imports, so they need a package. Its name is not `tests`.
+    """
     _stand_in("", __path__=[str(fetch_tests())])
-    # the tests of export and of generation themselves are in folders that are not distributed
+    # the folders with the tests of export and generation are not distributed
     _stand_in(".exporters", __path__=[])
     _stand_in(".exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
     _stand_in(".generation", __path__=[])
@@ -30,7 +31,7 @@ def import_tests() -> tuple[ModuleType, ModuleType]:
     _stand_in(".utils", __path__=[])
     _stand_in(".utils.test_configuration_utils", config_common_kwargs={"num_labels": 7, "use_cache": False})
     modeling = importlib.import_module(f"{PACKAGE}.test_modeling_common")
-    # it imports the library once more, from a folder that the distribution lacks, and never uses that
+    # the module also imports transformers from a folder that the distribution lacks, and never uses this import
     with patch("transformers.utils.direct_transformers_import"):
         configuration = importlib.import_module(f"{PACKAGE}.test_configuration_common")
     return modeling, configuration
