@@ -143,7 +143,7 @@ def assets(tmp_path, monkeypatch):
         ("train_from_cache", "train_from_cache/training_record.json"),
         ("train_lora", "lora/merged"),
         ("share_on_hub", "share_on_hub/config.json"),
-        ("evaluate_predictions", "evaluate_predictions/report.md"),
+        pytest.param("evaluate_predictions", "evaluate_predictions/report.md", marks=pytest.mark.slow),
     ],
 )
 def test_the_scripts_run_offline(assets, monkeypatch, capsys, script, made):

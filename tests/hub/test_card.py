@@ -209,10 +209,10 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(family_base, tmp_path, monkeypatch, labelled):
+@pytest.mark.parametrize(("base", "labelled"), [("llama-tied", True), ("gpt2-tied", False)])
+def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(base, labelled, tmp_path, monkeypatch):
     """The code of the card runs unchanged and does not ask for confirmation."""
-    model, folder = make_mfn(family_base, layers=[0, 2]), tmp_path / "tiny-mfn"
+    model, folder = make_mfn(make_base(base), layers=[0, 2]), tmp_path / "tiny-mfn"
     tokenizer = word_tokenizer(("The", "weather", "is"))
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
     model.save_pretrained(folder)

@@ -168,7 +168,7 @@ def test_compiled_in_one_graph(model):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        for alpha in (0.0, 0.25, 0.5, 0.75, 1.0):
+        for alpha in (0.0, 0.25, 1.0):
             model.set_blend(alpha)
             torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits, atol=1e-10, rtol=0)
         ours, plain = (m(**batch, output_codes=True).codes[2] for m in (compiled, model))

@@ -138,15 +138,16 @@ else:
 
 
 @pytest.mark.parametrize(
-    ("run", "script"),
-    [(run_without_the_plugin, WITHOUT), (run_before_the_plugin, BESIDE)],
+    ("base", "run", "script"),
+    [("llama-tied", run_without_the_plugin, WITHOUT), ("gpt2-tied", run_before_the_plugin, BESIDE)],
     ids=["not installed", "imported beside the model's code"],
 )
-def test_a_model_with_its_own_code(model, tmp_path, monkeypatch, run, script):
+def test_a_model_with_its_own_code(base, tmp_path, monkeypatch, run, script):
     """Steers a model that runs its own code, without the plugin and next to it.
 
     The classes of the plugin are not those of the model.
     """
+    model = make_mfn(make_base(base), layers=[0, 2])
     model.save_pretrained(tmp_path / "model")
     ids = tokens(2, 9)["input_ids"]
     save_file({"input_ids": ids, "steered": logits(model, OBJECTS)}, tmp_path / "expected")
