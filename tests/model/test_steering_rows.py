@@ -171,26 +171,27 @@ def test_conditions_equal_a_dense_transcription(model, alpha):
     codes = model(**batch, output_codes=True).codes
     fired = codes[0].to_dense()[..., first]
     active = fired[fired > 0].sort().values
+    third, fourth = [feature for feature in (7, 11, 13, 17) if feature not in (first, second)][:2]
     above = active[len(active) // 2 - 1 :][:2].mean().item()  # between two activations, against rounding
     interventions = {
         (0, first): Clamp(9.0),  # conditions on this feature still read its activation before the clamp
-        (0, 7): Add(2.0, when=(0, first)),
-        (2, 7): Clamp(3.0, when=(0, first), above=above),
+        (0, third): Add(2.0, when=(0, first)),
+        (2, third): Clamp(3.0, when=(0, first), above=above),
         (2, second): Scale(-2.0, when=f"L2/{second}"),
-        (2, 11): Add(1.5, when=(2, second)),
+        (2, fourth): Add(1.5, when=(2, second)),
     }
 
     def lower(encoded):
         z, on = encoded[0].clone(), encoded[0][..., first] > 0
-        z[..., 7] += 2.0 * on
+        z[..., third] += 2.0 * on
         z[..., first] = 9.0
         return z
 
     def upper(encoded):
         z, on = encoded[2].clone(), encoded[2][..., second] > 0
-        z[..., 7][encoded[0][..., first] > above] = 3.0
+        z[..., third][encoded[0][..., first] > above] = 3.0
         z[..., second][on] *= -2.0
-        z[..., 11][on] += 1.5
+        z[..., fourth][on] += 1.5
         return z
 
     with EditByHand(model, {0: lower, 2: upper}) as by_hand:

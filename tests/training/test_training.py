@@ -23,14 +23,14 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
 def test_training_lowers_the_loss_and_moves_alpha_and_k_on_schedule(family, tmp_path):
     model = make_mfn(make_base(family), alpha=0.0, k=12)
-    trainer = train(tmp_path, model, max_steps=40, k_start=12, k_end=4, k_anneal=0.25)
+    trainer = train(tmp_path, model, max_steps=80, k_start=12, k_end=4, k_anneal=0.25)
     alpha = history(trainer, "alpha")
     untrained = MFNTrainer(make_mfn(make_base(family), k=4), arguments(tmp_path), eval_dataset=rows(64)).evaluate()
     trained = trainer.evaluate(rows(64))
     assert trained["eval_recon_loss"] < 0.8 * untrained["eval_recon_loss"]
     assert trained["eval_util_loss"] < untrained["eval_util_loss"] - 0.5
-    assert alpha == pytest.approx([min(1.0, step / 20) for step in range(1, 41)])
-    assert history(trainer, "k") == [max(4, round(12 - 8 * step / 10)) for step in range(1, 41)]
+    assert alpha == pytest.approx([min(1.0, step / 40) for step in range(1, 81)])
+    assert history(trainer, "k") == [max(4, round(12 - 8 * step / 20)) for step in range(1, 81)]
     for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
         features = entry["recon_loss"] + entry["aux_loss"] / 32
         assert entry["loss"] == pytest.approx(3 * features + entry["util_loss"], rel=1e-4)
