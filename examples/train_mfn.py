@@ -77,7 +77,9 @@ def main() -> None:
     with training_args.main_process_first(desc="packing text"):
         texts = load_text(data_args.text or shakespeare()[0][:4], data_args.text_column)
         windows = pack(texts, tokenizer, data_args.window)
-    held_out, rows = windows.take(data_args.held_out_rows), windows.skip(data_args.held_out_rows)
+    count = data_args.held_out_rows
+    count = count if isinstance(windows, IterableDataset) else min(count, len(windows))
+    held_out, rows = windows.take(count), windows.skip(count)
     first = [row["input_ids"] for row in islice(rows, 16)]
     if not first and (training_args.do_train or config.model_type != "mfn"):
         raise ValueError(
