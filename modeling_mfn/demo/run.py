@@ -234,8 +234,8 @@ def _print_perplexities(figures: dict[str, Any], console: Console) -> None:
     tokens = sum(phase["tokens"] for phase in figures["training"])
     console.print(
         f"At alpha 0 the logits equal the base model's bit for bit: {figures['same_logits_at_alpha_0']}.\n"
-        f"The MFN layers saw {tokens:,} tokens. After so little training the gap at alpha 1 is no verdict on the method, "
-        "and few features have one clear meaning."
+        f"The MFN layers saw {tokens:,} tokens. After so little training the gap at alpha 1 is no verdict on the "
+        "method, and few features have one clear meaning."
     )
 
 
