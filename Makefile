@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # the oldest versions that the project supports
 FLOORS_VENV ?= .venv-floors
+CORE := tests/model tests/training tests/test_imports.py tests/test_saved_before.py
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
@@ -21,7 +22,7 @@ test: $(VENV)/installed lint
 
 # the core once more, with the oldest versions that the project supports
 test-floors: $(FLOORS_VENV)/installed
-	OMP_NUM_THREADS=1 $(FLOORS_VENV)/bin/pytest -n 2 tests/model tests/training tests/test_imports.py tests/test_saved_before.py
+	OMP_NUM_THREADS=1 $(FLOORS_VENV)/bin/pytest -n 2 $(CORE) --ignore tests/model/transformers_common
 
 # before a release: what takes long, and what needs the network
 test-slow: $(VENV)/installed test-transformers test-checkpoint test-extras
@@ -86,5 +87,5 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt
 $(FLOORS_VENV)/installed: pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv $(FLOORS_VENV)
 	$(FLOORS_VENV)/bin/pip install --quiet --no-compile --constraint constraints-min.txt torch
-	$(FLOORS_VENV)/bin/pip install --quiet --no-compile --constraint constraints-min.txt --editable ".[all]" pytest pytest-xdist
+	$(FLOORS_VENV)/bin/pip install --quiet --no-compile --constraint constraints-min.txt --editable ".[all]" hypothesis pytest pytest-xdist
 	touch $@

@@ -78,8 +78,8 @@ def main() -> None:
         texts = load_text(data_args.text or shakespeare()[0][:4], data_args.text_column)
         windows = pack(texts, tokenizer, data_args.window)
     count = data_args.held_out_rows
-    count = count if isinstance(windows, IterableDataset) else min(count, len(windows))
-    held_out, rows = windows.take(count), windows.skip(count)
+    enough = isinstance(windows, IterableDataset) or count < len(windows)
+    held_out, rows = (windows.take(count), windows.skip(count)) if enough else (windows, [])
     first = [row["input_ids"] for row in islice(rows, 16)]
     if not first and (training_args.do_train or config.model_type != "mfn"):
         raise ValueError(
