@@ -28,7 +28,16 @@ def atlas_speed() -> Iterator[list[str]]:
     yield [f"files of an atlas of {of['atlas']['tokens']:,} tokens", f"{of['atlas']['files_mb']:.0f} MB"]
 
 
+def training_step() -> Iterator[list[str]]:
+    """Time of a training step before and after a layer encoded and decoded once per forward."""
+    yield ["losses", "before, ms", "after, ms", "after / before"]
+    for losses, of in records.result("training_step")["losses"].items():
+        before, after, ratio = of["processor"].values()
+        yield [losses, f"{before:,.0f}", f"{after:,.0f}", f"{ratio:.2f}"]
+
+
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "layer-speed": layer_speed,
     "atlas-speed": atlas_speed,
+    "training-step": training_step,
 }
