@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # the oldest versions that the project supports
 FLOORS_VENV ?= .venv-floors
-CORE := tests/model tests/training tests/test_imports.py tests/test_saved_before.py
+CORE := tests/model tests/test_saved_before.py \
+	tests/training/test_losses.py tests/training/test_training.py tests/training/test_living_features.py
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
