@@ -30,6 +30,10 @@ def convert(
     ] = None,
     k: Annotated[int, typer.Option(help="Active features per token, at most.")] = 32,
     alpha: Annotated[float, typer.Option(help="Blend: 0 is the base model; at 1 only features pass.")] = 0.0,
+    codes: Annotated[
+        Literal["stream", "update"],
+        typer.Option(help="Code the residual stream, or what was written to it since the last MFN layer."),
+    ] = "stream",
     blend_into: Annotated[
         Literal["residual", "mlp"], typer.Option(help="Tensor that the blend replaces.")
     ] = "residual",
@@ -64,6 +68,7 @@ def convert(
                 expansion_factor=expansion_factor,
                 k=k,
                 alpha=alpha,
+                codes=codes,
                 blend_into=blend_into,
                 input_norm=input_norm,
                 decoder_bias=decoder_bias,

@@ -99,6 +99,9 @@ class MFNConfig(PreTrainedConfig):
             K of eq. 1, the most active features per token. `MFNForCausalLM.set_k` changes it.
         alpha (`float`, *optional*, defaults to 0.0):
             Blend of eq. 3; 0 is the base model, 1 lets only features through. `MFNForCausalLM.set_blend` changes it.
+        codes (`"stream"` or `"update"`, *optional*, defaults to `"stream"`):
+            What an MFN layer codes: the residual stream h, or u = h - s, what attention and MLP have written since the
+            last MFN layer. s is the stream that this layer left, and before the first layer the input of block 0.
         blend_into (`"residual"` or `"mlp"`, *optional*, defaults to `"residual"`):
             Target of eq. 3: the residual stream itself, so that MLP and skip path read only features, or just the
             MLP's input.
@@ -133,6 +136,7 @@ class MFNConfig(PreTrainedConfig):
     num_features: Any = None
     k: int = 32
     alpha: float | int = 0.0
+    codes: Literal["stream", "update"] = "stream"
     blend_into: Literal["residual", "mlp"] = "residual"
     input_norm: Literal["layer", "none"] = "layer"
     decoder_bias: bool = True
@@ -172,6 +176,7 @@ class MFNConfig(PreTrainedConfig):
         _check_removed(self)
         check_k(self.k, self.num_features, self.most_removed)
         self.alpha = check_alpha(self.alpha)
+        _check_choice("codes", self.codes, ("stream", "update"))
         _check_choice("blend_into", self.blend_into, ("residual", "mlp"))
         _check_choice("input_norm", self.input_norm, ("layer", "none"))
         read_presets(self.steering_presets, self.layers, self.num_features)

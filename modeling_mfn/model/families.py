@@ -28,8 +28,10 @@ class MFNBlock:
     def forward(self, hidden_states: Tensor, *args: Any, mfn_pass: MFNPass | None = None, **kwargs: Any) -> Tensor:
         """Runs the block: (B, T, d) -> (B, T, d). Further arguments go to the attention."""
         attention_norm, attention, mlp_norm = (getattr(self, part) for part in self.parts)
+        mfn_pass = mfn_pass or MFNPass()
         h = hidden_states + attention(attention_norm(hidden_states), *args, **kwargs)[0]
         features = self.mfn(h, mfn_pass)
+        mfn_pass.leave_stream(self.mfn.layer_index, features)
         residual = features if self.mfn.config.blend_into == "residual" else h
         return residual + self.mlp(mlp_norm(features))
 

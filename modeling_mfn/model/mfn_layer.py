@@ -109,6 +109,9 @@ class MFNLayer(AdapterCopy):
 
     With `input_norm="layer"`, x is h standardised over its d entries, (h - mean) / (std + 1e-5), and h_hat is
     std (D z + b) + mean. With `input_norm="none"`, x is h itself.
+
+    With `codes="update"`, the layer codes u = h - s in place of h, where s is the stream that the last MFN layer left.
+    Then h_hat = s + u_hat, and the rest stays.
     """
 
     epsilon = 1e-5
@@ -131,14 +134,31 @@ class MFNLayer(AdapterCopy):
         alpha = self.config.alpha
         if alpha == 0 and not mfn_pass.collects and not torch.is_grad_enabled():
             return h
-        read = self.standardise(h)
+        u = self.coded_part(h, mfn_pass)
+        read = self.standardise(u)
         if mfn_pass.reconstructions is None:
             z, reconstruction = mfn_pass.edit(self.layer_index, self._encode(read.x)), None  # eq. 1
-            h_hat = read.undo(self._mixture(z))  # eq. 2
+            u_hat = read.undo(self._mixture(z))  # eq. 2
         else:
-            z, h_hat, reconstruction = self._reconstruct_for_losses(h, read, mfn_pass)
+            z, u_hat, reconstruction = self._reconstruct_for_losses(u, read, mfn_pass)
         mfn_pass.leave(self.layer_index, z, reconstruction)
-        return torch.lerp(h, h_hat.to(h.dtype), alpha)  # eq. 3, exact at both ends
+        return self._blend(h, u_hat, mfn_pass)  # eq. 3
+
+    def coded_part(self, h: Tensor, mfn_pass: MFNPass) -> Tensor:
+        """Returns what the layer codes of the residual stream (B, T, d): h, or u = h - s with `codes="update"`."""
+        before = mfn_pass.stream_before(self.layer_index)
+        return h if before is None else h - before.to(h.device)
+
+    def output_of(self, code: SparseCode, h: Tensor, mfn_pass: MFNPass) -> Tensor:
+        """Returns the layer's output h' (B, T, d) for another code (B, T, K) of the same input h (B, T, d)."""
+        u_hat = self.reconstruct(code, self.standardise(self.coded_part(h, mfn_pass)))
+        return self._blend(h, u_hat, mfn_pass)
+
+    def _blend(self, h: Tensor, u_hat: Tensor, mfn_pass: MFNPass) -> Tensor:
+        """h' = alpha h_hat + (1 - alpha) h, exact at both ends."""
+        before = mfn_pass.stream_before(self.layer_index)
+        h_hat = u_hat if before is None else before.to(h.device) + u_hat
+        return torch.lerp(h, h_hat.to(h.dtype), self.config.alpha)
 
     def standardise(self, h: Tensor) -> Standardised:
         """Returns the encoder's input for a residual stream (..., d), with the mean and std taken out of it, if any."""

@@ -13,6 +13,11 @@ from .sparse_code import SparseCode
 from .steering import LayerEdit
 
 
+EMBEDDINGS = -1
+"""Number of the embeddings in `MFNPass.streams`, below every block."""
+NON_REENTRANT = 'enable it with {"use_reentrant": False}, which is the default'
+
+
 class Reconstruction(NamedTuple):
     """Inputs of the losses that shape features, from one MFN layer.
 
@@ -21,9 +26,9 @@ class Reconstruction(NamedTuple):
     """
 
     residual: Tensor
-    """h, (B, T, d)."""
+    """What the layer codes, (B, T, d): the stream h, or the update u with `codes="update"`."""
     reconstructed: Tensor
-    """h_hat, (B, T, d)."""
+    """h_hat or u_hat, (B, T, d)."""
     code: SparseCode
     """z, (B, T, K), without interventions."""
     candidates: SparseCode | None = None
@@ -72,6 +77,7 @@ class MFNPass:
         codes: dict[int, SparseCode] | None = None,
         reconstructions: dict[int, Reconstruction] | None = None,
         request: ReconstructionRequest | None = None,
+        streams: dict[int, Tensor] | None = None,
     ) -> None:
         self.edits = edits or {}
         """Layer -> interventions on its code."""
@@ -80,6 +86,9 @@ class MFNPass:
         self.reconstructions = reconstructions
         """Layer -> reconstruction, likewise."""
         self.request = request or ReconstructionRequest()
+        self.streams = streams
+        """With `codes="update"`: layer -> blended stream (B, T, d) that it left, and `EMBEDDINGS` -> input of block 0.
+        By layer, so that a block that gradient checkpointing runs again finds the same stream."""
         self.with_gradient = torch.is_grad_enabled()
         self.is_over = False
         """True after the forward: a block that gradient checkpointing runs again leaves nothing."""
@@ -88,6 +97,29 @@ class MFNPass:
     def collects(self) -> bool:
         """True if codes or reconstructions were asked for."""
         return self.codes is not None or self.reconstructions is not None
+
+    def leave_stream(self, layer: int, stream: Tensor) -> None:
+        """Keeps the blended stream (B, T, d) of an MFN layer for the next one, with `codes="update"`."""
+        if self.streams is None or self.is_over:
+            return
+        if not self.with_gradient:  # no block runs again
+            for passed in sorted(self.streams)[:-1]:
+                del self.streams[passed]
+        self.streams[layer] = stream
+
+    def stream_before(self, layer: int) -> Tensor | None:
+        """Returns the stream (B, T, d) that the last MFN layer left, or the embeddings before the first one.
+
+        `None` with `codes="stream"`.
+
+        Raises:
+            ValueError: under reentrant gradient checkpointing, which would lose the gradient of this stream.
+        """
+        if self.streams is None:
+            return None
+        if self.with_gradient and not torch.is_grad_enabled():
+            raise ValueError(f'codes="update" cannot train under reentrant gradient checkpointing; {NON_REENTRANT}')
+        return self.streams[max(left for left in self.streams if left < layer)]
 
     def edit(self, layer: int, code: SparseCode) -> SparseCode:
         """Applies the interventions on a layer to its code: (B, T, K) -> (B, T, K + I)."""
@@ -102,7 +134,7 @@ class MFNPass:
         if self.collects and self.with_gradient and not torch.is_grad_enabled():
             raise ValueError(
                 "codes cannot be collected under reentrant gradient checkpointing, which would lose their gradients; "
-                'enable it with {"use_reentrant": False}, which is the default'
+                + NON_REENTRANT
             )
         if self.is_over:
             return

@@ -18,7 +18,7 @@ from .conversion import convert, readable_weights
 from .families import family_of
 from .feature_editing import FeatureEditing
 from .mfn_layer import FeatureDecoder, MFNLayer
-from .mfn_pass import MFNPass, Reconstruction
+from .mfn_pass import EMBEDDINGS, MFNPass, Reconstruction
 from .sparse_code import SparseCode
 from .steerable import SteerableModel
 from .steering import edits_in_force, generating
@@ -68,6 +68,11 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.__class__ = sharded
+
+
+def _leave_embeddings(block: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+    """Keeps the input of block 0, the stream before the first MFN layer."""
+    options["mfn_pass"].leave_stream(EMBEDDINGS, arguments[0])
 
 
 class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
@@ -155,6 +160,8 @@ class MFNModel(MFNPreTrainedModel):
         for layer in config.layers:
             blocks[layer].__class__ = family.block_class
             blocks[layer].mfn = MFNLayer(config, layer)
+        if config.codes == "update":
+            blocks[0].register_forward_pre_hook(_leave_embeddings, with_kwargs=True)
         # device maps and FSDP look for the names of the block classes that are really there
         self.backbone._no_split_modules = {type(block).__name__ for block in blocks}
         decoders = [f"backbone.{family.blocks}.{layer}.mfn.decoder.weight" for layer in config.layers]
@@ -182,7 +189,8 @@ class MFNModel(MFNPreTrainedModel):
             inputs_embeds = request.perturb_embeddings(inputs_embeds)
         edits = edits_in_force(self, input_ids if inputs_embeds is None else inputs_embeds, past_key_values)
         reconstructs = output_reconstructions or request is not None
-        mfn_pass = MFNPass(edits, {} if output_codes else None, {} if reconstructs else None, request)
+        streams: dict[int, Tensor] | None = {} if self.config.codes == "update" else None
+        mfn_pass = MFNPass(edits, {} if output_codes else None, {} if reconstructs else None, request, streams)
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -171,11 +171,11 @@ def _without_blocks_above(model: MFNForCausalLM) -> Iterator[None]:
 
 @contextmanager
 def _residuals(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
-    """Yields layer -> its input (B, T, d) in the last forward. At alpha 0 layers have an input, too."""
+    """Yields layer -> what it codes (B, T, d) in the last forward. At alpha 0, layers have an input, too."""
     found: dict[int, Tensor] = {}
 
     def hook(number: int) -> Callable[..., None]:
-        return lambda layer, arguments: found.update({number: arguments[0]})
+        return lambda layer, arguments: found.update({number: layer.coded_part(*arguments)})
 
     handles = [layer.register_forward_pre_hook(hook(number)) for number, layer in model.mfn_layers.items()]
     try:

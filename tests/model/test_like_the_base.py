@@ -10,9 +10,9 @@ from conftest import HIDDEN, enable_checkpointing, make_mfn, tokens
 from modeling_mfn import MFNForCausalLM
 
 
-@pytest.fixture
-def model(family_base):
-    return make_mfn(family_base.double(), layers=[0, 2])
+@pytest.fixture(params=["stream", "update"])
+def model(request, family_base):
+    return make_mfn(family_base.double(), layers=[0, 2], codes=request.param)
 
 
 def padded(rows):
@@ -115,6 +115,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, reentrant):
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     enable_checkpointing(model, {"use_reentrant": reentrant})
+    if reentrant and model.config.codes == "update":  # the first run of a block has no gradients
+        with pytest.raises(ValueError, match="use_reentrant"):
+            model(**batch)
+        return
     assert all(module.gradient_checkpointing for module in model.model.backbone.modules() if hasattr(module, "mfn"))
     model(**batch, labels=batch["input_ids"]).loss.backward()
     for name, parameter in model.named_parameters():
@@ -150,7 +154,8 @@ def test_codes_under_gradient_checkpointing(model):
     enable_checkpointing(model, {"use_reentrant": True})
     with pytest.raises(ValueError, match="use_reentrant"):
         gradients()
-    model(**batch, labels=batch["input_ids"]).loss.backward()
+    if model.config.codes == "stream":
+        model(**batch, labels=batch["input_ids"]).loss.backward()
 
 
 def test_resizing_the_vocabulary(base):

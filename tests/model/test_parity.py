@@ -12,7 +12,9 @@ from modeling_mfn import MFNForCausalLM
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("settings", [{}, {"layers": [1], "blend_into": "mlp", "input_norm": "none"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"layers": [1], "blend_into": "mlp", "input_norm": "none"}, {"codes": "update"}]
+)
 def test_alpha_0_gives_the_base_models_logits_to_the_bit(base, attention, dtype, settings):
     base = base.to(dtype)
     base.set_attn_implementation(attention)
@@ -27,11 +29,12 @@ def test_alpha_0_gives_the_base_models_logits_to_the_bit(base, attention, dtype,
 
 
 @pytest.mark.parametrize("blend_into", ["residual", "mlp"])
+@pytest.mark.parametrize(("codes", "layers"), [("stream", [0, 2]), ("update", [0, 2]), ("update", [1, 2])])
 @pytest.mark.parametrize("alpha", [0.4, 1.0])
-def test_blocks_read_what_figure_1_shows(family_base, blend_into, alpha):
+def test_blocks_read_what_figure_1_shows(family_base, blend_into, codes, layers, alpha):
     """Recomputes each block with an MFN layer by hand: attention, MFN layer, MLP."""
     base = family_base.double()
-    model = make_mfn(base, blend_into=blend_into, alpha=alpha, layers=[0, 2])
+    model = make_mfn(base, blend_into=blend_into, alpha=alpha, codes=codes, layers=layers)
     names = {
         LlamaForCausalLM: ("input_layernorm", "self_attn", "post_attention_layernorm"),
         GPT2LMHeadModel: ("ln_1", "attn", "ln_2"),
@@ -40,7 +43,8 @@ def test_blocks_read_what_figure_1_shows(family_base, blend_into, alpha):
     blocks = inner.layers if isinstance(base, LlamaForCausalLM) else inner.h
     batch = tokens(2, 6)
     states = model(**batch, output_hidden_states=True).hidden_states
-    for index in (0, 2):
+    stream = states[0] if codes == "update" else 0.0  # the embeddings, with GPT-2's positions
+    for index in layers:
         block, h_in = blocks[index], states[index]
         one = copy.deepcopy(base)
         one_inner = one.model if isinstance(one, LlamaForCausalLM) else one.transformer
@@ -50,7 +54,9 @@ def test_blocks_read_what_figure_1_shows(family_base, blend_into, alpha):
         one_blocks[index].register_forward_pre_hook(lambda _, args, h_in=h_in: (h_in, *args[1:]))
         one(**batch)
         h = h_in + captured["a"]
-        mfn = model.mfn_layers[index](h)
+        layer, u = model.mfn_layers[index], h - stream
+        mfn = (1 - alpha) * h + alpha * (stream + layer.reconstruct(layer.encode(u), layer.standardise(u)))
+        stream = mfn if codes == "update" else 0.0
         residual = mfn if blend_into == "residual" else h
         expected = residual + block.mlp(getattr(block, names[2])(mfn))
         if index < 2:

@@ -20,6 +20,7 @@ from ...data.windows import Windows
 from ...model.families import family_of
 from ...model.interventions import Add, Interventions
 from ...model.mfn_layer import MFNLayer
+from ...model.mfn_pass import MFNPass
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.sparse_code import SparseCode
 
@@ -236,8 +237,8 @@ def moved(layer: MFNLayer, vectors: Tensor) -> Iterator[None]:
     Vectors are in the units in which features add: standardised where the layer standardises, and scaled by alpha.
     """
 
-    def move(module: MFNLayer, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        std = module.standardise(arguments[0][:, 0]).std
+    def move(module: MFNLayer, arguments: tuple[Tensor, MFNPass], output: Tensor) -> Tensor:
+        std = module.standardise(module.coded_part(*arguments)[:, 0]).std
         output = output.clone()
         output[:, 0] += module.config.alpha * vectors * (1 if std is None else std)
         return output

@@ -104,8 +104,7 @@ class TracedText:
             h, mfn_pass = arguments
             assert mfn_pass.codes is not None
             code = mfn_pass.codes[layer]
-            h_hat = module.reconstruct(code._replace(values=change(code.values)), module.standardise(h))
-            return torch.lerp(h, h_hat.to(h.dtype), module.config.alpha)
+            return module.output_of(code._replace(values=change(code.values)), h, mfn_pass)
 
         handle = self.model.mfn_layers[layer].register_forward_hook(decode_again)
         try:
@@ -145,7 +144,7 @@ class TracedText:
         layers = self.model.mfn_layers
 
         def keep(module: MFNLayer, arguments: tuple[Tensor, MFNPass]) -> None:
-            inputs[module.layer_index] = module.standardise(arguments[0]).x[0]
+            inputs[module.layer_index] = module.standardise(module.coded_part(*arguments)).x[0]
 
         handles = [layers[layer].register_forward_pre_hook(keep) for layer in {layer for layer, _, _ in firings}]
         try:

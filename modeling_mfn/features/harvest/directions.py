@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...model.families import family_of
 from ...model.mfn_layer import MFNLayer
+from ...model.mfn_pass import MFNPass
 from ...model.modeling_mfn import MFNForCausalLM
 
 LOGITS_AT_ONCE = 2**24
@@ -43,9 +44,9 @@ def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
     scales: dict[int, Tensor] = {}
     norm, form = final_norm(model), family_of(model.config.text_config).norm
 
-    def at_layer(module: MFNLayer, arguments: tuple[Tensor, ...]) -> None:
+    def at_layer(module: MFNLayer, arguments: tuple[Tensor, MFNPass]) -> None:
         h = arguments[0]
-        std = module.standardise(h).std
+        std = module.standardise(module.coded_part(*arguments)).std
         stds[module.layer_index] = torch.ones_like(h[..., 0]) if std is None else std.squeeze(-1)
 
     def at_norm(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
