@@ -70,6 +70,8 @@ class Family(NamedTuple):
     norm: Norm
     attention_output: str
     """Name of the projection of all heads' outputs back to the residual stream, in the attention."""
+    positions: str | None = None
+    """Name of the table of position embeddings in the headless model; `None` where positions are not in the stream."""
 
     def attention_of(self, block: nn.Module) -> nn.Module:
         """Returns a block's attention."""
@@ -77,7 +79,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "gpt2": Family(MFNGPT2Block, "h", "wte", "ln_f", Norm(True, "eps"), "c_proj"),
+    "gpt2": Family(MFNGPT2Block, "h", "wte", "ln_f", Norm(True, "eps"), "c_proj", "wpe"),
     "llama": Family(MFNLlamaBlock, "layers", "embed_tokens", "norm", Norm(False, "variance_epsilon"), "o_proj"),
 }
 """Families by `model_type`."""

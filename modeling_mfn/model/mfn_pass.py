@@ -12,7 +12,6 @@ from torch import Tensor
 from .sparse_code import SparseCode
 from .steering import LayerEdit
 
-
 EMBEDDINGS = -1
 """Number of the embeddings in `MFNPass.streams`, below every block."""
 NON_REENTRANT = 'enable it with {"use_reentrant": False}, which is the default'
@@ -89,6 +88,8 @@ class MFNPass:
         self.streams = streams
         """With `codes="update"`: layer -> blended stream (B, T, d) that it left, and `EMBEDDINGS` -> input of block 0.
         By layer, so that a block that gradient checkpointing runs again finds the same stream."""
+        self.position_ids: Tensor | None = None
+        """Positions (1 or B, T) of the tokens, with `codes="update"`."""
         self.with_gradient = torch.is_grad_enabled()
         self.is_over = False
         """True after the forward: a block that gradient checkpointing runs again leaves nothing."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -35,6 +36,8 @@ class MFNModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     codes: dict[int, SparseCode] | None = None
     """With `output_codes=True`: layer -> code (B, T, K)."""
+    embedding_codes: dict[str, SparseCode] | None = None
+    """Likewise with `codes="update"`: see [`MFNCausalLMOutput`]."""
     reconstructions: dict[int, Reconstruction] | None = None
     """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
@@ -52,6 +55,10 @@ class MFNCausalLMOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     codes: dict[int, SparseCode] | None = None
     """With `output_codes=True`: layer -> code (B, T, K), or (B, T, K + I) where I features are steered."""
+    embedding_codes: dict[str, SparseCode] | None = None
+    """With `output_codes=True` and `codes="update"`: the parts of the residual stream before the first MFN layer, as
+    codes (B, T, 1) with the value 1. `"token"` has token ids, and `"position"` position ids where positions are in the
+    stream. Directions are the rows of the embedding tables. `"token"` is missing where `inputs_embeds` were given."""
     reconstructions: dict[int, Reconstruction] | None = None
     """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
@@ -72,7 +79,9 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
 
 def _leave_embeddings(block: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Any]) -> None:
     """Keeps the input of block 0, the stream before the first MFN layer."""
-    options["mfn_pass"].leave_stream(EMBEDDINGS, arguments[0])
+    mfn_pass = options["mfn_pass"]
+    mfn_pass.leave_stream(EMBEDDINGS, arguments[0])
+    mfn_pass.position_ids = options.get("position_ids")
 
 
 class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
@@ -209,8 +218,27 @@ class MFNModel(MFNPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             codes=mfn_pass.codes,
+            embedding_codes=self._embedding_codes(input_ids, outputs.last_hidden_state.shape[:2], mfn_pass)
+            if output_codes
+            else None,
             reconstructions=mfn_pass.reconstructions,
         )
+
+    def _embedding_codes(
+        self, input_ids: Tensor | None, shape: torch.Size, mfn_pass: MFNPass
+    ) -> dict[str, SparseCode] | None:
+        """Token and position of each token as codes (B, T, 1) of the embedding tables' rows."""
+        if mfn_pass.streams is None:
+            return None
+        positions = family_of(self.config.text_config).positions
+        tables = {"token": (input_ids, self.get_input_embeddings())}
+        if positions is not None:
+            tables["position"] = (mfn_pass.position_ids, getattr(self.backbone, positions))
+        rows = {name: (ids.expand(shape)[..., None], table) for name, (ids, table) in tables.items() if ids is not None}
+        return {
+            name: SparseCode(ids, torch.ones_like(ids, dtype=table.weight.dtype), len(table.weight))
+            for name, (ids, table) in rows.items()
+        }
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the backbone's token embedding."""
@@ -284,6 +312,7 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             codes=outputs.codes,
+            embedding_codes=outputs.embedding_codes,
             reconstructions=outputs.reconstructions,
         )
 
