@@ -47,7 +47,8 @@ def explain(
     z are the layer's activations. The gradient passes through all later layers with the features they have chosen. The
     baseline is the value measured with all of this layer's features ablated. The remainder is not 0, because the value
     is not linear in z. The strongest `verify` features are ablated one by one, for comparison with their attribution.
-    The strongest `trace` features are accounted for in the same way by the embeddings of the tokens read.
+    The strongest `trace` features are accounted for in the same way by the embeddings of the tokens read. With
+    `codes="update"` the value has such an account, too, because the stream begins with the embeddings.
 
     Interventions of the `steer` context around the call are part of what is explained. The model runs in its own
     precision. In half precision small ablations are rough; `model.float()` helps. Memory is that of one backward.
@@ -89,6 +90,7 @@ def explain(
         listed.sort(key=lambda feature: -abs(feature.attribution))
         ablations = [target.value - traced.value_without((f.layer, f.index)) for f in listed[:verify]]
         inputs = traced.by_input([(f.layer, f.index, f.position) for f in listed[:trace]])
+        embeddings = traced.value_by_input() if model.config.codes == "update" else None
     listed = [
         replace(
             feature,
@@ -115,6 +117,7 @@ def explain(
             )
             for layer, code in codes.items()
         ],
+        embeddings=None if embeddings is None else _inputs(embeddings),
     )
 
 

@@ -41,6 +41,8 @@ class Explanation:
     alpha: float
     method: str
     layers: list[LayerAttribution]
+    embeddings: InputAttribution | None = None
+    """With `codes="update"`: account of the value by the tokens' embeddings, which the stream has beside features."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -71,7 +73,8 @@ class Explanation:
 
     def table(self) -> Group:
         """Tables for `rich.print`: the prediction, an account of each layer, and the strongest features."""
-        return explanation_tables(self.target, self.tokens, self.layers, self.features, self.ablation_correlation)
+        parts = (self.layers, self.features, self.ablation_correlation, self.embeddings)
+        return explanation_tables(self.target, self.tokens, *parts)
 
     def figure(self) -> Figure:
         """Figure of matplotlib: attributions by token and layer, and the strongest features with their ablations."""
@@ -114,7 +117,9 @@ class Explanation:
             version = raw.get("schema_version")
             if version != SCHEMA_VERSION:
                 raise ValueError(f"the explanation has schema version {version}; this release reads {SCHEMA_VERSION}")
-            parts = {"target": Target(**raw["target"]), "layers": [_read_layer(layer) for layer in raw["layers"]]}
+            embeddings = raw.get("embeddings") and InputAttribution(**raw["embeddings"])
+            parts = {"target": Target(**raw["target"]), "embeddings": embeddings}
+            parts |= {"layers": [_read_layer(layer) for layer in raw["layers"]]}
             return cls(**raw | parts)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is not an explanation as `to_json` writes it: {error}") from error

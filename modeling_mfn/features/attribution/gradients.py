@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -120,18 +121,23 @@ class TracedText:
         Args:
             firings: (layer, index, position) of each pre-activation.
         """
-        if not firings:
-            return []
+        return self._by_embeddings(len(firings), partial(self._pre_activations, firings)) if firings else []
+
+    def value_by_input(self) -> Attributed:
+        """Account of the value by the embeddings of the tokens read, (T,), on all paths through the model."""
+        return self._by_embeddings(1, lambda embeddings: [self.run(embeddings)[0]])[0]
+
+    def _by_embeddings(self, count: int, numbers: Callable[[Tensor], list[Tensor]]) -> list[Attributed]:
+        """Accounts of some numbers, which are functions of the embeddings (1, T, d)."""
         mean = self.mean_embedding.expand_as(self.embeddings)
-        gradients = torch.zeros(len(firings), *self.embeddings.shape[1:], dtype=torch.float64)
+        gradients = torch.zeros(count, *self.embeddings.shape[1:], dtype=torch.float64)
         for share in self.path:
             at = torch.lerp(mean, self.embeddings, share).requires_grad_()
-            for number, pre_activation in enumerate(self._pre_activations(firings, at)):
-                (found,) = torch.autograd.grad(pre_activation, at, retain_graph=True)
+            for number, value in enumerate(numbers(at)):
+                (found,) = torch.autograd.grad(value, at, retain_graph=True)
                 gradients[number] += found[0].double().cpu() / len(self.path)
         with torch.no_grad():
-            values = self._pre_activations(firings, self.embeddings)
-            baselines = self._pre_activations(firings, mean)
+            values, baselines = numbers(self.embeddings), numbers(mean)
         difference = (self.embeddings.double() - mean.double())[0].cpu()
         return [
             Attributed((gradient * difference).sum(-1), value.item(), baseline.item())

@@ -28,14 +28,17 @@ class Target:
 
 @dataclass(frozen=True)
 class InputAttribution:
-    """Parts that the tokens read have in a feature's pre-activation W_e x + b_e (eq. 1 before its ReLU and TopK)."""
+    """Parts that the embeddings of the tokens read have in a number.
+
+    The number is a feature's pre-activation W_e x + b_e (eq. 1 before its ReLU and TopK), or the explained value.
+    """
 
     by_token: list[float]
     """Attribution of each token read."""
     value: float
-    """Pre-activation on this text."""
+    """The number on this text."""
     baseline: float
-    """Pre-activation if every token has the mean embedding of the vocabulary."""
+    """The number if every token has the mean embedding of the vocabulary."""
     remainder: float
     """Rest of the value: value - baseline - sum of by_token."""
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ...utils.display import visible, visible_token
 from ...utils.extras import needs
-from .records import FeatureAttribution, LayerAttribution, Target
+from .records import FeatureAttribution, InputAttribution, LayerAttribution, Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,7 @@ def explanation_tables(
     layers: Sequence[LayerAttribution],
     features: Sequence[FeatureAttribution],
     ablation_correlation: float | None,
+    embeddings: InputAttribution | None = None,
 ) -> Group:
     """Shows the prediction, each layer's account, the strongest features, and where these features come from.
 
@@ -46,6 +47,7 @@ def explanation_tables(
         layers: Account of each layer.
         features: Listed features of all layers, the strongest first.
         ablation_correlation: Correlation between attributions and measured ablations, if it is known.
+        embeddings: Account of the value by the tokens' embeddings, if there is one.
     """
     read = "".join(visible(token, 24) for token in tokens[-TOKENS_BEFORE:])
     lines = [f"after: {read}", f"predicted: {describe_target(target)}"]
@@ -53,7 +55,8 @@ def explanation_tables(
         checked = sum(feature.ablation is not None for feature in features)
         lines.append(f"attribution and measured ablation of {checked} features: r = {ablation_correlation:.2f}")
     shown = [feature for feature in features if feature.ablation is not None or feature.inputs is not None]
-    return Group(*map(Text, lines), _layer_table(layers), _strongest_table(shown, tokens), _origin_table(shown, tokens))
+    accounts = _account_table(layers, embeddings)
+    return Group(*map(Text, lines), accounts, _strongest_table(shown, tokens), _origin_table(shown, tokens))
 
 
 def draw(
@@ -88,8 +91,11 @@ def describe_target(target: Target) -> str:
     return f"{visible_token(target.token)}, {contrast}, probability {target.probability:.2g}"
 
 
-def _layer_table(layers: Sequence[LayerAttribution]) -> Table:
+def _account_table(layers: Sequence[LayerAttribution], embeddings: InputAttribution | None) -> Table:
     table = Table("layer", "active", "features", "baseline", "remainder", "listed features", "others")
+    if embeddings is not None:
+        numbers = (sum(embeddings.by_token), embeddings.baseline, embeddings.remainder)
+        table.add_row("embeddings", str(len(embeddings.by_token)), *(f"{number:+.3f}" for number in numbers), "", "")
     for layer in layers:
         table.add_row(
             f"L{layer.layer}",

@@ -27,10 +27,11 @@ def exact_norm(self, h):
     return self.weight * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
 
-@pytest.fixture
-def model(family_base, monkeypatch):
+@pytest.fixture(params=[("llama-tied", "stream"), ("gpt2-tied", "stream"), ("gpt2-tied", "update")], ids=" ".join)
+def model(request, monkeypatch):
+    base, codes = request.param
     monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
-    return make_mfn(family_base.double(), layers=[0, 1, 2], k=6)
+    return make_mfn(make_base(base).double(), layers=[0, 1, 2], k=6, codes=codes)
 
 
 def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: logits.mean()):
@@ -42,12 +43,14 @@ def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: lo
     best = model(ids).logits[0, position].argmax()
 
     def replace(module, arguments, _):
-        h = arguments[0]
-        std, mean = torch.std_mean(h, dim=-1, keepdim=True)
-        x = (h - mean) / (std + module.epsilon)
+        h, mfn_pass = arguments
+        before = mfn_pass.stream_before(module.layer_index)
+        before = torch.zeros_like(h) if before is None else before
+        std, mean = torch.std_mean(h - before, dim=-1, keepdim=True)
+        x = (h - before - mean) / (std + module.epsilon)
         z = edits[module.layer_index](encode(x, module.encoder.weight, module.encoder.bias, model.config.k).to_dense())
         h_hat = (z @ module.decoder.weight + module.decoder.bias) * std + mean
-        return (1 - model.config.alpha) * h + model.config.alpha * h_hat
+        return (1 - model.config.alpha) * h + model.config.alpha * (before + h_hat)
 
     handles = [model.mfn_layers[layer].register_forward_hook(replace) for layer in edits]
     try:
@@ -123,10 +126,12 @@ def test_inputs_account_for_a_features_pre_activation(model):
     def pre_activation(feature, given):
         seen = []
         layer = model.mfn_layers[feature.layer]
-        handle = layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+        handle = layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
         model(inputs_embeds=given)
         handle.remove()
-        h = seen[0][0, feature.position]
+        h, mfn_pass = seen[0]
+        before = mfn_pass.stream_before(feature.layer)
+        h = (h if before is None else h - before)[0, feature.position]
         x = (h - h.mean()) / (h.std() + layer.epsilon)
         return (x @ layer.encoder.weight[feature.index] + layer.encoder.bias[feature.index]).item()
 
@@ -144,6 +149,31 @@ def test_inputs_account_for_a_features_pre_activation(model):
                 moved[0, place] += step * (embeddings[0, place] - mean)
                 ends.append(pre_activation(feature, moved))
             assert share == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-7)
+
+
+def test_embeddings_account_for_the_value_of_updates(model):
+    """Compares with finite differences along each token's embedding."""
+    explanation = explain(model, TOKENIZER, TEXT, token="w44", against=None, top=1, trace=0, verify=0)
+    account = explanation.embeddings
+    if model.config.codes == "stream":
+        assert account is None
+        return
+    table = model.get_input_embeddings().weight
+    embeddings, mean = table[torch.tensor(explanation.token_ids)].unsqueeze(0), table.mean(0)
+
+    def value(given):
+        return model(inputs_embeds=given).logits[0, -1, 44].item()
+
+    assert account.value == pytest.approx(value(embeddings), abs=1e-9)
+    assert account.baseline == pytest.approx(value(mean.expand_as(embeddings)), abs=1e-9)
+    assert account.baseline + sum(account.by_token) + account.remainder == pytest.approx(account.value, abs=1e-9)
+    for place, share in enumerate(account.by_token):
+        ends = []
+        for step in (1e-6, -1e-6):
+            moved = embeddings.clone()
+            moved[0, place] += step * (embeddings[0, place] - mean)
+            ends.append(value(moved))
+        assert share == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-7)
 
 
 def test_what_is_explained_can_be_chosen(model):
