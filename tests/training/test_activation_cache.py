@@ -31,12 +31,13 @@ PADDED = {"none": lambda: rows(20), "right": lambda: rows(20, padded=True)}
 PADDED["left"] = lambda: left_padded(PADDED["right"]())
 
 
-@pytest.mark.parametrize("padding", PADDED)
+@pytest.mark.parametrize(("padding", "codes"), [*((padding, "stream") for padding in PADDED), ("left", "update")])
 @pytest.mark.parametrize("base", ["llama-tied", "gpt2-tied"])
-def test_cached_training_is_training_through_the_model(base, padding, tmp_path):
+def test_cached_training_is_training_through_the_model(base, padding, codes, tmp_path):
     data = PADDED[padding]()
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if base == "gpt2-tied" else {}
-    whole, cached = (make_mfn(make_base(base, **no_dropout), layers=[0, 2], alpha=0.4) for _ in range(2))
+    settings = {"layers": [0, 2], "alpha": 0.4, "codes": codes}
+    whole, cached = (make_mfn(make_base(base, **no_dropout), **settings) for _ in range(2))
     cache = ActivationCache.write(cached, data, tmp_path / "cache", batch_size=3, dtype="float32")
     assert cached.config.alpha == 0.4
     trainers = []

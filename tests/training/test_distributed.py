@@ -33,7 +33,9 @@ FSDP = {
 }
 
 
-def training(folder, processes=1, padded=False, unequal=False, resume=None, base="llama-tied", **arguments):
+def training(
+    folder, processes=1, padded=False, unequal=False, resume=None, base="llama-tied", codes="stream", **arguments
+):
     """Returns the worker's settings of a training with 16 rows per step."""
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {
@@ -49,7 +51,8 @@ def training(folder, processes=1, padded=False, unequal=False, resume=None, base
         "disable_tqdm": True,
         "train_sampling_strategy": "sequential",
     }
-    return {"arguments": defaults | arguments, "padded": padded, "unequal": unequal, "resume": resume, "base": base}
+    model = {"base": base, "codes": codes}
+    return {"arguments": defaults | arguments, "padded": padded, "unequal": unequal, "resume": resume} | model
 
 
 def command(folder, trainings, processes=1):
@@ -84,7 +87,7 @@ def in_this_process(folder, **settings):
 
 LOSSES = {
     "five losses": {"padded": False, "alpha_start": 0.5, **FIVE},
-    "padded": {"padded": True, "alpha_start": 0.5, "rate_floor": 1.0, **FIVE},
+    "padded": {"padded": True, "alpha_start": 0.5, "rate_floor": 1.0, "codes": "update", **FIVE},
     "model pass": {
         "padded": True, "alpha_start": 0.5, "lambda_stab": 0.1, "stability_strength": 0.0, "stability_fraction": 1.0,
         "stability_pass": "model",
@@ -95,7 +98,7 @@ LOSSES = {
         "lambda_aux": 0.0, "lambda_rate": 0.5, "lambda_comp": 50.0, "learning_rate": 0.5,
     },
 }  # fmt: skip
-HALF_WAY = {"alpha_start": 0.5, "rate_floor": 1.0, **FIVE}
+HALF_WAY = {"alpha_start": 0.5, "rate_floor": 1.0, "codes": "update", **FIVE}
 # no gradient reaches a block's output in the warm-up and in the second pass
 PAST_THE_OUTPUT = {"mfn_warmup": 2, "gradient_accumulation_steps": 2, "rate_floor": 1.0, **FIVE}
 PAST_THE_OUTPUT |= {"stability_pass": "model"}

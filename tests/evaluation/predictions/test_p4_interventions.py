@@ -46,9 +46,10 @@ def family(request):
     return request.param
 
 
-def test_changes_are_those_of_whole_forwards(family):
+@pytest.mark.parametrize("codes", ["stream", "update"])
+def test_changes_are_those_of_whole_forwards(family, codes):
     """Compares with forwards without a cache, one per intervention, and with separate hooks on heads and MLPs."""
-    model, site, bench = bench_of(family, alpha=0.3)
+    model, site, bench = bench_of(family, codes=codes, alpha=0.3)
     feature, activation = strongest(bench, 0)
     (response,) = bench.responses(0, [Push(feature)], activation, CHANGES)
     block = (model.model.backbone.layers if "llama" in family else model.model.backbone.h)[2]
@@ -186,9 +187,10 @@ def test_figures_of_one_response():
     assert found["dose response"] == pytest.approx(stats.spearmanr(np.array(dose) * slope[0, token].item(), answer)[0])
 
 
-def test_kinds_of_interventions_move_the_stream_as_far(family):
+@pytest.mark.parametrize("codes", ["stream", "update"])
+def test_kinds_of_interventions_move_the_stream_as_far(family, codes):
     """A random direction and an inactive feature move the stream by the same length as the active feature."""
-    model, site, bench = bench_of(family)
+    model, site, bench = bench_of(family, codes=codes)
     feature, activation = strongest(bench, 1)
     inactive = bench.seen_before(1)[0]
     assert inactive not in bench.activations(1)

@@ -164,9 +164,10 @@ def test_co_active_features_are_those_of_dense_codes(family_base, monkeypatch, w
     assert excess.sum() < (0.5 if width == 2048 else smaller.sum() * 8 / width)
 
 
-def test_directions(family_base):
+@pytest.mark.parametrize("codes", ["stream", "update"])
+def test_directions(family_base, codes):
     """Neighbours equal cosines in float64; effects equal changes of logits with the final norm's denominator fixed."""
-    model, data = make_mfn(family_base, layers=[1]), windows(8, padded=False)
+    model, data = make_mfn(family_base, layers=[1], codes=codes), windows(8, padded=False)
     with torch.no_grad():  # weights that differ, as in a trained model
         norm = model.model.backbone.norm if hasattr(model.model.backbone, "norm") else model.model.backbone.ln_f
         norm.weight.copy_(torch.rand_like(norm.weight) + 0.5)
