@@ -21,10 +21,10 @@ def interventions(model, batch):
     }
 
 
-@pytest.mark.parametrize("blend_into", ["residual", "mlp"])
+@pytest.mark.parametrize(("blend_into", "codes"), [("residual", "stream"), ("mlp", "stream"), ("residual", "update")])
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_a_baked_model_gives_the_logits_of_the_steered_one(family_base, tmp_path, blend_into, alpha):
-    model = make_mfn(family_base.double(), layers=[0, 2], alpha=alpha, blend_into=blend_into)
+def test_a_baked_model_gives_the_logits_of_the_steered_one(family_base, tmp_path, blend_into, codes, alpha):
+    model = make_mfn(family_base.double(), layers=[0, 2], alpha=alpha, blend_into=blend_into, codes=codes)
     batch = tokens(3, 9)
     wanted = interventions(model, batch)
     plain = model(**batch, output_codes=True)

@@ -41,9 +41,10 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
-@pytest.fixture
-def model(family_base):
-    return make_mfn(family_base.double(), layers=[0, 2])
+@pytest.fixture(params=[("llama-tied", "stream"), ("gpt2-tied", "update")], ids=" ".join)
+def model(request):
+    base, codes = request.param
+    return make_mfn(make_base(base).double(), layers=[0, 2], codes=codes)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])

@@ -15,9 +15,10 @@ from modeling_mfn import Clamp, MFNTrainer, explain
 TEXT = "w9 w33 w5 w71 w20 w9 w60"
 
 
-@pytest.fixture
-def model(family_base):
-    return make_mfn(family_base.double(), layers=[0, 2])
+@pytest.fixture(params=[("llama-tied", "stream"), ("gpt2-tied", "update")], ids=" ".join)
+def model(request):
+    base, codes = request.param
+    return make_mfn(make_base(base).double(), layers=[0, 2], codes=codes)
 
 
 def lora(model, **settings):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_mfn, tokens
+from conftest import make_base, make_mfn, tokens
 from fresh_process import run_without_the_plugin
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 
@@ -62,10 +62,11 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 """
 
 
-def test_a_fresh_process_without_the_plugin_loads_it_as_remote_code(family_base, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("base", "codes"), [("llama-tied", "stream"), ("gpt2-tied", "update")])
+def test_a_fresh_process_without_the_plugin_loads_it_as_remote_code(base, codes, tmp_path, monkeypatch):
     from safetensors.torch import save_file
 
-    model = make_mfn(family_base, layers=[0, 2])
+    model = make_mfn(make_base(base), layers=[0, 2], codes=codes)
     model.save_pretrained(tmp_path / "model")
     ids = tokens(2, 9)["input_ids"]
     save_file({"input_ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected")

@@ -35,11 +35,13 @@ def steered_by_hand(model, batch, layer, edit):
     mfn = model.mfn_layers[layer]
 
     def replace(module, args, _):
-        h = args[0]
-        x, mean, std = module.standardise(h)
+        h, mfn_pass = args
+        before = mfn_pass.stream_before(module.layer_index)
+        before = torch.zeros_like(h) if before is None else before
+        x, mean, std = module.standardise(h - before)
         z = edit(encode(x, module.encoder.weight, module.encoder.bias, model.config.k).to_dense())
         h_hat = (z @ module.decoder.weight + module.decoder.bias) * std + mean
-        return torch.lerp(h, h_hat, model.config.alpha)
+        return torch.lerp(h, before + h_hat, model.config.alpha)
 
     handle = mfn.register_forward_hook(replace)
     logits = model(**batch).logits
@@ -48,10 +50,10 @@ def steered_by_hand(model, batch, layer, edit):
 
 
 @pytest.mark.parametrize("intervention", [Clamp(2.5), Clamp(-1.0), Add(1.5), Scale(0.5), Scale(0.0), Ablate()])
-@pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_interventions_equal_an_edit_of_the_dense_code(model, intervention, alpha):
+@pytest.mark.parametrize(("codes", "alpha"), [("stream", 1.0), ("stream", 0.5), ("update", 1.0), ("update", 0.5)])
+def test_interventions_equal_an_edit_of_the_dense_code(family_base, codes, alpha, intervention):
+    model = make_mfn(family_base.double(), layers=[0, 2], codes=codes, alpha=alpha)
     batch = tokens(2, 9)
-    model.set_blend(alpha)
     feature = active_feature(model, 0, batch)
     value = vars(intervention).get("value", vars(intervention).get("factor"))
 

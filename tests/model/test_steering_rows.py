@@ -42,12 +42,14 @@ class EditByHand:
             handle.remove()
 
     def replace(self, layer, args, _):
-        h = args[0]
-        z, mean, std = dense_code(layer, h)
+        h, mfn_pass = args
+        before = mfn_pass.stream_before(layer.layer_index)
+        before = torch.zeros_like(h) if before is None else before
+        z, mean, std = dense_code(layer, h - before)
         self.encoded[layer.layer_index] = z
         z = self.edits[layer.layer_index](self.encoded)
         h_hat = (z @ layer.decoder.weight + layer.decoder.bias) * std + mean
-        return layer.config.alpha * h_hat + (1 - layer.config.alpha) * h
+        return layer.config.alpha * (before + h_hat) + (1 - layer.config.alpha) * h
 
 
 def clamped_where(layer, feature, mask_of, values):
@@ -158,14 +160,14 @@ def test_pieces_from_the_cache_equal_one_forward(model):
         torch.testing.assert_close(whole, wanted, **CLOSE)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_conditions_equal_a_dense_transcription(model, alpha):
+@pytest.mark.parametrize(("codes", "alpha"), [("stream", 1.0), ("stream", 0.5), ("update", 0.5)])
+def test_conditions_equal_a_dense_transcription(family_base, codes, alpha):
     """Conditions on an earlier layer and on the same layer.
 
     A condition reads the encoder's activation before interventions on its layer. Interventions on earlier layers have
     changed the residual stream by then.
     """
-    model.set_blend(alpha)
+    model = make_mfn(family_base.double(), layers=[0, 2], codes=codes, alpha=alpha)
     batch = tokens(2, 16)
     first, second = (active_feature(model, layer, batch) for layer in (0, 2))
     codes = model(**batch, output_codes=True).codes
