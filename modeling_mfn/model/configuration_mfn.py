@@ -100,8 +100,9 @@ class MFNConfig(PreTrainedConfig):
         alpha (`float`, *optional*, defaults to 0.0):
             Blend of eq. 3; 0 is the base model, 1 lets only features through. `MFNForCausalLM.set_blend` changes it.
         codes (`"stream"` or `"update"`, *optional*, defaults to `"stream"`):
-            What an MFN layer codes: the residual stream h, or u = h - s, what attention and MLP have written since the
-            last MFN layer. s is the stream that this layer left, and before the first layer the input of block 0.
+            Vector that an MFN layer codes: the residual stream h, or u = h - s. u is the sum of what attention and MLP
+            have written since the last MFN layer. s is the stream that this layer left. Before the first MFN layer, s
+            is the input of block 0.
         blend_into (`"residual"` or `"mlp"`, *optional*, defaults to `"residual"`):
             Target of eq. 3: the residual stream itself, so that MLP and skip path read only features, or just the
             MLP's input.

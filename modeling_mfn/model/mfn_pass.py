@@ -25,7 +25,7 @@ class Reconstruction(NamedTuple):
     """
 
     residual: Tensor
-    """What the layer codes, (B, T, d): the stream h, or the update u with `codes="update"`."""
+    """Vector that the layer codes, (B, T, d): the stream h, or the update u with `codes="update"`."""
     reconstructed: Tensor
     """h_hat or u_hat, (B, T, d)."""
     code: SparseCode

@@ -37,7 +37,7 @@ class MFNModelOutput(ModelOutput):
     codes: dict[int, SparseCode] | None = None
     """With `output_codes=True`: layer -> code (B, T, K)."""
     embedding_codes: dict[str, SparseCode] | None = None
-    """Likewise with `codes="update"`: see [`MFNCausalLMOutput`]."""
+    """Embeddings as codes, with `output_codes=True` and `codes="update"`; see [`MFNCausalLMOutput`]."""
     reconstructions: dict[int, Reconstruction] | None = None
     """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
@@ -231,12 +231,12 @@ class MFNModel(MFNPreTrainedModel):
         if mfn_pass.streams is None:
             return None
         positions = family_of(self.config.text_config).positions
-        tables = {"token": (input_ids, self.get_input_embeddings())}
+        tables = {"token": (input_ids, self.get_input_embeddings().get_parameter("weight"))}
         if positions is not None:
-            tables["position"] = (mfn_pass.position_ids, getattr(self.backbone, positions))
+            tables["position"] = (mfn_pass.position_ids, self.backbone.get_parameter(f"{positions}.weight"))
         rows = {name: (ids.expand(shape)[..., None], table) for name, (ids, table) in tables.items() if ids is not None}
         return {
-            name: SparseCode(ids, torch.ones_like(ids, dtype=table.weight.dtype), len(table.weight))
+            name: SparseCode(ids, torch.ones_like(ids, dtype=table.dtype), len(table))
             for name, (ids, table) in rows.items()
         }
 
