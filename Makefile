@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # the oldest versions that the project supports
 FLOORS_VENV ?= .venv-floors
-CORE := tests/model tests/test_saved_before.py \
-	tests/training/test_losses.py tests/training/test_training.py tests/training/test_living_features.py
+CORE := $(addprefix tests/,model/test_conversion.py model/test_layer.py model/test_parity.py model/test_peft.py \
+	model/test_saving.py model/test_steering.py test_saved_before.py training/test_losses.py training/test_training.py)
 # two processes of one thread each: threads of one process that wait for each other would slow both down
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
@@ -23,7 +23,7 @@ test: $(VENV)/installed lint
 
 # the core once more, with the oldest versions that the project supports
 test-floors: $(FLOORS_VENV)/installed
-	OMP_NUM_THREADS=1 $(FLOORS_VENV)/bin/pytest -n 2 $(CORE) --ignore tests/model/transformers_common
+	OMP_NUM_THREADS=1 $(FLOORS_VENV)/bin/pytest -n 2 $(CORE)
 
 # before a release: what takes long, and what needs the network
 test-slow: $(VENV)/installed test-transformers test-checkpoint test-extras

@@ -38,7 +38,7 @@ def train_mfn(seed, lambda_rate=2.5e-3):
     arguments = MFNTrainingArguments(
         str(OUTPUT / "training"), num_train_epochs=1, per_device_train_batch_size=4, learning_rate=4e-3,
         trainable="mfn", lambda_rate=lambda_rate, logging_steps=4, save_strategy="no", report_to=[],
-        dataloader_pin_memory=False, seed=seed,
+        seed=seed,
     )  # fmt: skip
     MFNTrainer(model, arguments, train_dataset=training).train()
     return model

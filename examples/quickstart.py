@@ -21,7 +21,7 @@ model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, ca
 # Train only the MFN layer while alpha rises to 1. Everything after block 10 then reads only features.
 arguments = MFNTrainingArguments(
     output_dir="runs/quickstart", max_steps=20, per_device_train_batch_size=2, learning_rate=4e-3, trainable="mfn",
-    logging_steps=5, save_strategy="no", report_to=[], dataloader_pin_memory=False,
+    logging_steps=5, save_strategy="no", report_to=[],
 )  # fmt: skip
 MFNTrainer(model, arguments, train_dataset=windows).train()
 

@@ -22,7 +22,7 @@ from modeling_mfn import (
 from modeling_mfn.demo.assets import shakespeare, smollm2
 
 OUTPUT = "runs/train_from_cache"
-COMMON = {"save_strategy": "no", "report_to": [], "dataloader_pin_memory": False, "lr_scheduler_type": "linear"}
+COMMON = {"save_strategy": "no", "report_to": [], "lr_scheduler_type": "linear"}
 
 base = smollm2()
 tokenizer = AutoTokenizer.from_pretrained(base)

@@ -27,7 +27,7 @@ model.print_trainable_parameters()
 # util_target="kl": the target is the distribution of the base model. This model gives it at alpha 0 without adapters.
 arguments = MFNTrainingArguments(
     output_dir="runs/lora", max_steps=20, per_device_train_batch_size=2, learning_rate=1e-3, mfn_learning_rate=4e-3,
-    mfn_warmup=0.5, util_target="kl", logging_steps=5, save_strategy="no", report_to=[], dataloader_pin_memory=False,
+    mfn_warmup=0.5, util_target="kl", logging_steps=5, save_strategy="no", report_to=[],
 )  # fmt: skip
 MFNTrainer(model, arguments, train_dataset=windows).train()
 

@@ -83,7 +83,6 @@ def _arguments(output: Path, steps: int, batch_size: int, training: dict[str, An
         logging_steps=max(1, min(50, steps // 10)),
         save_total_limit=2,
         use_cpu=not torch.accelerator.is_available(),  # otherwise the Trainer refuses bf16 on a CPU
-        dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
         **training,
     )

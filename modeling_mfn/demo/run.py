@@ -199,7 +199,6 @@ def _arguments(folder: Path, seed: int, **own: Any) -> MFNTrainingArguments:
         alpha_anneal=0.0,
         logging_steps=4,
         save_strategy="no",
-        dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
         seed=seed,
         **own,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -116,6 +117,8 @@ class MFNTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch would warn at every start
         self.trainable_features = parse_trainable_features(self.trainable_features)
         self._check_losses()
         self._check_choices()
