@@ -56,6 +56,13 @@ def tokens(rows, length, seed=3):
     return {"input_ids": torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))}
 
 
+def stream_before(layer, arguments):
+    """Returns the stream (B, T, d) that a hooked MFN layer takes out before it codes: 0 with `codes="stream"`."""
+    h, mfn_pass = arguments
+    before = mfn_pass.stream_before(layer.layer_index)
+    return torch.zeros_like(h) if before is None else before
+
+
 def enable_checkpointing(model, kwargs=None):
     # transformers 6 removes the older name, and early releases of 5 have only that one
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import enable_checkpointing, make_mfn, tokens
+from conftest import enable_checkpointing, make_mfn, stream_before, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,9 +35,7 @@ def steered_by_hand(model, batch, layer, edit):
     mfn = model.mfn_layers[layer]
 
     def replace(module, args, _):
-        h, mfn_pass = args
-        before = mfn_pass.stream_before(module.layer_index)
-        before = torch.zeros_like(h) if before is None else before
+        h, before = args[0], stream_before(module, args)
         x, mean, std = module.standardise(h - before)
         z = edit(encode(x, module.encoder.weight, module.encoder.bias, model.config.k).to_dense())
         h_hat = (z @ module.decoder.weight + module.decoder.bias) * std + mean

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_base, make_mfn, tokens
+from conftest import make_base, make_mfn, stream_before, tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_like_the_base import ROWS, enable_checkpointing, padded
@@ -42,9 +42,7 @@ class EditByHand:
             handle.remove()
 
     def replace(self, layer, args, _):
-        h, mfn_pass = args
-        before = mfn_pass.stream_before(layer.layer_index)
-        before = torch.zeros_like(h) if before is None else before
+        h, before = args[0], stream_before(layer, args)
         z, mean, std = dense_code(layer, h - before)
         self.encoded[layer.layer_index] = z
         z = self.edits[layer.layer_index](self.encoded)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_base, make_mfn
+from conftest import VOCABULARY, make_base, make_mfn, stream_before
 from datasets import Dataset
 from tokenizers_for_tests import numbered_words
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -43,9 +43,7 @@ def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: lo
     best = model(ids).logits[0, position].argmax()
 
     def replace(module, arguments, _):
-        h, mfn_pass = arguments
-        before = mfn_pass.stream_before(module.layer_index)
-        before = torch.zeros_like(h) if before is None else before
+        h, before = arguments[0], stream_before(module, arguments)
         std, mean = torch.std_mean(h - before, dim=-1, keepdim=True)
         x = (h - before - mean) / (std + module.epsilon)
         z = edits[module.layer_index](encode(x, module.encoder.weight, module.encoder.bias, model.config.k).to_dense())
@@ -117,6 +115,16 @@ def test_integrated_attributions_leave_nothing_where_nothing_jumps(family_base):
     assert left[48] < min(0.01, left[12] / 8)
 
 
+def slope_along(number, embeddings, mean, place):
+    """Returns the slope of a number as one token's embedding moves away from the mean embedding."""
+    ends = []
+    for step in (1e-6, -1e-6):
+        moved = embeddings.clone()
+        moved[0, place] += step * (embeddings[0, place] - mean)
+        ends.append(number(moved))
+    return (ends[0] - ends[1]) / 2e-6
+
+
 def test_inputs_account_for_a_features_pre_activation(model):
     """Input attributions equal finite differences along each token's embedding, seen by a hook on the layer's input."""
     explanation = explain(model, TOKENIZER, TEXT, top=2, trace=6, verify=0)
@@ -126,12 +134,12 @@ def test_inputs_account_for_a_features_pre_activation(model):
     def pre_activation(feature, given):
         seen = []
         layer = model.mfn_layers[feature.layer]
-        handle = layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
+        handle = layer.register_forward_pre_hook(
+            lambda module, arguments: seen.append(arguments[0] - stream_before(module, arguments))
+        )
         model(inputs_embeds=given)
         handle.remove()
-        h, mfn_pass = seen[0]
-        before = mfn_pass.stream_before(feature.layer)
-        h = (h if before is None else h - before)[0, feature.position]
+        h = seen[0][0, feature.position]
         x = (h - h.mean()) / (h.std() + layer.epsilon)
         return (x @ layer.encoder.weight[feature.index] + layer.encoder.bias[feature.index]).item()
 
@@ -143,12 +151,8 @@ def test_inputs_account_for_a_features_pre_activation(model):
         assert inputs.baseline == pytest.approx(pre_activation(feature, mean.expand_as(embeddings)), abs=1e-9)
         assert inputs.baseline + sum(inputs.by_token) + inputs.remainder == pytest.approx(inputs.value, abs=1e-9)
         for place, share in enumerate(inputs.by_token):
-            ends = []
-            for step in (1e-6, -1e-6):
-                moved = embeddings.clone()
-                moved[0, place] += step * (embeddings[0, place] - mean)
-                ends.append(pre_activation(feature, moved))
-            assert share == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-7)
+            slope = slope_along(lambda given, feature=feature: pre_activation(feature, given), embeddings, mean, place)
+            assert share == pytest.approx(slope, rel=1e-4, abs=1e-7)
 
 
 def test_embeddings_account_for_the_value_of_updates(model):
@@ -168,12 +172,7 @@ def test_embeddings_account_for_the_value_of_updates(model):
     assert account.baseline == pytest.approx(value(mean.expand_as(embeddings)), abs=1e-9)
     assert account.baseline + sum(account.by_token) + account.remainder == pytest.approx(account.value, abs=1e-9)
     for place, share in enumerate(account.by_token):
-        ends = []
-        for step in (1e-6, -1e-6):
-            moved = embeddings.clone()
-            moved[0, place] += step * (embeddings[0, place] - mean)
-            ends.append(value(moved))
-        assert share == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-7)
+        assert share == pytest.approx(slope_along(value, embeddings, mean, place), rel=1e-4, abs=1e-7)
 
 
 def test_what_is_explained_can_be_chosen(model):
