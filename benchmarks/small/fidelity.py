@@ -31,6 +31,7 @@ from benchmarks.common import corpora, records, small_models
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.demo.assets import cache_folder
 from modeling_mfn.evaluation.measures.perplexity import perplexity
+from modeling_mfn.model.conversion import CONVERSION_SETTINGS
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.training.feature_sums import FeatureSums, kept_features
 from modeling_mfn.training.measurements import layer_figures
@@ -38,6 +39,7 @@ from modeling_mfn.training.measurements import layer_figures
 RESULTS = records.RESULTS / "fidelity"
 BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_638_400, 307_200
 BATCH, K = 4, 32
+SIZE = {"expansion_factor": 8, "k": K}
 CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
 WEIGHTS = {"lambda_rate": 2.5e-3, "lambda_comp": 0.25, "lambda_stab": 0.25}
@@ -100,6 +102,25 @@ GPT2_RECIPES: dict[str, dict[str, Any]] = {
     }.items()
 }
 """Remedies for features that die in the upper blocks of GPT-2."""
+DISTILLED: dict[str, Any] = CACHE_FIRST | {"teacher": "dense"}
+UPDATE: dict[str, Any] = DISTILLED | {"codes": "update"}
+REFINED: dict[str, Any] = UPDATE | {"refine_steps": 2}
+CODING: dict[str, dict[str, Any]] = {
+    "stream": DISTILLED,
+    "stream-refined": DISTILLED | {"refine_steps": 2},
+    "update": UPDATE,
+    "update-refined-once": UPDATE | {"refine_steps": 1},
+    "update-refined": REFINED,
+    "update-streams": UPDATE | {"lambda_streams": 1.0},
+    "update-refined-streams": REFINED | {"lambda_streams": 1.0},
+    "update-refined-streams-x10": REFINED | {"lambda_streams": 10.0},
+    "update-refined-recon-2.5": REFINED | {"lambda_recon": 2.5},
+    "update-refined-20-epochs": REFINED | {"cached_epochs": 20},
+    "update-refined-32-d": REFINED | {"expansion_factor": 32},
+    "update-k-16": UPDATE | {"k": 16},
+    "update-refined-k-16": REFINED | {"k": 16},
+}
+"""What the MFN layers code, and how, on the short budget."""
 NOISE: dict[str, dict[str, Any]] = {
     f"{name}-seed-{seed}": settings | {"seed": seed}
     for seed in (1, 2)
@@ -153,32 +174,32 @@ def run_mfn(
     family: str,
     tokens: int,
     seed: int = 0,
-    k: int = K,
     teacher: Literal["dense"] | None = None,
     cached_epochs: int = 0,
     by_layer: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Record of a continuation with MFN layers in all blocks, m = 8 d, trained to alpha = 1 with the backbone.
+    """Record of a continuation with MFN layers in all blocks, trained to alpha = 1 with the backbone.
 
     Args:
         folder: folder for the trained model.
         family: family of the base model.
         tokens: number of training tokens.
         seed: seed of the order of the text and of the initial MFN weights.
-        k: active features per token.
         teacher: `"dense"` makes the distribution of the dense model of the same tokens the target.
         cached_epochs: epochs in which MFN layers first learn on their own from the first tokens of the same text.
         by_layer: True to measure also with each MFN layer left out.
-        settings: fields of `MFNTrainingArguments`. They take precedence over `RECIPE`.
+        settings: fields of `MFNConfig`, which take precedence over `SIZE`, and of `MFNTrainingArguments`, which take
+            precedence over `RECIPE`.
     """
+    size = SIZE | {name: settings.pop(name) for name in sorted(CONVERSION_SETTINGS & settings.keys())}
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
     torch.manual_seed(seed)
     base = small_models.base_folder(family, 0, BASE_TOKENS)
-    model = MFNForCausalLM.from_base(base, expansion_factor=8, k=k, calibration=calibration)
+    model = MFNForCausalLM.from_base(base, calibration=calibration, **size)
     common = small_models.training_settings(rows, BATCH, seed) | CONTINUE | RECIPE
-    chosen, base_model = CONTINUE | RECIPE | settings | {"k": k, "seed": seed, "tokens": tokens}, None
+    chosen, base_model = CONTINUE | RECIPE | settings | size | {"seed": seed, "tokens": tokens}, None
     if cached_epochs:
         chosen["cached_epochs"] = cached_epochs
         first = rows.select(range(min(len(rows), SHORT_TOKENS // small_models.WINDOW)))
@@ -243,8 +264,8 @@ def runs() -> dict[str, Run]:
     """Name -> run. The short runs come first. The recipe was chosen by the short runs of the Llama."""
     table: dict[str, Run] = {}
     groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-        "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE},
-        "gpt2": {"losses": LOSSES, "recipe": GPT2_RECIPES},
+        "llama": {"losses": LOSSES, "sweep": SWEEP, "recipe": RECIPES, "noise": NOISE, "coding": CODING},
+        "gpt2": {"losses": LOSSES, "recipe": GPT2_RECIPES, "coding": CODING},
     }
 
     def add(family: str, group: str, changes: dict[str, dict[str, Any]], tokens: int, **more: Any) -> None:

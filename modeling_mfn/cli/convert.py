@@ -34,6 +34,9 @@ def convert(
         Literal["stream", "update"],
         typer.Option(help="Code the residual stream, or what was written to it since the last MFN layer."),
     ] = "stream",
+    refine_steps: Annotated[
+        int, typer.Option(help="Steps that refine the values of the chosen features; 0 keeps the encoder's.")
+    ] = 0,
     blend_into: Annotated[
         Literal["residual", "mlp"], typer.Option(help="Tensor that the blend replaces.")
     ] = "residual",
@@ -69,6 +72,7 @@ def convert(
                 k=k,
                 alpha=alpha,
                 codes=codes,
+                refine_steps=refine_steps,
                 blend_into=blend_into,
                 input_norm=input_norm,
                 decoder_bias=decoder_bias,

@@ -103,6 +103,9 @@ class MFNConfig(PreTrainedConfig):
             Vector that an MFN layer codes: the residual stream h, or u = h - s. u is the sum of what attention and MLP
             have written since the last MFN layer. s is the stream that this layer left. Before the first MFN layer, s
             is the input of block 0.
+        refine_steps (`int`, *optional*, defaults to 0):
+            Steps that move the values of the chosen features towards their least-squares fit (see `refinement.py`). 0
+            keeps the encoder's values, as eq. 1 has them.
         blend_into (`"residual"` or `"mlp"`, *optional*, defaults to `"residual"`):
             Target of eq. 3: the residual stream itself, so that MLP and skip path read only features, or just the
             MLP's input.
@@ -138,6 +141,7 @@ class MFNConfig(PreTrainedConfig):
     k: int = 32
     alpha: float | int = 0.0
     codes: Literal["stream", "update"] = "stream"
+    refine_steps: int = 0
     blend_into: Literal["residual", "mlp"] = "residual"
     input_norm: Literal["layer", "none"] = "layer"
     decoder_bias: bool = True
@@ -178,6 +182,8 @@ class MFNConfig(PreTrainedConfig):
         check_k(self.k, self.num_features, self.most_removed)
         self.alpha = check_alpha(self.alpha)
         _check_choice("codes", self.codes, ("stream", "update"))
+        if not is_whole(self.refine_steps) or self.refine_steps < 0:
+            raise ValueError(f"refine_steps is {self.refine_steps}; it must be a whole number of at least 0")
         _check_choice("blend_into", self.blend_into, ("residual", "mlp"))
         _check_choice("input_norm", self.input_norm, ("layer", "none"))
         read_presets(self.steering_presets, self.layers, self.num_features)

@@ -14,7 +14,9 @@ from .configuration_mfn import MFNConfig
 from .feature_names import parse_feature
 from .feature_rows import FeatureRows
 from .mfn_pass import MFNPass, Reconstruction
+from .offloading import in_memory
 from .peft_copies import AdapterCopy
+from .refinement import refine
 from .sparse_code import SparseCode, attach_encoder, decode, encode, pass_to_input, rank_features, rectify
 
 RESET_ENCODER_SCALE = 0.2
@@ -112,6 +114,8 @@ class MFNLayer(AdapterCopy):
 
     With `codes="update"`, the layer codes u = h - s in place of h, where s is the stream that the last MFN layer left.
     Then h_hat = s + u_hat, and the rest stays.
+
+    With `refine_steps`, the values of z then move towards the least-squares fit of x by the same features.
     """
 
     epsilon = 1e-5
@@ -136,11 +140,12 @@ class MFNLayer(AdapterCopy):
             return h
         u = self.coded_part(h, mfn_pass)
         read = self.standardise(u)
-        if mfn_pass.reconstructions is None:
-            z, reconstruction = mfn_pass.edit(self.layer_index, self._encode(read.x)), None  # eq. 1
-            u_hat = read.undo(self._mixture(z))  # eq. 2
-        else:
-            z, u_hat, reconstruction = self._reconstruct_for_losses(u, read, mfn_pass)
+        with in_memory(self.encoder, self.decoder):
+            if mfn_pass.reconstructions is None:
+                z, reconstruction = mfn_pass.edit(self.layer_index, self._encode(read.x)), None  # eq. 1
+                u_hat = read.undo(self._mixture(z))  # eq. 2
+            else:
+                z, u_hat, reconstruction = self._reconstruct_for_losses(u, read, mfn_pass)
         mfn_pass.leave(self.layer_index, z, reconstruction)
         return self._blend(h, u_hat, mfn_pass)  # eq. 3
 
@@ -185,7 +190,15 @@ class MFNLayer(AdapterCopy):
 
     def _encode(self, x: Tensor) -> SparseCode:
         """z of an encoder input: (..., d) -> (..., K)."""
-        return self._named(encode(x, self.encoder.weight, self.encoder.bias, self.config.k))
+        return self._refined(self._named(encode(x, self.encoder.weight, self.encoder.bias, self.config.k)), x)
+
+    def _refined(self, code: SparseCode, x: Tensor) -> SparseCode:
+        """The code (..., K) of x (..., d) with its values refined, if the config says so."""
+        if not self.config.refine_steps:
+            return code
+        target = x if self.decoder.bias is None else x - self.decoder.bias
+        found = refine(self._located(code), target, self.decoder.weight, self.config.refine_steps)
+        return code._replace(values=found.values)
 
     def _mixture(self, code: SparseCode) -> Tensor:
         """D z + b: (..., K) -> (..., d)."""
@@ -204,17 +217,21 @@ class MFNLayer(AdapterCopy):
         seen = read.detach() if request.stop_gradient else read
         ranked = rank_features(seen.x, weight, bias, min(max(k, request.candidates), len(weight)))
         named = self._named(attach_encoder(ranked, seen.x, weight, bias))
-        z = rectify(named.first(k))
+        z = self._refined(rectify(named.first(k)), seen.x)
         x_hat = self._mixture(z)
         reconstruction = self._with_further_inputs(h, seen, z, x_hat, named, mfn_pass)
-        through = rectify(self._named(attach_encoder(ranked.first(k), read.x, weight, bias)))  # leads to the input
+        through = z
+        if request.stop_gradient and read.x.requires_grad:  # the same code, with a path to the input
+            through = self._refined(rectify(self._named(attach_encoder(ranked.first(k), read.x, weight, bias))), read.x)
         if self.layer_index in mfn_pass.edits:
             edited = mfn_pass.edit(self.layer_index, through)
             return edited, read.undo(self._mixture(edited)), reconstruction
         if self.config.alpha == 0 and request.reaches_all:
             return through, h, reconstruction  # a gradient of 0 needs no graph here; the loss has its own
-        if not request.stop_gradient or not read.x.requires_grad:
-            return through, read.undo(x_hat), reconstruction
+        if through is z:
+            return z, read.undo(x_hat), reconstruction
+        if self.config.refine_steps:
+            return through, read.undo(self._mixture(through)), reconstruction
         x_hat = pass_to_input(x_hat, read.x, ranked.first(k), weight, self._located(z), self.decoder.weight)
         return through, read.undo(x_hat), reconstruction
 

@@ -79,7 +79,9 @@ def _plain_class(model: nn.Module) -> Iterator[None]:
 
 def _leave_embeddings(block: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Any]) -> None:
     """Keeps the input of block 0, the stream before the first MFN layer."""
-    mfn_pass = options["mfn_pass"]
+    mfn_pass = options.get("mfn_pass")
+    if mfn_pass is None:
+        raise ValueError('the backbone was called on its own; with codes="update" call the MFN model around it')
     mfn_pass.leave_stream(EMBEDDINGS, arguments[0])
     mfn_pass.position_ids = options.get("position_ids")
 

@@ -100,6 +100,23 @@ def decode(code: SparseCode, weight: Tensor) -> Tensor:
     return rows.unflatten(0, code.indices.shape[:-1])
 
 
+def project(x: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    """Projects on chosen rows: weight[indices] . x, without forming the rows.
+
+    Args:
+        x: (..., d).
+        indices: (..., K) int64, rows of `weight`.
+        weight: (m, d).
+
+    Returns:
+        (..., K).
+    """
+    flat = indices.flatten(0, -2)
+    with torch.no_grad():
+        values = _dot_rows(x.flatten(0, -2).contiguous(), flat, weight).view(indices.shape)
+    return _ChosenPreActivations.apply(x, weight, weight.new_zeros(()), values, indices)
+
+
 def pass_to_input(
     mixture: Tensor, x: Tensor, encoded: SparseCode, encoder: Tensor, decoded: SparseCode, directions: Tensor
 ) -> Tensor:

@@ -115,7 +115,8 @@ class SteerableModel:
 
         Raises:
             ValueError: on interventions that weights cannot hold, before anything is changed: conditions, lists for
-                rows, positions other than `"all"`, a shared decoder, `Clamp` or `Add` without a decoder bias.
+                rows, positions other than `"all"`, a shared decoder, refined values, `Clamp` or `Add` without a decoder
+            bias.
         """
         positions: str = "all"
         if isinstance(interventions, str):
@@ -206,6 +207,11 @@ class _BakedDecoder(NamedTuple):
 def _baked(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) -> _BakedDecoder:
     """Computes the new decoder of a layer from (s, c) by feature."""
     weight, bias, name = layer.decoder.weight, layer.decoder.bias, f"block {layer.layer_index}"
+    if layer.config.refine_steps:
+        raise ValueError(
+            f"refine_steps is {layer.config.refine_steps}: the values of features follow the decoder, and would undo a "
+            "change of it; keep the interventions as a preset (save_preset)"
+        )
     if layer.config.shared_decoder:
         raise ValueError(f"the decoder of {name} is shared with other blocks, which the change would reach too")
     if type(weight.data) is not Tensor or weight.device.type == "meta":

@@ -16,7 +16,7 @@ from ..model.configuration_mfn import MFNConfig, check_alpha, check_k
 from ..model.feature_names import parse_feature
 from .schedules import Schedule, Shape, resolve_steps
 
-LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux")
+LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux", "streams")
 """Parts of the objective; `lambda_<part>` is the weight of each."""
 AUX_SHARE = 1 / 32
 """lambda_aux as a share of lambda_recon, by default: the weight of AuxK in Gao et al. 2024."""
@@ -50,6 +50,11 @@ class MFNTrainingArguments(TrainingArguments):
     lambda_aux: float | None = _option(
         None,
         "Weight of the auxiliary loss: rare features reconstruct the error of the others. Default: lambda_recon / 32.",
+    )
+    lambda_streams: float = _option(
+        0.0,
+        "Weight of the distance of each block's residual stream to the base model's. It needs util_target kl, which "
+        "runs the base model.",
     )
     normalize_losses: bool = _option(
         True,
@@ -134,6 +139,11 @@ class MFNTrainingArguments(TrainingArguments):
                 raise ValueError(f"lambda_{part} is {self.weight(part)}; it must be a finite number of at least 0")
         if not any(self.weight(part) for part in LAMBDAS if part != "aux"):
             raise ValueError("lambda_recon and all other weights of losses are 0; there is nothing to train on")
+        if self.lambda_streams and not (self.util_target == "kl" and self.lambda_util):
+            raise ValueError(
+                f"lambda_streams is {self.lambda_streams}, and util_target {self.util_target!r} with lambda_util "
+                f"{self.lambda_util} does not run the base model; set util_target to 'kl' and lambda_util above 0"
+            )
         if self.mfn_warmup and not self.lambda_recon:
             raise ValueError("lambda_recon is 0, but the warm-up (mfn_warmup) trains on the reconstruction")
         if self.label_smoothing_factor != 0:

@@ -66,7 +66,8 @@ def rate_loss(code: SparseCode, rho: float, mask: Tensor | None = None, candidat
     tokens = max(len(code.values), 1)
     rates = _per_feature(code, (code.values > 0).to(code.values)) / tokens
     seen = code if candidates is None else _flat(candidates, mask)
-    surrogate = _per_feature(seen, _slope(code.values.detach(), seen.values.detach()) * seen.values) / tokens
+    chosen = seen.values[:, : code.values.shape[-1]].detach().relu()  # before their values were refined
+    surrogate = _per_feature(seen, _slope(chosen, seen.values.detach()) * seen.values) / tokens
     return _bernoulli_kl(rates + (surrogate - surrogate.detach()), rho, HALF_A_FIRING / tokens)
 
 

@@ -16,7 +16,7 @@ from ..model.mfn_layer import mfn_parameters
 from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from .arguments import MFNTrainingArguments
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
-from .distillation import base_logits
+from .distillation import base_outputs, streams_loss
 from .distributed import unshard_for_gradients
 from .feature_sums import FeatureSums
 from .losses import distillation_loss
@@ -28,6 +28,8 @@ from .statistics import FeatureStatistics
 from .trainable_features import TrainableFeatures
 from .trained_parts import check_trained_parts, freeze_backbone, set_learning_rate
 
+OF_THE_MODEL = ("util", "streams")
+"""Losses that are not means over MFN layers."""
 OF_ALL_PROCESSES = ("rate", "comp")
 """Losses of the whole batch, which every process computes alike."""
 
@@ -196,7 +198,7 @@ class MFNTrainer(Trainer):
         if self._restarts is not None and self.model.training:
             self._restarts.observe(self.model.mfn_layers, items, mask)
         total = sum(
-            self.args.weight(name) * part * (1 if name == "util" else len(layers)) for name, part in parts.items()
+            self.args.weight(name) * part * (1 if name in OF_THE_MODEL else len(layers)) for name, part in parts.items()
         )
         if not return_outputs:
             return total
@@ -218,30 +220,36 @@ class MFNTrainer(Trainer):
             unshard_for_gradients(model, outputs.reconstructions)
             return {}, outputs
         if distils:
-            loss, outputs = self._distil(model, inputs, num_items)
-        else:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items)
+            return self._distil(model, inputs, num_items)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items)
         return {"util": loss}, outputs
 
     def _warming_up(self) -> bool:
         return self.model.training and self.state.global_step < self.args.warmup_end(self.state.max_steps)
 
-    def _distil(self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any) -> tuple[Tensor, Any]:
-        """KL(base || model) per predicted token, scaled like the next-token loss."""
+    def _distil(self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any) -> tuple[dict[str, Tensor], Any]:
+        """KL(base || model) per predicted token, scaled like the next-token loss, and the distance of the streams."""
         plain = {n: v for n, v in inputs.items() if n not in ("labels", "reconstruction_request")}
-        target = base_logits(model, self.accelerator.unwrap_model(self.model), self.base_model, plain)
+        if self.args.lambda_streams:
+            plain["output_hidden_states"] = True
+        target = base_outputs(model, self.accelerator.unwrap_model(self.model), self.base_model, plain)
         labels = inputs.get("labels")
         measured = None if self.model.training else labels
         outputs = model(**plain, labels=measured, reconstruction_request=inputs["reconstruction_request"])
         if measured is not None:
             self._in_evaluation.add({"next_token_loss": outputs.loss}, len(measured), len(measured))
-        counted = (tokens_that_count(inputs) if labels is None else labels != -100)[:, 1:]
-        loss = distillation_loss(outputs.logits[:, :-1], target[:, :-1], counted)
+        mask = tokens_that_count(inputs)
+        counted = (mask if labels is None else labels != -100)[:, 1:]
+        parts = {"util": distillation_loss(outputs.logits[:, :-1], target.logits[:, :-1], counted)}
         if num_items is None:
-            return loss / counted.sum().clamp_min(1), outputs
-        if self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes
-        return loss / num_items, outputs
+            parts["util"] = parts["util"] / counted.sum().clamp_min(1)
+        else:
+            across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            parts["util"] = parts["util"] * across / num_items
+        if self.args.lambda_streams:
+            distance = streams_loss(outputs.hidden_states, target.hidden_states, mask, self.args.normalize_losses)
+            parts["streams"] = distance * self._share(mask, num_items)
+        return parts, outputs
 
     def _layer_losses(
         self, items: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest, sums: FeatureSums

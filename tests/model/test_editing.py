@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from modeling_mfn import Ablate, Clamp, MFNConfig, MFNForCausalLM, MFNTrainer
 from modeling_mfn.model.feature_editing import find_duplicates
 from modeling_mfn.model.mfn_pass import ReconstructionRequest
+from modeling_mfn.model.refinement import refine
+from modeling_mfn.model.sparse_code import encode
 from modeling_mfn.training.feature_sums import FeatureSums
 
 PRUNED = {0: [3, 5, 9, 11, 40, 41, 79], 2: [0, 1, 2, 3, 60]}
@@ -75,6 +77,21 @@ def test_pruned_features_are_ablated_ones_and_their_weights_can_go(model, alpha)
         if ".mfn." in name:
             gone = len(PRUNED[0 if ".0.mfn" in name else 2]) if name.endswith("decoder.weight") else 0
             assert len(parameter) == size[name] - gone
+
+
+def test_values_are_refined_without_pruned_features(family_base):
+    model = make_mfn(family_base.double(), layers=[0, 2], codes="update", refine_steps=2)
+    layer, u = model.mfn_layers[2], torch.randn(40, model.config.hidden_size, dtype=torch.float64)
+    x = layer.standardise(u).x
+    code = encode(x, layer.encoder.weight, layer.encoder.bias, model.config.k)
+    pruned = code.indices[0, :3]
+    kept = code._replace(values=code.values.masked_fill(torch.isin(code.indices, pruned), 0))
+    expected = refine(kept, x - layer.decoder.bias, layer.decoder.weight, 2)
+    assert not torch.equal(layer.encode(u).values, expected.values)
+    model.prune_features(2, pruned.tolist())
+    for _ in range(2):
+        torch.testing.assert_close(layer.encode(u).to_dense(), expected.to_dense(), atol=1e-12, rtol=0)
+        model.compact()
 
 
 def test_without_competition_others_take_the_places(model):

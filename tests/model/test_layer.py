@@ -1,5 +1,6 @@
 """The MFN layer compared with a dense float64 transcription of eqs. 1-3, and the invariants of a sparse code."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from modeling_mfn import MFNConfig, Scale, SparseCode
 from modeling_mfn.model import mfn_layer
 from modeling_mfn.model.mfn_layer import MFNLayer
 from modeling_mfn.model.mfn_pass import MFNPass, ReconstructionRequest
+from modeling_mfn.model.refinement import refine
 from modeling_mfn.model.sparse_code import decode, encode, rank_features
 from modeling_mfn.model.steering import Context, edits_in_force, steering
 
@@ -28,7 +30,7 @@ def make_layer(dtype=torch.float64, **settings):
 
 
 def dense_layer(layer, h, alpha, k, norm, rectify=True, scale=1):
-    """Computes eqs. 1-3 with a dense z, multiplied by `scale`. Returns the blend, h_hat and z."""
+    """Computes eqs. 1-3 with a dense z, refined and then multiplied by `scale`. Returns the blend, h_hat and z."""
     x, mean, std = h, 0, 1
     if norm == "layer":
         mean = h.mean(-1, keepdim=True)
@@ -37,19 +39,31 @@ def dense_layer(layer, h, alpha, k, norm, rectify=True, scale=1):
     z = x @ layer.encoder.weight.T + layer.encoder.bias
     z = torch.relu(z) if rectify else z
     smallest = z.sort(-1, descending=True).values[..., k - 1 : k]
-    z = scale * torch.where(z >= smallest, z, 0)
-    h_hat = z @ layer.decoder.weight
-    if layer.decoder.bias is not None:
-        h_hat = h_hat + layer.decoder.bias
+    z = torch.where(z >= smallest, z, 0)
+    bias = 0 if layer.decoder.bias is None else layer.decoder.bias
+    if rectify:
+        z = dense_refinement(z, x - bias, layer.decoder.weight, layer.config.refine_steps)
+    z = scale * z
+    h_hat = z @ layer.decoder.weight + bias
     h_hat = h_hat * std + mean
     return alpha * h_hat + (1 - alpha) * h, h_hat, z
 
 
+def dense_refinement(z, x, directions, steps):
+    """Moves the positive entries of z (..., m) by exact line searches down the slope of |x - z D|^2 / 2."""
+    active = z > 0
+    for _ in range(steps):
+        slope = ((x - z @ directions) @ directions.T) * active
+        z = z + slope.square().sum(-1, keepdim=True) / (slope @ directions).square().sum(-1, keepdim=True) * slope
+    return torch.relu(z)
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("refine_steps", [0, 2])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_layer_and_every_gradient_equal_the_dense_equations(norm, bias, alpha):
-    layer = make_layer(input_norm=norm, decoder_bias=bias, alpha=alpha)
+def test_layer_and_every_gradient_equal_the_dense_equations(norm, bias, refine_steps, alpha):
+    layer = make_layer(input_norm=norm, decoder_bias=bias, refine_steps=refine_steps, alpha=alpha)
     h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(3, 7, size, dtype=torch.float64) for size in (32, 50)]
 
@@ -67,8 +81,9 @@ def test_layer_and_every_gradient_equal_the_dense_equations(norm, bias, alpha):
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
-def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm):
-    layer = make_layer(input_norm=norm, alpha=0.5)
+@pytest.mark.parametrize("refine_steps", [0, 2])
+def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm, refine_steps):
+    layer = make_layer(input_norm=norm, refine_steps=refine_steps, alpha=0.5)
     h = torch.randn(2, 5, 32, dtype=torch.float64, requires_grad=True)
     taken = MFNPass({}, None, {})
     layer(h, taken)
@@ -89,13 +104,14 @@ def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm):
 @pytest.mark.parametrize("norm", ["layer", "none"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
 @pytest.mark.parametrize("edit", [None, Scale(2.0)])
-def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, monkeypatch):
+@pytest.mark.parametrize("refine_steps", [0, 2])
+def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, refine_steps, monkeypatch):
     """Compares outputs and gradients with those of separate dense forwards.
 
     The loss depends on the output, the reconstruction, the code and the candidates together. The layer encodes once.
-    The layer decodes once, or twice if its code is steered.
+    The layer decodes once, or twice if its code is steered, or refined on two paths.
     """
-    layer = make_layer(input_norm=norm)
+    layer = make_layer(input_norm=norm, refine_steps=refine_steps)
     layer.config.alpha = 0.7
     h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(3, 7, size, dtype=torch.float64) for size in (32, 32, 50, 50)]
@@ -112,7 +128,7 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
             edits = edits_in_force(model, h, None)
     taken = MFNPass(edits, {}, {}, ReconstructionRequest(stop_gradient, candidates=12))
     blend = layer(h, taken)
-    assert len(decoded) == (1 if edit is None else 2)
+    assert len(decoded) == (2 if edit or (refine_steps and stop_gradient) else 1)
     assert len(ranked) == 1
     found = taken.reconstructions[0]
     results = [blend, found.reconstructed, found.code.to_dense(), found.candidates.to_dense()]
@@ -135,6 +151,33 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
     layer(h, taken)
     (through,) = torch.autograd.grad(taken.codes[0].to_dense().square().sum(), h)
     assert through.any()  # gradients of a returned code reach the input
+
+
+def test_refined_values_approach_least_squares():
+    """Compares with the values that least squares gives on the same features, where all of them are positive."""
+    torch.manual_seed(3)
+    directions = torch.nn.functional.normalize(torch.randn(20, 40, dtype=torch.float64), dim=-1)
+    indices = torch.stack([torch.randperm(20)[:5] for _ in range(30)])
+    best = torch.rand(30, 5, dtype=torch.float64) + 1
+    x = (best.unsqueeze(-1) * directions[indices]).sum(1)
+    code, errors = SparseCode(indices, torch.rand(30, 5, dtype=torch.float64) + 0.5, 20), []
+    for steps in (0, 1, 2, 4, 60):
+        refined = refine(code, x, directions, steps)
+        assert refined.indices is indices
+        errors.append((x - decode(refined, directions)).norm(dim=-1))
+    for before, after in itertools.pairwise(errors):
+        assert (after < before).all()
+    torch.testing.assert_close(refined.values, best, atol=1e-9, rtol=0)
+
+
+def test_refinement_keeps_inactive_pairs_and_nonnegative_values():
+    directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    code = SparseCode(torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 2.0, 0.0]]), 3)
+    assert refine(code, torch.tensor([[3.0, -1.0]]), directions, 1).values.tolist() == [[3.0, 0.0, 0.0]]
+    exact = SparseCode(torch.tensor([[0, 1, 2]]), torch.zeros(1, 3), 3)
+    assert refine(exact, torch.tensor([[3.0, -1.0]]), directions, 3).values.tolist() == [[0.0, 0.0, 0.0]]
+    with pytest.raises(ValueError, match="refine_steps is -1; it must be a whole number of at least 0"):
+        make_layer(refine_steps=-1)
 
 
 def test_numerical_gradients_of_encode_and_decode():

@@ -10,9 +10,10 @@ from conftest import HIDDEN, enable_checkpointing, make_mfn, tokens
 from modeling_mfn import MFNForCausalLM
 
 
-@pytest.fixture(params=["stream", "update"])
+@pytest.fixture(params=[("stream", 0), ("update", 2)])
 def model(request, family_base):
-    return make_mfn(family_base.double(), layers=[0, 2], codes=request.param)
+    codes, refine_steps = request.param
+    return make_mfn(family_base.double(), layers=[0, 2], codes=codes, refine_steps=refine_steps)
 
 
 def padded(rows):
@@ -32,7 +33,9 @@ def test_generation_with_the_cache_equals_generation_without(model):
     batch = padded(ROWS)
     with_cache = model.generate(**batch, max_new_tokens=12, do_sample=False, use_cache=True)
     without = model.generate(**batch, max_new_tokens=12, do_sample=False, use_cache=False)
+    static = model.generate(**batch, max_new_tokens=12, do_sample=False, cache_implementation="static")
     assert torch.equal(with_cache, without)
+    assert torch.equal(static, without)
 
 
 def test_a_left_padded_batch_equals_its_rows_piece_by_piece_from_the_cache(model):

@@ -70,6 +70,31 @@ def test_streams_are_coded_unless_asked_otherwise(family_base):
         MFNConfig(text_config=config, num_features=8, k=2, codes="both")
 
 
+def test_the_backbone_alone_says_what_to_call(model):
+    with pytest.raises(ValueError, match="call the MFN model around it"):
+        model.model.backbone(**tokens(1, 3))
+
+
+def test_blocks_on_several_devices(model, tmp_path):
+    """Keeps some blocks on the disk, so that hooks bring each block's inputs and weights together."""
+    model.save_pretrained(tmp_path / "model")
+    names = [name for name, module in model.named_modules() if hasattr(module, "mfn")]
+    blocks = names[0].rpartition(".")[0]
+    others = {
+        name: "cpu"
+        for parent in (model, model.model, model.model.backbone)
+        for name, module in model.named_modules()
+        if module in set(parent.children()) and name not in ("model", "model.backbone", blocks)
+    }
+    places = others | dict(zip(names, ("cpu", "disk", "disk"), strict=True))
+    spread = MFNForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload", dtype=torch.float64
+    )
+    assert "disk" in spread.hf_device_map.values()
+    batch = tokens(2, 9)
+    torch.testing.assert_close(spread(**batch).logits, model(**batch).logits, atol=1e-12, rtol=0)
+
+
 def test_saved_and_loaded(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = MFNForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)

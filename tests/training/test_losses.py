@@ -91,6 +91,11 @@ def test_rate_is_eq_6_with_the_slope_of_a_rectangle(counted, width, monkeypatch)
     distance = (a - threshold) / w
     slope = (distance.abs() <= 0.5) / w
     slope = slope.masked_fill(a < a.topk(2 * K, dim=-1).values[:, -1:], 0)
+    refined = code._replace(values=(code.values * torch.rand_like(code.values)).detach())
+    again = rate_loss(batch(refined), RHO, mask_of(counted), batch(candidates))
+    mine = torch.autograd.grad(again, [weight, bias], retain_graph=True)
+    assert again == ours
+    assert all(map(torch.equal, mine, torch.autograd.grad(ours, [weight, bias], retain_graph=True)))
     p = rates.clamp(0.5 / len(a), 1 - 0.5 / len(a))
     per_feature = (torch.log(p / RHO) - torch.log((1 - p) / (1 - RHO))) / len(a)
     grad_bias = (slope * per_feature).sum(0)

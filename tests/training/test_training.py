@@ -295,26 +295,39 @@ def test_distillation_trains_without_labels(tmp_path):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_distillation_takes_the_base_s_own_distribution(tmp_path, given):
-    """The loss at alpha = 1 is the KL divergence from the base's distribution. At alpha = 0 the loss is 0."""
+def test_distillation_takes_the_base_s_own_distribution_and_streams(tmp_path, given):
+    """The losses at alpha = 1 are the KL divergence and the distances from the base. At alpha = 0 they are 0."""
     base = make_base("gpt2-tied")
     model = make_mfn(base)
     data = rows(8, padded=True)
     settings = {"util_target": "kl", "trainable": "all" if given else "mfn", "per_device_eval_batch_size": 8}
+    settings["lambda_streams"] = 0.5
     trainer = MFNTrainer(model, arguments(tmp_path, **settings), base_model=base if given else None, eval_dataset=data)
     batch = {name: torch.tensor(data[name]) for name in data.column_names}
     labels = batch.pop("labels")
     ours, theirs = (each(**batch).logits[:, :-1].log_softmax(-1) for each in (model, base))
     divergence = (theirs.exp() * (theirs - ours)).sum(-1)[labels[:, 1:] != -100].mean()
-    assert trainer.evaluate()["eval_util_loss"] == pytest.approx(divergence.item(), rel=1e-4)
+    ours, theirs = (each(**batch, output_hidden_states=True).hidden_states[1:] for each in (model, base))
+    distance = sum(
+        ((h - h_hat).square().sum(-1) / h.var(-1, correction=0) / h.shape[-1])[batch["attention_mask"] == 1].mean()
+        for h, h_hat in zip(theirs, ours, strict=True)
+    )
+    found = trainer.evaluate()
+    assert found["eval_util_loss"] == pytest.approx(divergence.item(), rel=1e-4)
+    assert found["eval_streams_loss"] == pytest.approx(distance.item(), rel=1e-4)
+    features = 3 * found["eval_recon_loss"]
+    assert found["eval_loss"] == pytest.approx(divergence.item() + 0.5 * distance.item() + features, rel=1e-4)
     model.set_blend(0.0)
-    assert trainer.evaluate()["eval_util_loss"] == pytest.approx(0.0, abs=1e-6)
+    found = trainer.evaluate()
+    assert (found["eval_util_loss"], found["eval_streams_loss"]) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 def test_distillation_needs_a_base_where_the_backbone_moves(tmp_path):
     model = make_mfn(make_base("llama-tied"))
     with pytest.raises(ValueError, match="give the base model as base_model"):
         MFNTrainer(model, arguments(tmp_path, util_target="kl"), train_dataset=rows(4))
+    with pytest.raises(ValueError, match=r"lambda_streams is 1\.0, and util_target 'tokens'"):
+        arguments(tmp_path, lambda_streams=1.0)
 
 
 @pytest.mark.parametrize("stop", [True, False])

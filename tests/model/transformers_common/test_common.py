@@ -49,12 +49,16 @@ class Subject(NamedTuple):
     config: PreTrainedConfig
 
 
+UPDATE = MFN | {"codes": "update", "refine_steps": 1}
 SUBJECTS = {
     "Llama": Subject((LlamaModel, LlamaForCausalLM), LLAMA),
     "MFNLlama": Subject((MFNModel, MFNForCausalLM), MFNConfig(text_config=LLAMA, **MFN)),
+    "MFNLlamaUpdate": Subject((MFNModel, MFNForCausalLM), MFNConfig(text_config=LLAMA, **UPDATE)),
     "GPT2": Subject((GPT2Model, GPT2LMHeadModel), GPT2),
     "MFNGPT2": Subject((MFNModel, MFNForCausalLM), MFNConfig(text_config=GPT2, **MFN)),
+    "MFNGPT2Update": Subject((MFNModel, MFNForCausalLM), MFNConfig(text_config=GPT2, **UPDATE)),
 }
+"""Name -> subject. An MFN subject has its base's name between `MFN` and `Update`."""
 
 
 class ModelTester:
