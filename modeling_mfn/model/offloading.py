@@ -14,19 +14,19 @@ def in_memory(*modules: nn.Module) -> AbstractContextManager[None]:
 
     accelerate does this around a module's forward. A caller that reads a module's weights itself needs this context.
     """
-    offloaded = {module: hook for module in modules if (hook := getattr(module, "_hf_hook", None)) is not None}
+    offloaded: list[Any] = [module for module in modules if hasattr(module, "_hf_hook")]
     return _loaded(offloaded) if offloaded else nullcontext()
 
 
 @contextmanager
-def _loaded(hooks: dict[nn.Module, Any]) -> Iterator[None]:
-    for module, hook in hooks.items():
-        hook.pre_forward(module)
+def _loaded(modules: list[Any]) -> Iterator[None]:
+    for module in modules:
+        module._hf_hook.pre_forward(module)
     try:
         yield
     finally:
-        for module, hook in hooks.items():
-            hook.post_forward(module, None)
+        for module in modules:
+            module._hf_hook.post_forward(module, None)
 
 
 __all__ = ["in_memory"]
