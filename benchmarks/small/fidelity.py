@@ -106,19 +106,17 @@ DISTILLED: dict[str, Any] = CACHE_FIRST | {"teacher": "dense"}
 UPDATE: dict[str, Any] = DISTILLED | {"codes": "update"}
 REFINED: dict[str, Any] = UPDATE | {"refine_steps": 2}
 CODING: dict[str, dict[str, Any]] = {
-    "stream": DISTILLED,
-    "stream-refined": DISTILLED | {"refine_steps": 2},
     "update": UPDATE,
-    "update-refined-once": UPDATE | {"refine_steps": 1},
     "update-refined": REFINED,
+    "stream": DISTILLED,
     "update-streams": UPDATE | {"lambda_streams": 1.0},
-    "update-refined-streams": REFINED | {"lambda_streams": 1.0},
-    "update-refined-streams-x10": REFINED | {"lambda_streams": 10.0},
-    "update-refined-recon-2.5": REFINED | {"lambda_recon": 2.5},
-    "update-refined-20-epochs": REFINED | {"cached_epochs": 20},
-    "update-refined-32-d": REFINED | {"expansion_factor": 32},
+    "update-20-epochs": UPDATE | {"cached_epochs": 20},
+    "update-32-d": UPDATE | {"expansion_factor": 32},
+    "update-recon-2.5": UPDATE | {"lambda_recon": 2.5},
     "update-k-16": UPDATE | {"k": 16},
     "update-refined-k-16": REFINED | {"k": 16},
+    "stream-refined": DISTILLED | {"refine_steps": 2},
+    "update-refined-once": UPDATE | {"refine_steps": 1},
 }
 """What the MFN layers code, and how, on the short budget."""
 NOISE: dict[str, dict[str, Any]] = {
@@ -276,6 +274,7 @@ def runs() -> dict[str, Run]:
     for family in small_models.FAMILIES:
         table[f"{family}/short/dense"] = partial(run_dense, family, SHORT_TOKENS)
         add(family, "short", {"recon-util": {}}, SHORT_TOKENS)
+        table[f"{family}/coding/dense"] = partial(run_dense, family, SHORT_TOKENS)
         for group, changes in groups[family].items():
             add(family, group, changes, SHORT_TOKENS)
     for family in small_models.FAMILIES:
