@@ -1,0 +1,265 @@
+"""All blocks of SmolLM2-135M read through features: what is lost, against a dense model of the same tokens.
+
+SmolLM2-135M (4-bit weights, made float32) gets an MFN layer in each of its 30 blocks. They code the update, learn from
+cached updates, and then go on inside the model with a teacher. The backbone stays as it is.
+
+Controls: a dense model that goes on with the same tokens, which is also the teacher; TopK autoencoders of EleutherAI's
+sparsify in the same 30 places, of the stream and of the update; and means in their place.
+
+    python -m benchmarks.smollm2.all_blocks                       # all stages without a result: many hours
+    python -m benchmarks.smollm2.all_blocks --only 'evaluate/*'   # stages whose names match
+    python -m benchmarks.smollm2.all_blocks --joint-tokens 20000 --name trial
+
+A stage writes benchmarks/results/<name>/<stage>.json. Caches, models and checkpoints go to the cache folder
+(`MFN_CACHE`). A stage that was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import Subset
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+
+from benchmarks.common import corpora, records
+from benchmarks.smollm2 import sparsify_baseline
+from benchmarks.smollm2.real_checkpoint import by_domain
+from benchmarks.smollm2.splicing import next_token_losses, reconstruction_figures
+from benchmarks.smollm2.stages import CheckpointStudy
+from modeling_mfn import MFNForCausalLM, MFNTrainer
+from modeling_mfn.demo.assets import cache_folder, smollm2
+from modeling_mfn.model.modes import at_alpha
+from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
+
+DENSE_RATE = 1e-4
+CACHED: dict[str, Any] = {"learning_rate": 4e-3, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
+JOINT: dict[str, Any] = {"learning_rate": 6e-4, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
+KEEP_ALIVE: dict[str, Any] = {"rate_window": 20_000, "reinit_dead_every": 10}
+SAE: dict[str, Any] = {"optimizer": "adam", "lr": 6e-3, "auxk_alpha": 1 / 32, "dead_feature_threshold": 50_000}
+"""Settings of sparsify's `TrainConfig`; the learning rate won in `real_checkpoint.py`."""
+BATCH = 4
+"""Windows per step of dense and joint training."""
+POINTS = 24
+"""Points of the curve of a training."""
+SPLICED = {"sae-stream": "stream", "sae-update": "update"}
+"""Stage of a baseline -> what its autoencoders code."""
+METHODS = ("base", "dense", "mean-stream", "mean-update", *SPLICED, "cached", "joint")
+
+
+def all_windows(study: CheckpointStudy) -> Dataset:
+    """Windows that the dense model and the joint training read once, those of the cache included."""
+    rows = torch.cat([study.windows["train"], study.windows["joint"]]).numpy()
+    return corpora.as_data_set(np.random.default_rng(study.seed).permutation(rows))
+
+
+def curve_settings(steps: int) -> dict[str, Any]:
+    """Training arguments that evaluate `POINTS` times, and keep a checkpoint of each."""
+    every = max(1, steps // POINTS)
+    return {
+        "eval_strategy": "steps", "eval_steps": every, "eval_on_start": True, "logging_steps": every,
+        "save_strategy": "steps", "save_steps": every, "save_total_limit": 1, "per_device_eval_batch_size": BATCH,
+    }  # fmt: skip
+
+
+def go_on(trainer: Trainer) -> None:
+    """Trains, from the last checkpoint if there is one."""
+    trainer.train(resume_from_checkpoint=any(Path(trainer.args.output_dir).glob("checkpoint-*")))
+
+
+def curve(trainer: Trainer, loss: str, tokens_a_step: int) -> list[dict[str, float]]:
+    """Loss on validation windows, in nats per token, by tokens of this training."""
+    # a training that goes on evaluates its first step once more
+    points = {of["step"]: round(of[f"eval_{loss}"], 4) for of in trainer.state.log_history if f"eval_{loss}" in of}
+    return [{"tokens": step * tokens_a_step, "loss": found} for step, found in points.items()]
+
+
+def dense(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: goes on with the training of the base model."""
+    rows, folder = all_windows(study), study.folder / "dense"
+    model = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.float32)
+    steps = len(rows) // BATCH
+    arguments = TrainingArguments(
+        str(study.folder / "dense.training"), max_steps=steps, per_device_train_batch_size=BATCH, weight_decay=0.0,
+        learning_rate=DENSE_RATE, lr_scheduler_type="linear", warmup_steps=steps // 20, report_to=[], use_cpu=True,
+        disable_tqdm=True, seed=study.seed, **curve_settings(steps),
+    )  # fmt: skip
+    validation = corpora.as_data_set(study.windows["validation"].numpy())
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=validation)
+    go_on(trainer)
+    model.save_pretrained(folder)
+    return {"learning_rate": DENSE_RATE, "curve": curve(trainer, "loss", BATCH * study.window)}
+
+
+def cache(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: caches streams and updates of the training windows."""
+    rows = corpora.as_data_set(study.windows["train"].numpy())
+    for codes in set(SPLICED.values()):
+        model = study.convert(num_features=1, k=1, codes=codes)  # MFN layers only mark blocks here
+        ActivationCache.write(model, rows, study.folder / "cache" / codes)
+    return {"tokens": study.windows["train"].numel()}
+
+
+def cached(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: trains the MFN layers from the cache."""
+    order, rows = study.order(), ActivationCache(study.folder / "cache" / "update")
+    model = study.convert(codes="update", calibration={"input_ids": study.windows["train"][:16]})
+    arguments = study.arguments(order, study.batch, lambda_util=0.0, alpha_end=0.0, **KEEP_ALIVE, **CACHED)
+    trainer = MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows, order))
+    trainer.train()
+    model.save_pretrained(study.folder / "cached")
+    return {"arguments": KEEP_ALIVE | CACHED, "validation_loss": study.validation_loss(model)} | {
+        "explained_variance": trainer.state.log_history[-2]["explained_variance"]
+    }
+
+
+def joint(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: trains the MFN layers inside the model at alpha 1, with the dense model as teacher."""
+    data, folder = all_windows(study), study.folder / "joint"
+    model = MFNForCausalLM.from_pretrained(study.folder / "cached")
+    teacher = AutoModelForCausalLM.from_pretrained(study.folder / "dense")
+    rows = range(len(data) // BATCH * BATCH)
+    steps = len(rows) // BATCH
+    arguments = study.arguments(rows, BATCH, alpha_start=1.0, util_target="kl", **JOINT, **curve_settings(steps))
+    arguments.output_dir = str(study.folder / "joint.training")
+    validation = corpora.as_data_set(study.windows["validation"].numpy())
+    trainer = MFNTrainer(model, arguments, base_model=teacher, train_dataset=data.select(rows), eval_dataset=validation)
+    go_on(trainer)
+    model.save_pretrained(folder)
+    return {"arguments": JOINT, "curve": curve(trainer, "next_token_loss", BATCH * study.window)}
+
+
+def sae(study: CheckpointStudy, stage: str) -> dict[str, Any]:
+    """Stage: trains sparsify's autoencoders from the cache, on standardised streams or updates."""
+    codes, order = SPLICED[stage], study.order()
+    model, rows = study.convert(codes=codes), ActivationCache(study.folder / "cache" / codes)
+    warmup = len(order) // study.batch // 20
+    settings = SAE | {"batch_size": study.batch, "lr_warmup_steps": warmup, "init_seeds": [study.seed]}
+    sparsify_baseline.train(model, rows, order, study.folder / f"sparsify-{codes}", **settings)
+    model.save_pretrained(study.folder / stage)
+    return {"sparsify": SAE, "validation_loss": study.validation_loss(model)}
+
+
+@contextmanager
+def means_in_place(model: MFNForCausalLM, means: Tensor) -> Any:
+    """Context in which each MFN layer writes a mean (L, d) in place of what it codes."""
+
+    def hook(mean: Tensor) -> Callable[..., Tensor]:
+        def swap(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            before = inputs[1].stream_before(layer.layer_index)
+            return mean.expand_as(output) if before is None else before + mean
+
+        return swap
+
+    with ExitStack() as stack:
+        for layer, mean in zip(model.mfn_layers.values(), means, strict=True):
+            stack.callback(layer.register_forward_hook(hook(mean)).remove)
+        yield
+
+
+def evaluate(study: CheckpointStudy, method: str) -> dict[str, Any]:
+    """Stage: losses on held-out text with one method in all blocks."""
+    model: PreTrainedModel
+    context: AbstractContextManager = nullcontext()
+    if method in ("base", "dense"):
+        folder = study.base if method == "base" else study.folder / "dense"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    elif method.startswith("mean-"):
+        codes = method.removeprefix("mean-")
+        model, rows = study.convert(num_features=1, k=1, codes=codes), ActivationCache(study.folder / "cache" / codes)
+        means = sum(rows[row]["residuals"].double().mean(1) for row in range(len(rows))) / len(rows)
+        context = means_in_place(model, means.float())
+    else:
+        model = MFNForCausalLM.from_pretrained(study.folder / method)
+        context = at_alpha(model, 1.0)
+    with context:
+        losses = next_token_losses(model, study.windows["held_out"], description=method)
+    np.save(study.folder / f"losses-{method}.npy", losses.numpy())
+    figures: dict[str, Any] = {"loss": by_domain(losses)}
+    for control in ("base", "dense"):
+        file = study.folder / f"losses-{control}.npy"
+        if file.exists():
+            lost = losses - torch.from_numpy(np.load(file))
+            of_windows = lost.mean(1)
+            figures[f"lost_to_{control}"] = by_domain(lost)
+            figures[f"lost_to_{control}_standard_error"] = round(float(of_windows.std() / len(of_windows) ** 0.5), 4)
+    if isinstance(model, MFNForCausalLM) and not method.startswith("mean-"):
+        figures["layers"] = of_layers(study, model)
+    return figures
+
+
+@torch.no_grad()
+def of_layers(study: CheckpointStudy, model: MFNForCausalLM) -> dict[str, dict[str, float]]:
+    """Figures of each layer's reconstruction on validation windows, of what it codes at the model's own alpha."""
+    with at_alpha(model, 1.0):
+        found = [
+            model(rows, output_reconstructions=True, logits_to_keep=1).reconstructions
+            for rows in study.windows["validation"].split(BATCH)
+        ]
+    return {
+        f"layer_{number}": {
+            name: round(value, 4)
+            for name, value in reconstruction_figures(
+                layer, torch.cat([items[number].residual for items in found])
+            ).items()
+        }
+        for number, layer in model.mfn_layers.items()
+    }
+
+
+STAGES: dict[str, Callable[[CheckpointStudy], dict[str, Any]]] = {
+    "cache": cache,
+    "cached": cached,
+    "dense": dense,
+    "joint": joint,
+    **{stage: partial(sae, stage=stage) for stage in SPLICED},
+    **{f"evaluate/{method}": partial(evaluate, method=method) for method in METHODS},
+}
+
+
+def run_stages(study: CheckpointStudy, only: str = "*", threads: int = 1) -> None:
+    """Runs the stages, in order, whose names match and that have no result yet."""
+    for name, stage in STAGES.items():
+        file = study.results / f"{name}.json"
+        if not fnmatch.fnmatch(name, only) or file.exists():
+            continue
+        print(name, flush=True)
+        begun = time.time()
+        record = {"command": records.command_line("smollm2.all_blocks"), "commit": records.COMMIT} | stage(study)
+        record |= {"settings": study.settings(), "threads": threads, "minutes": round((time.time() - begun) / 60, 1)}
+        records.write_record(file, record)
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Pattern that the names of stages must match.")] = "*",
+    name: Annotated[str, typer.Option(help="Folder of results, and of models and caches.")] = "all_blocks",
+    num_features: Annotated[int, typer.Option(help="Features per MFN layer.")] = 1152,
+    train_tokens: Annotated[int, typer.Option(help="Tokens to cache.")] = 184_320,
+    joint_tokens: Annotated[int, typer.Option(help="Further tokens of the dense and the joint training.")] = 245_760,
+    epochs: Annotated[int, typer.Option(help="Epochs of training from the cache.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of windows, initial weights and order.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,
+) -> None:
+    """Runs all stages that have no result yet."""
+    torch.set_num_threads(threads)
+    base = smollm2()
+    blocks = AutoConfig.from_pretrained(base).num_hidden_layers
+    study = CheckpointStudy(
+        base=base, results=records.RESULTS / name, folder=cache_folder() / name, layers=tuple(range(blocks)),
+        num_features=num_features, train_tokens=train_tokens, joint_tokens=joint_tokens, epochs=epochs, seed=seed,
+    )  # fmt: skip
+    run_stages(study, only, threads)
+
+
+if __name__ == "__main__":
+    typer.run(main)

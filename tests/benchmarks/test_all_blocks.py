@@ -1,0 +1,112 @@
+"""Stages of `benchmarks/smollm2/all_blocks.py` on a tiny base, and their figures against independent ones."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_base, tokens
+from datasets import Dataset
+from test_real_checkpoint import K, M, T, losses_of, train_nothing
+from transformers import AutoModelForCausalLM
+
+from benchmarks.smollm2 import all_blocks, sparsify_baseline
+from benchmarks.smollm2.stages import WINDOW_SETTINGS, CheckpointStudy
+from modeling_mfn import MFNForCausalLM
+from modeling_mfn.evaluation.measures.perplexity import perplexity
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Study after all of its stages."""
+    folder = tmp_path_factory.mktemp("study")
+    make_base("llama-tied").save_pretrained(folder / "base")
+    counts = {"train": 12, "joint": 8, "validation": 3, "held_out": 6}
+    windows = {name: tokens(rows, T, seed)["input_ids"].numpy() for seed, (name, rows) in enumerate(counts.items())}
+    made = CheckpointStudy(
+        folder / "base", folder / "results", folder, layers=(0, 1, 2), num_features=M, k=K, window=T, batch=4
+    )
+    np.savez(
+        folder / "windows.npz", settings=json.dumps({name: getattr(made, name) for name in WINDOW_SETTINGS}), **windows
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparsify_baseline, "train", train_nothing)  # sparsify is not in the development environment
+        all_blocks.run_stages(made)
+    return made
+
+
+def test_losses_are_those_of_the_saved_models_and_lost_nats_their_differences(study):
+    held_out, found = study.windows["held_out"], {name: study.result(f"evaluate/{name}") for name in all_blocks.METHODS}
+    for name in ("base", "dense"):
+        model = AutoModelForCausalLM.from_pretrained(study.folder / name)
+        assert found[name]["loss"] == pytest.approx(losses_of(model, held_out), abs=1e-3)
+    for name in ("cached", "joint", *all_blocks.SPLICED):
+        model = MFNForCausalLM.from_pretrained(study.folder / name)
+        assert (model.config.codes, model.config.layers) == (all_blocks.SPLICED.get(name, "update"), [0, 1, 2])
+        model.set_blend(1.0)
+        assert found[name]["loss"] == pytest.approx(losses_of(model, held_out), abs=1e-3)
+        for control in ("base", "dense"):
+            for domain, lost in found[name][f"lost_to_{control}"].items():
+                expected = found[name]["loss"][domain] - found[control]["loss"][domain]
+                assert lost == pytest.approx(expected, abs=2e-4)
+
+
+def test_means_against_a_plain_base_whose_blocks_give_out_constants(study):
+    """Replaces the stream after each attention by its mean, or what was written since the last such place."""
+    base = make_base("llama-tied")
+    blocks, found = base.model.layers, {}
+
+    def reading(place):
+        return blocks[place].post_attention_layernorm.register_forward_pre_hook(
+            lambda module, arguments: found.update({place: arguments[0]})
+        )
+
+    handles = [reading(place) for place in range(3)]
+    with torch.no_grad():
+        rows = study.windows["train"]
+        base(rows)
+        streams = [base.model.embed_tokens(rows), *(found[place] for place in range(3))]
+    for handle in handles:
+        handle.remove()
+    for codes, means in (
+        ("stream", [h.mean((0, 1)) for h in streams[1:]]),
+        ("update", [(h - before).mean((0, 1)) for before, h in zip(streams, streams[1:], strict=False)]),
+    ):
+
+        @torch.no_grad()
+        def loss(means=means, codes=codes):
+            ids = study.windows["held_out"]
+            s = h = base.model.embed_tokens(ids)
+            for block, mean in zip(blocks, means, strict=True):
+                s = (s if codes == "update" else 0) + mean.expand_as(h)
+                h = s + block.mlp(block.post_attention_layernorm(s))
+            logits = base.lm_head(base.model.norm(h))[:, :-1]
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+
+        assert study.result(f"evaluate/mean-{codes}")["loss"]["mean"] == pytest.approx(loss(), abs=2e-3)
+
+
+def test_joint_training_moves_the_features_alone_and_its_curve_ends_at_the_saved_model(study):
+    cached, joint = (MFNForCausalLM.from_pretrained(study.folder / name) for name in ("cached", "joint"))
+    base = MFNForCausalLM.from_base(make_base("llama-tied"), num_features=M, k=K).state_dict()
+    moved = {name for name, value in joint.state_dict().items() if not torch.equal(value, cached.state_dict()[name])}
+    assert moved == {name for name in joint.state_dict() if ".mfn." in name}
+    assert all(torch.equal(value, base[name]) for name, value in joint.state_dict().items() if ".mfn." not in name)
+    joint.set_blend(1.0)
+    validation = Dataset.from_dict({"input_ids": study.windows["validation"].tolist()})
+    for model, name in ((joint, "joint"), (AutoModelForCausalLM.from_pretrained(study.folder / "dense"), "dense")):
+        curve = study.result(name)["curve"]
+        assert (curve[0]["tokens"], curve[-1]["tokens"]) == (0, 20 * T)
+        assert curve[-1]["loss"] == pytest.approx(math.log(perplexity(model, validation)), abs=1e-3)
+    layers = study.result("evaluate/joint")["layers"]
+    assert list(layers) == ["layer_0", "layer_1", "layer_2"]
+    assert all(of["active_features"] <= K for of in layers.values())
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(study):
+    (checkpoint,) = (study.folder / "joint.training").glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["global_step"] == 5
+    again = all_blocks.joint(study)  # nothing is left to do
+    assert again["curve"] == study.result("joint")["curve"]
