@@ -1,5 +1,6 @@
 """Stages of `benchmarks/smollm2/all_blocks.py` on a tiny base, and their figures against independent ones."""
 
+import itertools
 import json
 import math
 
@@ -71,7 +72,7 @@ def test_means_against_a_plain_base_whose_blocks_give_out_constants(study):
         handle.remove()
     for codes, means in (
         ("stream", [h.mean((0, 1)) for h in streams[1:]]),
-        ("update", [(h - before).mean((0, 1)) for before, h in zip(streams, streams[1:], strict=False)]),
+        ("update", [(h - before).mean((0, 1)) for before, h in itertools.pairwise(streams)]),
     ):
 
         @torch.no_grad()
