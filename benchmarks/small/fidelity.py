@@ -112,7 +112,7 @@ CODING: dict[str, dict[str, Any]] = {
     "update-streams": UPDATE | {"lambda_streams": 1.0},
     "update-20-epochs": UPDATE | {"cached_epochs": 20},
     "update-32-d": UPDATE | {"expansion_factor": 32},
-    "update-recon-2.5": UPDATE | {"lambda_recon": 2.5},
+    **{f"update-recon-{weight:g}": UPDATE | {"lambda_recon": weight} for weight in (0.1, 0.5, 2.5)},
     "update-k-16": UPDATE | {"k": 16},
     "update-refined-k-16": REFINED | {"k": 16},
     "stream-refined": DISTILLED | {"refine_steps": 2},
