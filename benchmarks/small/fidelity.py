@@ -113,6 +113,7 @@ CODING: dict[str, dict[str, Any]] = {
     "update-20-epochs": UPDATE | {"cached_epochs": 20},
     "update-32-d": UPDATE | {"expansion_factor": 32},
     **{f"update-recon-{weight:g}": UPDATE | {"lambda_recon": weight} for weight in (0.1, 0.5, 2.5)},
+    "update-from-dense": UPDATE | {"start": "dense", "learning_rate": 3e-4},
     "update-k-16": UPDATE | {"k": 16},
     "update-refined-k-16": REFINED | {"k": 16},
     "stream-refined": DISTILLED | {"refine_steps": 2},
@@ -172,6 +173,7 @@ def run_mfn(
     family: str,
     tokens: int,
     seed: int = 0,
+    start: Literal["base", "dense"] = "base",
     teacher: Literal["dense"] | None = None,
     cached_epochs: int = 0,
     by_layer: bool = False,
@@ -184,6 +186,8 @@ def run_mfn(
         family: family of the base model.
         tokens: number of training tokens.
         seed: seed of the order of the text and of the initial MFN weights.
+        start: model that gets MFN layers: the base, or the dense model of the same tokens. Its backbone then sees these
+            tokens twice.
         teacher: `"dense"` makes the distribution of the dense model of the same tokens the target.
         cached_epochs: epochs in which MFN layers first learn on their own from the first tokens of the same text.
         by_layer: True to measure also with each MFN layer left out.
@@ -194,10 +198,11 @@ def run_mfn(
     rows = continuation(tokens, seed)
     calibration = {"input_ids": torch.tensor(rows[:16]["input_ids"])}
     torch.manual_seed(seed)
-    base = small_models.base_folder(family, 0, BASE_TOKENS)
+    base = small_models.base_folder(family, 0, BASE_TOKENS) if start == "base" else dense_folder(family, tokens, seed)
     model = MFNForCausalLM.from_base(base, calibration=calibration, **size)
     common = small_models.training_settings(rows, BATCH, seed) | CONTINUE | RECIPE
-    chosen, base_model = CONTINUE | RECIPE | settings | size | {"seed": seed, "tokens": tokens}, None
+    told = {"start": start, "seed": seed, "tokens": tokens}
+    chosen, base_model = CONTINUE | RECIPE | settings | size | told, None
     if cached_epochs:
         chosen["cached_epochs"] = cached_epochs
         first = rows.select(range(min(len(rows), SHORT_TOKENS // small_models.WINDOW)))
