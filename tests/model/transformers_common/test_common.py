@@ -106,6 +106,11 @@ class CommonTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin):
         # an MFN config is composite, but the model has one attention implementation: both kinds of tests apply
         return isinstance(self.subject.config, MFNConfig) and "non_composite" not in self._testMethodName
 
+    def test_training_gradient_checkpointing_use_reentrant_true(self) -> None:
+        if getattr(self.subject.config, "codes", None) == "update":
+            self.skipTest("the gradient of the stream between two MFN layers would be lost; the model says so")
+        super().test_training_gradient_checkpointing_use_reentrant_true()
+
     def test_config(self) -> None:
         config = self.subject.config
         ConfigTester(self, type(config), **json.loads(config.to_json_string())).run_common_tests()
