@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..data.windows import Windows, input_batches
+from ..model.mfn_layer import MFNLayer
 from ..model.modeling_mfn import MFNForCausalLM
 from ..model.modes import evaluating
 from ..model.sparse_code import SparseCode
@@ -28,7 +30,7 @@ class TokenActivations(NamedTuple):
     codes: dict[int, csr_array]
     """Layer -> activations (N, m) float64; firings are stored, in the order of features."""
     residuals: dict[int, np.ndarray]
-    """Layer -> residual h (N, d) float32 that the MFN layer reads. Empty unless asked for."""
+    """Layer -> residual stream h (N, d) float32 before the MFN layer. Empty unless asked for."""
 
 
 def token_activations(
@@ -119,18 +121,32 @@ def activations_of(
     for layer in chosen:
         model.config.check_feature((layer, 0), pruned=True)
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    with evaluating(model):
-        out = model.model(**inputs, output_codes=True, output_reconstructions=residuals, use_cache=False)
+    with evaluating(model), _streams_before(model, chosen if residuals else ()) as streams:
+        out = model.model(**inputs, output_codes=True, use_cache=False)
     mask = inputs.get("attention_mask")
     counted = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
     return TokenActivations(
         inputs["input_ids"].cpu().numpy(),
         counted.cpu().numpy(),
         {layer: as_csr(out.codes[layer].tokens(mask)) for layer in chosen},
-        {layer: out.reconstructions[layer].residual[counted].float().cpu().numpy() for layer in chosen}
-        if residuals
-        else {},
+        {layer: h[counted.to(h.device)].float().cpu().numpy() for layer, h in streams.items()},
     )
+
+
+@contextmanager
+def _streams_before(model: MFNForCausalLM, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Yields layer -> residual stream (B, T, d) before its MFN layer in the last forward."""
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(module: MFNLayer, arguments: tuple[Any, ...]) -> None:
+        found[module.layer_index] = arguments[0]
+
+    handles = [model.mfn_layers[layer].register_forward_pre_hook(keep) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def as_csr(code: SparseCode) -> csr_array:

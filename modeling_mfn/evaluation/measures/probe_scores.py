@@ -6,7 +6,7 @@ of `probes.Score`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from .tasks import Task, rows_of, task_places, token_arrays
 
 with needs("evaluate"):
     import pandas as pd
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array, hstack
 
     from ...features.activations import activations_at
 
@@ -43,7 +43,9 @@ def probe_model(
     batch_size: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Fits and judges all probes on a model's codes and, with `residuals`, on the h that its encoders read.
+    """Fits and judges all probes on a model's codes and, with `residuals`, on the residual streams h before its layers.
+
+    With `codes="update"`, the code of a layer's stream is the codes of all layers up to it, column beside column.
 
     Args:
         model: MFN model, which runs as it is.
@@ -57,7 +59,7 @@ def probe_model(
     at = activations_at(model, windows, places, residuals=residuals, batch_size=batch_size)
     rows = []
     with tqdm(total=len(at.codes) * len(tasks), desc="probing", unit="task", leave=False) as bar:
-        for layer, code in at.codes.items():
+        for layer, code in _codes_of_streams(model, at.codes):
             for number, task in enumerate(tasks):
                 chosen = rows_of(task, places)
                 sources: dict[str, Any] = {CODE: code[chosen]}
@@ -68,6 +70,13 @@ def probe_model(
                         rows.append({"layer": layer, "task": number, "source": source, "probe": probe, **score})
                 bar.update()
     return pd.DataFrame(rows)
+
+
+def _codes_of_streams(model: MFNForCausalLM, codes: Mapping[int, csr_array]) -> Iterator[tuple[int, csr_array]]:
+    """Yields each layer with the code (P, columns) of the stream that it leaves."""
+    for place, (layer, code) in enumerate(codes.items()):
+        written = list(codes.values())[: place + 1]
+        yield layer, hstack(written, format="csr") if model.config.codes == "update" else code
 
 
 def probe_tokens(windows: Windows, tasks: Sequence[Task], *, seed: int = 0) -> pd.DataFrame:

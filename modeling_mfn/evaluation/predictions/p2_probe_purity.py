@@ -9,6 +9,8 @@ are features of a code z or coordinates of a residual stream h. Purity is the AU
 - Some concepts can be told by the token at hand: a word of several tokens is probed at its last one, which may be "ly".
   Probes of the token alone are the subject "token identity". Linear probes are also reported on the tasks where these
   are close to chance.
+- With `codes="update"`, h is the whole stream. Its code is the codes of all layers up to it. Embeddings are not in it,
+  though they are named parts of the stream.
 - Tasks of one group overlap: each part of speech is compared with the others. Each group therefore counts as much as
   another.
 """

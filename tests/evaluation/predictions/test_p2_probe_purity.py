@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import HIDDEN, make_base, make_mfn
 from datasets import Dataset
+from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
 
 from modeling_mfn.evaluation.intervals import bootstrap
 from modeling_mfn.evaluation.measures.probe_scores import probe_model, probe_tokens
-from modeling_mfn.evaluation.measures.probes import best_feature_information
+from modeling_mfn.evaluation.measures.probes import best_feature_information, linear_probe, scaled
 from modeling_mfn.evaluation.measures.tasks import Limits, Task, word_tasks
 from modeling_mfn.evaluation.predictions import p2_probe_purity as probing
 from modeling_mfn.evaluation.predictions.p2_probe_purity import (
@@ -52,19 +53,35 @@ def rotated(model):
     return model
 
 
-def test_places_are_found_again_in_a_padded_text(family_base):
-    model, data = make_mfn(family_base, layers=[0, 2]), text(23)
+@pytest.mark.parametrize("codes", ["stream", "update"])
+def test_places_are_found_again_in_a_padded_text(family_base, codes):
+    model, data = make_mfn(family_base, layers=[0, 2], codes=codes), text(23)
     ids, mask = (torch.tensor(data[name]) for name in ("input_ids", "attention_mask"))
     places = np.array([5, 17, 18, 64 + 10, 16 * 9 + 3, 16 * 22])
     found = activations_at(model, data, places, residuals=True, batch_size=2)
-    out = model(input_ids=ids, attention_mask=mask, output_codes=True, output_reconstructions=True)
+    streams = {}
+    for layer, module in model.mfn_layers.items():
+        module.register_forward_hook(lambda _, arguments, __, layer=layer: streams.update({layer: arguments[0]}))
+    out = model(input_ids=ids, attention_mask=mask, output_codes=True)
     for layer in (0, 2):
         dense = out.codes[layer].to_dense().detach().flatten(0, 1)[places]
         np.testing.assert_allclose(found.codes[layer].toarray(), dense, atol=1e-4)
-        residual = out.reconstructions[layer].residual.detach().flatten(0, 1)[places]
+        residual = streams[layer].detach().flatten(0, 1)[places]
         np.testing.assert_allclose(found.residuals[layer], residual, atol=1e-4)
     with pytest.raises(ValueError, match="token 12 of window 4 is padding"):
         activations_at(model, data, np.array([5, 64 + 10, 64 + 12]))
+
+
+def test_a_stream_of_updates_is_probed_through_all_codes_up_to_it(family_base):
+    model, data = make_mfn(family_base, layers=[0, 2], codes="update"), text()
+    tasks = tasks_of(data)
+    table = probe_model(model, data, tasks, residuals=False).set_index(["layer", "task", "probe"])
+    for number, task in enumerate(tasks):
+        codes = activations_at(model, data, task.places).codes
+        for layer, written in ((0, [codes[0]]), (2, [codes[0], codes[2]])):
+            features = scaled(csr_array(np.concatenate([code.toarray() for code in written], 1)), ~task.held_out)
+            expected = linear_probe(features, task, seed=0).held_out
+            assert table.loc[(layer, number, "linear probe"), "held_out"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_planted_features_are_pure_and_memories_fail():
