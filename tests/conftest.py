@@ -42,7 +42,7 @@ def make_base(name, **settings):
 def make_mfn(base, seed=11, **settings):
     """Makes an MFN model, calibrated on random tokens. Noise moves its encoders from their start as a training does."""
     torch.manual_seed(seed)
-    settings = {"num_features": 80, "k": 8, "alpha": 1.0, "calibration": tokens(4, 16)} | settings
+    settings = {"num_features": 80, "k": 8, "alpha": 1.0, "codes": "stream", "calibration": tokens(4, 16)} | settings
     model = MFNForCausalLM.from_base(base, **settings)
     with torch.no_grad():
         for layer in model.mfn_layers.values():

@@ -96,7 +96,7 @@ def train_alone(
     start, alone = recipe.starts_from(seed), recipe.learns_alone(seed)
     torch.manual_seed(start)
     calibration = {"input_ids": torch.tensor(text(start)[:16]["input_ids"])}
-    settings = {**size, **recipe.size}
+    settings = {"codes": "stream", **size, **recipe.size}
     model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
     rows = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
     fidelity.learn_from_cache(model, rows, recipe.epochs, alone)

@@ -33,7 +33,7 @@ def convert(
     codes: Annotated[
         Literal["stream", "update"],
         typer.Option(help="Code the residual stream, or what was written to it since the last MFN layer."),
-    ] = "stream",
+    ] = "update",
     refine_steps: Annotated[
         int, typer.Option(help="Steps that refine the values of the chosen features; 0 keeps the encoder's.")
     ] = 0,

@@ -19,8 +19,8 @@ from .modes import as_base
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 MODEL_OWNED_FIELDS = {"text_config", "mfn_version", "steering_presets", "direction_norms", *EDITS}
-
-
+CONVERSION_DEFAULTS = {"codes": "update"}
+"""Settings of a conversion whose default differs from the config's, which saved models keep to."""
 CONVERSION_SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - MODEL_OWNED_FIELDS
 
 
@@ -33,6 +33,7 @@ def convert(
     **settings: Any,
 ) -> ModelT:
     """Converts a base model; `MFNForCausalLM.from_base` documents the arguments."""
+    settings = CONVERSION_DEFAULTS | settings
     if unknown := sorted(set(settings) - CONVERSION_SETTINGS):
         raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(CONVERSION_SETTINGS))}")
     if isinstance(base, PreTrainedModel):

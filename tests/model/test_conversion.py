@@ -53,7 +53,7 @@ def test_calibration_centres_the_code_on_the_batch(family_base):
         getattr(block, norm).register_forward_pre_hook(lambda _, args, index=index: seen.update({index: args[0]}))
     batch = tokens(3, 8) | {"attention_mask": torch.ones(3, 8, dtype=torch.long)}
     batch["attention_mask"][1, :4] = 0
-    model = MFNForCausalLM.from_base(base, **SIZE, alpha=0.6, calibration=batch)
+    model = MFNForCausalLM.from_base(base, **SIZE, codes="stream", alpha=0.6, calibration=batch)
     assert model.config.alpha == 0.6
     base(**batch)
     for index, layer in model.mfn_layers.items():

@@ -61,8 +61,9 @@ def test_embedding_codes_follow_padding_and_the_cache(model):
     assert model(ids).embedding_codes is None
 
 
-def test_streams_are_coded_unless_asked_otherwise(family_base):
+def test_conversions_code_updates_and_older_configs_streams(family_base):
     config = family_base.config
+    assert MFNForCausalLM.from_base(family_base, num_features=8, k=2).config.codes == "update"
     assert MFNConfig(text_config=config, num_features=8, k=2).codes == "stream"
     assert MFNConfig.paper(config, num_features=8, k=2).codes == "stream"
     assert make_mfn(family_base)(**tokens(1, 3), output_codes=True).embedding_codes is None

@@ -87,7 +87,7 @@ def random_sae(
     tokens = torch.tensor(windows[:CALIBRATION_WINDOWS]["input_ids"])
     if isinstance(base, PreTrainedModel):
         tokens = tokens.to(base.device)
-    settings |= {"layers": layers, "num_features": num_features, "k": k}
+    settings = {"codes": "stream"} | settings | {"layers": layers, "num_features": num_features, "k": k}
     in_float32 = None if isinstance(base, PreTrainedModel) else {"dtype": torch.float32}
     return MFNForCausalLM.from_base(base, calibration={"input_ids": tokens}, base_kwargs=in_float32, **settings)
 

@@ -67,7 +67,8 @@ def faults(config: pytest.Config) -> Iterator[str]:
             further.add((test_class, test))
     for test_class, test in sorted(further - SKIPS.keys()):
         yield f"{test_class}::{test} is skipped, but passes for the plain model"
-    whole = not config.option.keyword and not any("::" in argument for argument in config.args)
+    chosen = config.option.keyword or any("::" in argument for argument in config.args)
+    whole = is_asked_for(config) and not chosen
     for test_class, test in sorted(SKIPS.keys() - further):
         if whole or (test_class, test) in outcomes:
             yield f"{test_class}::{test} is in skips.py, but is no further skip (any more)"
