@@ -158,6 +158,33 @@ def fidelity_group(family: str, group: str) -> Iterator[list[str]]:
         yield [name, as_settings(differs), *perplexities(record), *figures]
 
 
+def coding(group: str) -> Iterator[list[str]]:
+    """Runs of both families that differ in what MFN layers code, and how."""
+    yield [
+        "model and run", "what differs", *DOMAINS, "above dense, by domain", "mean", "without features, mean",
+        "explained variance, by block", "dead features",
+    ]  # fmt: skip
+    for family, title in FAMILIES.items():
+        runs = fidelity_runs(family, group)
+        if not runs:
+            continue
+        dense, plain = runs.pop("dense"), fidelity_runs(family, "coding")["update"]["settings"]
+        yield [f"{title}, dense", "", *perplexities(dense), *[""] * 5]
+        for name, record in runs.items():
+            differs = {key: of for key, of in record["settings"].items() if plain.get(key, of) != of}
+            differs |= {key: of for key, of in record["settings"].items() if key not in plain}
+            differs = {key: of for key, of in differs.items() if key != "tokens" and (key, of) != ("start", "base")}
+            gaps = percent_above(record, dense)
+            without = percent_above({"perplexity": record["perplexity_at_alpha_0"]}, dense)
+            variance = " ".join(f"{value:.3f}" for value in by_layer(record, "explained_variance"))
+            dead = value_range([100 * share for share in by_layer(record, "dead_share")], ".1f")
+            yield [
+                f"{title}, {name}", as_settings(differs), *perplexities(record),
+                " / ".join(f"{gap:.1f}" for gap in gaps) + " %", f"{statistics.mean(gaps):.1f} %",
+                f"{statistics.mean(without):.1f} %", variance, f"{dead} %",
+            ]  # fmt: skip
+
+
 def streams() -> Iterator[list[str]]:
     """Shares of the standardised residual stream that a constant vector and the position explain, by block."""
     yield ["model and run", "constant", "of the rest, explained by position", "features active on most tokens"]
@@ -255,6 +282,7 @@ def sensitivity() -> Iterator[list[str]]:
 
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": fidelity,
+    "coding": partial(coding, "coding"),
     "streams": streams,
     "without-features": without_features,
     "verdicts": verdict_table,

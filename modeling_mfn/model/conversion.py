@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,8 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 MODEL_OWNED_FIELDS = {"text_config", "mfn_version", "steering_presets", "direction_norms", *EDITS}
 CONVERSION_DEFAULTS = {"codes": "update"}
 """Settings of a conversion whose default differs from the config's, which saved models keep to."""
-CONVERSION_SETTINGS = (set(MFNConfig.__annotations__) | {"expansion_factor"}) - MODEL_OWNED_FIELDS
+OWN_FIELDS = {field.name for field in fields(MFNConfig)} & set(MFNConfig.__annotations__)
+CONVERSION_SETTINGS = (OWN_FIELDS | {"expansion_factor"}) - MODEL_OWNED_FIELDS
 
 
 def convert(
