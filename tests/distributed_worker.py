@@ -33,8 +33,8 @@ def allow_fsdp_on_cpu():
 def run_training(settings):
     """Trains a model and writes logs and weights into the output folder."""
     output = Path(settings["arguments"]["output_dir"])
-    refine_steps = 2 if settings["codes"] == "update" else 0
-    model = make_mfn(make_base(settings["base"]), alpha=0.0, codes=settings["codes"], refine_steps=refine_steps)
+    pursuit = {"coding_rounds": 2, "refine_steps": 1} if settings["codes"] == "update" else {}
+    model = make_mfn(make_base(settings["base"]), alpha=0.0, codes=settings["codes"], **pursuit)
     arguments = MFNTrainingArguments(**settings["arguments"])
     data = rows(64, padded=settings["padded"])
     if settings["unequal"]:  # of each 16 rows the second process has the last 8

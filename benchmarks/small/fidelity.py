@@ -105,6 +105,8 @@ GPT2_RECIPES: dict[str, dict[str, Any]] = {
 DISTILLED: dict[str, Any] = CACHE_FIRST | {"teacher": "dense"}
 UPDATE: dict[str, Any] = DISTILLED | {"codes": "update"}
 REFINED: dict[str, Any] = UPDATE | {"refine_steps": 2}
+PURSUIT: dict[str, Any] = UPDATE | {"coding_rounds": 4, "refine_steps": 1}
+FROM_DENSE: dict[str, Any] = {"start": "dense", "learning_rate": 3e-4}
 CODING: dict[str, dict[str, Any]] = {
     "update": UPDATE,
     "update-refined": REFINED,
@@ -113,7 +115,12 @@ CODING: dict[str, dict[str, Any]] = {
     "update-20-epochs": UPDATE | {"cached_epochs": 20},
     "update-32-d": UPDATE | {"expansion_factor": 32},
     **{f"update-recon-{weight:g}": UPDATE | {"lambda_recon": weight} for weight in (0.1, 0.5, 2.5)},
-    "update-from-dense": UPDATE | {"start": "dense", "learning_rate": 3e-4},
+    "update-from-dense": UPDATE | FROM_DENSE,
+    **{f"pursuit-{rounds}": PURSUIT | {"coding_rounds": rounds} for rounds in (2, 4, 8)},
+    "pursuit-4-stream": PURSUIT | {"codes": "stream"},
+    "pursuit-4-k-16": PURSUIT | {"k": 16},
+    "pursuit-4-from-dense": PURSUIT | FROM_DENSE,
+    "pursuit-8-from-dense": PURSUIT | FROM_DENSE | {"coding_rounds": 8},
     "update-k-16": UPDATE | {"k": 16},
     "update-refined-k-16": REFINED | {"k": 16},
     "stream-refined": DISTILLED | {"refine_steps": 2},

@@ -34,8 +34,11 @@ def convert(
         Literal["stream", "update"],
         typer.Option(help="Code the residual stream, or what was written to it since the last MFN layer."),
     ] = "update",
+    coding_rounds: Annotated[
+        int, typer.Option(help="Rounds that choose the active features; in all but the first, by what is left.")
+    ] = 1,
     refine_steps: Annotated[
-        int, typer.Option(help="Steps that refine the values of the chosen features; 0 keeps the encoder's.")
+        int, typer.Option(help="Steps after each round that refine the values; 0 keeps the encoder's.")
     ] = 0,
     blend_into: Annotated[
         Literal["residual", "mlp"], typer.Option(help="Tensor that the blend replaces.")
@@ -72,6 +75,7 @@ def convert(
                 k=k,
                 alpha=alpha,
                 codes=codes,
+                coding_rounds=coding_rounds,
                 refine_steps=refine_steps,
                 blend_into=blend_into,
                 input_norm=input_norm,

@@ -258,7 +258,17 @@ def _baselines(options: _Options, like: MFNForCausalLM, training: Mapping[str, D
 
     if options.base is None:
         return None
-    names = ("layers", "num_features", "k", "input_norm", "decoder_bias", "codes", "refine_steps", "blend_into")
+    names = (
+        "layers",
+        "num_features",
+        "k",
+        "input_norm",
+        "decoder_bias",
+        "codes",
+        "coding_rounds",
+        "refine_steps",
+        "blend_into",
+    )
 
     def rows(domain: str | None, seed: int) -> Dataset:
         windows = training if domain is None else {domain: training[domain]}

@@ -103,9 +103,13 @@ class MFNConfig(PreTrainedConfig):
             Vector that an MFN layer codes: the residual stream h, or u = h - s. u is the sum of what attention and MLP
             have written since the last MFN layer. s is the stream that this layer left. Before the first MFN layer, s
             is the input of block 0.
+        coding_rounds (`int`, *optional*, defaults to 1):
+            Rounds in which a token's K features are chosen. In the first the encoder chooses. In each further round
+            K / `coding_rounds` features are added that fit best what the code leaves of the input (see `pursuit.py`).
+            1 is eq. 1: the encoder chooses all.
         refine_steps (`int`, *optional*, defaults to 0):
-            Steps that move the values of the chosen features towards their least-squares fit (see `refinement.py`). 0
-            keeps the encoder's values, as eq. 1 has them.
+            Steps after each round that move the values of the chosen features towards their least-squares fit. 0 keeps
+            the encoder's values, as eq. 1 has them.
         blend_into (`"residual"` or `"mlp"`, *optional*, defaults to `"residual"`):
             Target of eq. 3: the residual stream itself, so that MLP and skip path read only features, or just the
             MLP's input.
@@ -141,6 +145,7 @@ class MFNConfig(PreTrainedConfig):
     k: int = 32
     alpha: float | int = 0.0
     codes: Literal["stream", "update"] = "stream"
+    coding_rounds: int = 1
     refine_steps: int = 0
     blend_into: Literal["residual", "mlp"] = "residual"
     input_norm: Literal["layer", "none"] = "layer"
@@ -182,8 +187,9 @@ class MFNConfig(PreTrainedConfig):
         check_k(self.k, self.num_features, self.most_removed)
         self.alpha = check_alpha(self.alpha)
         _check_choice("codes", self.codes, ("stream", "update"))
-        if not is_whole(self.refine_steps) or self.refine_steps < 0:
-            raise ValueError(f"refine_steps is {self.refine_steps}; it must be a whole number of at least 0")
+        for name, least in (("coding_rounds", 1), ("refine_steps", 0)):
+            if not is_whole(getattr(self, name)) or getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least {least}")
         _check_choice("blend_into", self.blend_into, ("residual", "mlp"))
         _check_choice("input_norm", self.input_norm, ("layer", "none"))
         read_presets(self.steering_presets, self.layers, self.num_features)
@@ -191,6 +197,11 @@ class MFNConfig(PreTrainedConfig):
         # the base class sets text_config's attention to its own; start from the one that text_config has
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__post_init__(**kwargs)
+
+    @property
+    def codes_by_pursuit(self) -> bool:
+        """True if codes depend on the directions of features, and not on the encoder alone."""
+        return self.coding_rounds > 1 or self.refine_steps > 0
 
     @property
     def expansion_factor(self) -> float:

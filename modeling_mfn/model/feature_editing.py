@@ -36,8 +36,8 @@ class FeatureEditing:
         """Takes away the effect of features of one layer, as if each of them were ablated on every token.
 
         Pruned features still compete, as ablated ones do: a pruned feature among the K largest pre-activations keeps
-        its place among the K, with value 0. With `refine_steps`, the values of the others are refined without it, so
-        that they can make up for it. Directions of pruned features become 0. The config keeps their indices
+        its place among the K, with value 0. With `coding_rounds` or `refine_steps`, others can
+        make up for it. Directions of pruned features become 0. The config keeps their indices
         (`pruned_features`), so saved models have them pruned too, and no training revives them. A decoder with
         `shared_decoder=True` keeps the directions for the other layers. Presets go on without pruned features.
         [`reset_features`] undoes pruning.

@@ -16,7 +16,7 @@ from .feature_rows import FeatureRows
 from .mfn_pass import MFNPass, Reconstruction
 from .offloading import in_memory
 from .peft_copies import AdapterCopy
-from .refinement import refine
+from .pursuit import pursue
 from .sparse_code import SparseCode, attach_encoder, decode, encode, pass_to_input, rank_features, rectify
 
 RESET_ENCODER_SCALE = 0.2
@@ -115,7 +115,8 @@ class MFNLayer(AdapterCopy):
     With `codes="update"`, the layer codes u = h - s in place of h, where s is the stream that the last MFN layer left.
     Then h_hat = s + u_hat, and the rest stays.
 
-    With `refine_steps`, the values of z then move towards the least-squares fit of x by the same features.
+    With `coding_rounds` and `refine_steps`, the encoder chooses only some of the K features, and `pursuit.py` the rest
+    and their values.
     """
 
     epsilon = 1e-5
@@ -190,15 +191,25 @@ class MFNLayer(AdapterCopy):
 
     def _encode(self, x: Tensor) -> SparseCode:
         """z of an encoder input: (..., d) -> (..., K)."""
-        return self._refined(self._named(encode(x, self.encoder.weight, self.encoder.bias, self.config.k)), x)
+        return self._complete(self._first_round(x), x)
 
-    def _refined(self, code: SparseCode, x: Tensor) -> SparseCode:
-        """The code (..., K) of x (..., d) with its values refined, if the config says so."""
-        if not self.config.refine_steps:
+    def _first_round(self, x: Tensor) -> SparseCode:
+        """Features of x (..., d) that the encoder chooses, (..., C)."""
+        return self._named(encode(x, self.encoder.weight, self.encoder.bias, self._chosen_by_encoder))
+
+    @property
+    def _chosen_by_encoder(self) -> int:
+        """C, features of the first round: all K of eq. 1, less those of further rounds."""
+        return self.config.k - (self.config.coding_rounds - 1) * (self.config.k // self.config.coding_rounds)
+
+    def _complete(self, code: SparseCode, x: Tensor) -> SparseCode:
+        """Completes the code (..., C) of the first round: -> (..., K)."""
+        config = self.config
+        if not config.codes_by_pursuit:
             return code
         target = x if self.decoder.bias is None else x - self.decoder.bias
-        found = refine(self._located(code), target, self.decoder.weight, self.config.refine_steps)
-        return code._replace(values=found.values)
+        per_round = config.k // config.coding_rounds
+        return pursue(code, target, self.directions(), config.coding_rounds, per_round, config.refine_steps)
 
     def _mixture(self, code: SparseCode) -> Tensor:
         """D z + b: (..., K) -> (..., d)."""
@@ -213,16 +224,17 @@ class MFNLayer(AdapterCopy):
         Gradients of the losses end at the layer's input. Gradients of the model go on through it, so the output gets
         its path to the input back, without decoding again.
         """
-        request, weight, bias, k = mfn_pass.request, self.encoder.weight, self.encoder.bias, self.config.k
+        request, weight, bias, count = mfn_pass.request, self.encoder.weight, self.encoder.bias, self._chosen_by_encoder
         seen = read.detach() if request.stop_gradient else read
-        ranked = rank_features(seen.x, weight, bias, min(max(k, request.candidates), len(weight)))
+        ranked = rank_features(seen.x, weight, bias, min(max(count, request.candidates), len(weight)))
         named = self._named(attach_encoder(ranked, seen.x, weight, bias))
-        z = self._refined(rectify(named.first(k)), seen.x)
+        z = self._complete(rectify(named.first(count)), seen.x)
         x_hat = self._mixture(z)
         reconstruction = self._with_further_inputs(h, seen, z, x_hat, named, mfn_pass)
         through = z
         if request.stop_gradient and read.x.requires_grad:  # the same code, with a path to the input
-            through = self._refined(rectify(self._named(attach_encoder(ranked.first(k), read.x, weight, bias))), read.x)
+            again = attach_encoder(ranked.first(count), read.x, weight, bias)
+            through = self._complete(rectify(self._named(again)), read.x)
         if self.layer_index in mfn_pass.edits:
             edited = mfn_pass.edit(self.layer_index, through)
             return edited, read.undo(self._mixture(edited)), reconstruction
@@ -230,9 +242,9 @@ class MFNLayer(AdapterCopy):
             return through, h, reconstruction  # a gradient of 0 needs no graph here; the loss has its own
         if through is z:
             return z, read.undo(x_hat), reconstruction
-        if self.config.refine_steps:
+        if self.config.codes_by_pursuit:
             return through, read.undo(self._mixture(through)), reconstruction
-        x_hat = pass_to_input(x_hat, read.x, ranked.first(k), weight, self._located(z), self.decoder.weight)
+        x_hat = pass_to_input(x_hat, read.x, ranked.first(count), weight, self._located(z), self.decoder.weight)
         return through, read.undo(x_hat), reconstruction
 
     def _with_further_inputs(
@@ -345,7 +357,7 @@ class MFNLayer(AdapterCopy):
         self.encoder.bias.copy_(-self.encoder.weight @ centre)
         if self.decoder.bias is not None:
             self.decoder.bias.copy_(centre)
-        mixture = decode(self._located(self.encode(h)), self.decoder.weight).float()
+        mixture = decode(self._located(self._first_round(x)), self.decoder.weight).float()
         wanted = x.float() if self.decoder.bias is None else x.float() - centre
         scale = (wanted * mixture).sum() / mixture.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
         if scale > 0:

@@ -369,8 +369,8 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
             calibration: a batch for the model (`input_ids`, and `attention_mask` where rows are padded). It sets the
                 biases and the scale of the MFN layers' encoders, which shortens training greatly.
             base_kwargs: arguments of `AutoModelForCausalLM.from_pretrained` for a folder or id: `dtype`, `revision`...
-            settings: settings of [`MFNConfig`]: `num_features` or `expansion_factor`, `layers`, `k`, `alpha`... Unlike the
-                config's own default, `codes` is `"update"`, which stays closer to the base.
+            settings: settings of [`MFNConfig`]: `num_features` or `expansion_factor`, `layers`, `k`, `alpha`... Here
+                `codes` is `"update"` by default, which stays closer to the base than the default of the config.
 
         Returns:
             The MFN model in evaluation mode, on the base model's device and in its dtype.

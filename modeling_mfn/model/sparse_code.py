@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GROUP_SIZE = 8
-"""Values per group of `_largest`."""
+"""Values per group of `largest`."""
 
 
 class SparseCode(NamedTuple):
@@ -70,7 +70,7 @@ def rank_features(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> Sparse
 
     Pairs (..., count) come largest first. Under autocast, product and choice have its lower precision.
     """
-    values, indices = _largest(F.linear(x, weight, bias), count)
+    values, indices = largest(F.linear(x, weight, bias), count)
     return SparseCode(indices, values.to(weight.dtype), weight.shape[0])
 
 
@@ -136,8 +136,8 @@ def pass_to_input(
     return _ThroughInput.apply(mixture, x, encoded.indices, encoder, decoded.indices, decoded.values > 0, directions)
 
 
-def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns `values.topk(count)` over the last dimension, on CPUs in as little as half of its time.
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns `values.topk(count)` over the last dimension, (..., count), on CPUs in as little as half of its time.
 
     The groups with the `count` largest maxima hold all that is wanted: no value of another group exceeds these maxima.
     """
@@ -145,10 +145,10 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if left_over or groups < 3 * count or values.device.type != "cpu":
         return values.topk(count, dim=-1)
     grouped = values.unflatten(-1, (GROUP_SIZE, groups))  # a group is a column, so that maxima are of whole rows
-    columns = _largest(grouped.amax(-2), count)[1]
+    columns = largest(grouped.amax(-2), count)[1]
     inside = columns.unsqueeze(-2).expand(*columns.shape[:-1], GROUP_SIZE, count)
-    largest, places = grouped.gather(-1, inside).flatten(-2).topk(count, dim=-1)
-    return largest, columns.gather(-1, places % count) + places // count * groups
+    found, places = grouped.gather(-1, inside).flatten(-2).topk(count, dim=-1)
+    return found, columns.gather(-1, places % count) + places // count * groups
 
 
 def _sum_by_feature(coefficients: Tensor, indices: Tensor, rows: Tensor, num_features: int) -> Tensor:

@@ -115,8 +115,8 @@ class SteerableModel:
 
         Raises:
             ValueError: on interventions that weights cannot hold, before anything is changed: conditions, lists for
-                rows, positions other than `"all"`, a shared decoder, refined values, `Clamp` or `Add` without a decoder
-            bias.
+                rows, positions other than `"all"`, a shared decoder, `coding_rounds` above 1 or `refine_steps` above 0,
+            `Clamp` or `Add` without a decoder bias.
         """
         positions: str = "all"
         if isinstance(interventions, str):
@@ -207,10 +207,10 @@ class _BakedDecoder(NamedTuple):
 def _baked(layer: MFNLayer, coefficients: dict[int, tuple[float, float]]) -> _BakedDecoder:
     """Computes the new decoder of a layer from (s, c) by feature."""
     weight, bias, name = layer.decoder.weight, layer.decoder.bias, f"block {layer.layer_index}"
-    if layer.config.refine_steps:
+    if layer.config.codes_by_pursuit:
         raise ValueError(
-            f"refine_steps is {layer.config.refine_steps}: the values of features follow the decoder, and would undo a "
-            "change of it; keep the interventions as a preset (save_preset)"
+            f"with coding_rounds {layer.config.coding_rounds} and refine_steps {layer.config.refine_steps} codes "
+            "follow the decoder, and would undo a change of it; keep the interventions as a preset (save_preset)"
         )
     if layer.config.shared_decoder:
         raise ValueError(f"the decoder of {name} is shared with other blocks, which the change would reach too")

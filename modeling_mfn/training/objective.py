@@ -56,6 +56,13 @@ class FeatureObjective:
         """Active features of the auxiliary loss."""
         return self.args.aux_k if self.args.aux_k is not None else max(1, self.config.hidden_size // 2)
 
+    @property
+    def candidates(self) -> int:
+        """Pre-activations per token that the rate loss sees; 0 for the code alone, where no one threshold decides."""
+        if self.config.coding_rounds > 1:
+            return 0
+        return min(CANDIDATES_PER_K * self.config.k, self.config.num_features)
+
     def request(self, mask: Tensor, revive: Mapping[int, Tensor]) -> ReconstructionRequest:
         """Asks the model's forward for the inputs of the losses.
 
@@ -69,7 +76,7 @@ class FeatureObjective:
             chosen = choose(mask.flatten().nonzero().flatten(), args.stability_fraction)
         return ReconstructionRequest(
             stop_gradient=args.stop_gradient,
-            candidates=min(CANDIDATES_PER_K * self.config.k, self.config.num_features) if args.lambda_rate else 0,
+            candidates=self.candidates if args.lambda_rate else 0,
             perturb=self.perturbation if perturbs else None,
             chosen=chosen,
             revive=revive,

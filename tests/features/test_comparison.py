@@ -67,7 +67,7 @@ def test_a_planted_permutation_is_found(family_base):
     assert found.tokens == 480
 
 
-@pytest.mark.parametrize(("padded", "settings"), [(True, {}), (False, {"codes": "update", "refine_steps": 1})])
+@pytest.mark.parametrize(("padded", "settings"), [(True, {}), (False, {"codes": "update", "coding_rounds": 2})])
 def test_similarities_are_those_of_dense_matrices(padded, settings):
     """Similarities are cosines and Pearson's correlations, and no exchange of partners has a larger sum."""
     a, b, _ = planted(make_base("llama-tied"), noise=0.8, **settings)

@@ -72,7 +72,7 @@ def test_baking_twice_and_steering_a_baked_model(family_base):
         ({}, {(0, 1): Scale(2.0), (1, 1): Ablate()}, "block 1 has no MFN layer"),
         ({"decoder_bias": False}, {(0, 1): Scale(2.0), (2, 1): Clamp(1.0)}, "block 2 has no decoder bias"),
         ({"shared_decoder": True}, {(0, 1): Scale(2.0)}, "decoder of block 0 is shared"),
-        ({"refine_steps": 2}, {(0, 1): Scale(2.0)}, "refine_steps is 2: the values of features follow the decoder"),
+        ({"refine_steps": 2}, {(0, 1): Scale(2.0)}, "coding_rounds 1 and refine_steps 2 codes follow the decoder"),
         ({"half": True}, {(0, 1): Scale(2.0), (2, 1): Scale(1e7)}, "block 2 are too large for torch.float16"),
     ],
 )

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from modeling_mfn import Ablate, Clamp, MFNConfig, MFNForCausalLM, MFNTrainer
 from modeling_mfn.model.feature_editing import find_duplicates
 from modeling_mfn.model.mfn_pass import ReconstructionRequest
-from modeling_mfn.model.refinement import refine
+from modeling_mfn.model.pursuit import pursue
 from modeling_mfn.model.sparse_code import encode
 from modeling_mfn.training.feature_sums import FeatureSums
 
@@ -79,15 +79,19 @@ def test_pruned_features_are_ablated_ones_and_their_weights_can_go(model, alpha)
             assert len(parameter) == size[name] - gone
 
 
-def test_values_are_refined_without_pruned_features(family_base):
-    model = make_mfn(family_base.double(), layers=[0, 2], codes="update", refine_steps=2)
+@pytest.mark.parametrize(("rounds", "steps"), [(1, 2), (4, 1)])
+def test_codes_are_completed_without_pruned_features(family_base, rounds, steps):
+    pursuit = {"coding_rounds": rounds, "refine_steps": steps}
+    model = make_mfn(family_base.double(), layers=[0, 2], codes="update", **pursuit)
     layer, u = model.mfn_layers[2], torch.randn(40, model.config.hidden_size, dtype=torch.float64)
     x = layer.standardise(u).x
-    code = encode(x, layer.encoder.weight, layer.encoder.bias, model.config.k)
-    pruned = code.indices[0, :3]
+    code = encode(x, layer.encoder.weight, layer.encoder.bias, model.config.k // rounds)
+    pruned = code.indices[0, :2]
     kept = code._replace(values=code.values.masked_fill(torch.isin(code.indices, pruned), 0))
-    expected = refine(kept, x - layer.decoder.bias, layer.decoder.weight, 2)
-    assert not torch.equal(layer.encode(u).values, expected.values)
+    directions = layer.decoder.weight.detach().clone()
+    directions[pruned] = 0
+    expected = pursue(kept, x - layer.decoder.bias, directions, rounds, model.config.k // rounds, steps)
+    assert not torch.equal(layer.encode(u).to_dense(), expected.to_dense())
     model.prune_features(2, pruned.tolist())
     for _ in range(2):
         torch.testing.assert_close(layer.encode(u).to_dense(), expected.to_dense(), atol=1e-12, rtol=0)

@@ -9,14 +9,18 @@ import torch
 from conftest import make_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import orthogonal_mp
 
 from modeling_mfn import MFNConfig, Scale, SparseCode
 from modeling_mfn.model import mfn_layer
 from modeling_mfn.model.mfn_layer import MFNLayer
 from modeling_mfn.model.mfn_pass import MFNPass, ReconstructionRequest
-from modeling_mfn.model.refinement import refine
+from modeling_mfn.model.pursuit import add_best, refine
 from modeling_mfn.model.sparse_code import decode, encode, rank_features
 from modeling_mfn.model.steering import Context, edits_in_force, steering
+
+PURSUITS = [{}, {"refine_steps": 2}, {"coding_rounds": 3, "refine_steps": 1}, {"coding_rounds": 4}]
+"""Settings of codes: eq. 1, its values refined, and features chosen in rounds, evenly and not."""
 
 
 def make_layer(dtype=torch.float64, **settings):
@@ -30,19 +34,27 @@ def make_layer(dtype=torch.float64, **settings):
 
 
 def dense_layer(layer, h, alpha, k, norm, rectify=True, scale=1):
-    """Computes eqs. 1-3 with a dense z, refined and then multiplied by `scale`. Returns the blend, h_hat and z."""
+    """Computes eqs. 1-3 with a dense z, completed and then multiplied by `scale`. Returns the blend, h_hat and z."""
     x, mean, std = h, 0, 1
     if norm == "layer":
         mean = h.mean(-1, keepdim=True)
         std = ((h - mean).square().sum(-1, keepdim=True) / (h.shape[-1] - 1)).sqrt()
         x = (h - mean) / (std + 1e-5)
+    rounds, steps = layer.config.coding_rounds, layer.config.refine_steps
+    bias = 0 if layer.decoder.bias is None else layer.decoder.bias
     z = x @ layer.encoder.weight.T + layer.encoder.bias
     z = torch.relu(z) if rectify else z
-    smallest = z.sort(-1, descending=True).values[..., k - 1 : k]
-    z = torch.where(z >= smallest, z, 0)
-    bias = 0 if layer.decoder.bias is None else layer.decoder.bias
+    first = k - (rounds - 1) * (k // rounds) if rectify else k
+    chosen = z >= z.sort(-1, descending=True).values[..., first - 1 : first]
+    z = torch.where(chosen, z, 0)
     if rectify:
-        z = dense_refinement(z, x - bias, layer.decoder.weight, layer.config.refine_steps)
+        z = dense_refinement(z, x - bias, layer.decoder.weight, steps)
+        for _ in range(rounds - 1):
+            products = (x - bias - z @ layer.decoder.weight) @ layer.decoder.weight.T
+            others = products.masked_fill(chosen, -torch.inf)
+            added = others >= others.sort(-1, descending=True).values[..., k // rounds - 1 : k // rounds]
+            z, chosen = z + torch.where(added, torch.relu(products), 0), chosen | added
+            z = dense_refinement(z, x - bias, layer.decoder.weight, steps)
     z = scale * z
     h_hat = z @ layer.decoder.weight + bias
     h_hat = h_hat * std + mean
@@ -60,10 +72,10 @@ def dense_refinement(z, x, directions, steps):
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("refine_steps", [0, 2])
+@pytest.mark.parametrize("pursuit", PURSUITS)
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_layer_and_every_gradient_equal_the_dense_equations(norm, bias, refine_steps, alpha):
-    layer = make_layer(input_norm=norm, decoder_bias=bias, refine_steps=refine_steps, alpha=alpha)
+def test_layer_and_every_gradient_equal_the_dense_equations(norm, bias, pursuit, alpha):
+    layer = make_layer(input_norm=norm, decoder_bias=bias, alpha=alpha, **pursuit)
     h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(3, 7, size, dtype=torch.float64) for size in (32, 50)]
 
@@ -81,9 +93,9 @@ def test_layer_and_every_gradient_equal_the_dense_equations(norm, bias, refine_s
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
-@pytest.mark.parametrize("refine_steps", [0, 2])
-def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm, refine_steps):
-    layer = make_layer(input_norm=norm, refine_steps=refine_steps, alpha=0.5)
+@pytest.mark.parametrize("pursuit", PURSUITS)
+def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm, pursuit):
+    layer = make_layer(input_norm=norm, alpha=0.5, **pursuit)
     h = torch.randn(2, 5, 32, dtype=torch.float64, requires_grad=True)
     taken = MFNPass({}, None, {})
     layer(h, taken)
@@ -104,14 +116,14 @@ def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm, refine_steps
 @pytest.mark.parametrize("norm", ["layer", "none"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
 @pytest.mark.parametrize("edit", [None, Scale(2.0)])
-@pytest.mark.parametrize("refine_steps", [0, 2])
-def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, refine_steps, monkeypatch):
+@pytest.mark.parametrize("pursuit", PURSUITS)
+def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, pursuit, monkeypatch):
     """Compares outputs and gradients with those of separate dense forwards.
 
     The loss depends on the output, the reconstruction, the code and the candidates together. The layer encodes once.
-    The layer decodes once, or twice if its code is steered, or refined on two paths.
+    The layer decodes once, or twice if its code is steered, or completed on two paths.
     """
-    layer = make_layer(input_norm=norm, refine_steps=refine_steps)
+    layer = make_layer(input_norm=norm, **pursuit)
     layer.config.alpha = 0.7
     h = torch.randn(3, 7, 32, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(3, 7, size, dtype=torch.float64) for size in (32, 32, 50, 50)]
@@ -128,7 +140,7 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
             edits = edits_in_force(model, h, None)
     taken = MFNPass(edits, {}, {}, ReconstructionRequest(stop_gradient, candidates=12))
     blend = layer(h, taken)
-    assert len(decoded) == (2 if edit or (refine_steps and stop_gradient) else 1)
+    assert len(decoded) == (2 if edit or (pursuit and stop_gradient) else 1)
     assert len(ranked) == 1
     found = taken.reconstructions[0]
     results = [blend, found.reconstructed, found.code.to_dense(), found.candidates.to_dense()]
@@ -176,8 +188,25 @@ def test_refinement_keeps_inactive_pairs_and_nonnegative_values():
     assert refine(code, torch.tensor([[3.0, -1.0]]), directions, 1).values.tolist() == [[3.0, 0.0, 0.0]]
     exact = SparseCode(torch.tensor([[0, 1, 2]]), torch.zeros(1, 3), 3)
     assert refine(exact, torch.tensor([[3.0, -1.0]]), directions, 3).values.tolist() == [[0.0, 0.0, 0.0]]
-    with pytest.raises(ValueError, match="refine_steps is -1; it must be a whole number of at least 0"):
-        make_layer(refine_steps=-1)
+    for name, value, least in (("refine_steps", -1, 0), ("coding_rounds", 0, 1), ("coding_rounds", 1.5, 1)):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be a whole number of at least {least}"):
+            make_layer(**{name: value})
+
+
+def test_each_round_adds_what_fits_best():
+    """Compares with orthogonal matching pursuit of scikit-learn: one feature a round, least squares after each."""
+    torch.manual_seed(4)
+    directions = torch.nn.functional.normalize(torch.randn(60, 24, dtype=torch.float64), dim=-1)
+    planted = torch.rand(40, 5, dtype=torch.float64) + 1
+    rows = torch.stack([torch.randperm(60)[:5] for _ in range(40)])
+    x = (planted.unsqueeze(-1) * directions[rows]).sum(1)
+    code = encode(x, directions, torch.zeros(60, dtype=torch.float64), 1)
+    for _ in range(4):
+        code = refine(add_best(code, x, directions, 1), x, directions, 200)
+    theirs = torch.from_numpy(orthogonal_mp(directions.T.numpy(), x.T.numpy(), n_nonzero_coefs=5).T)
+    positive = (theirs >= 0).all(-1)  # a negative value is where the two differ by design
+    assert positive.sum() > 20
+    torch.testing.assert_close(code.to_dense()[positive], theirs[positive], atol=1e-8, rtol=0)
 
 
 def test_numerical_gradients_of_encode_and_decode():

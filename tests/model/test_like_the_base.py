@@ -10,10 +10,9 @@ from conftest import HIDDEN, enable_checkpointing, make_mfn, tokens
 from modeling_mfn import MFNForCausalLM
 
 
-@pytest.fixture(params=[("stream", 0), ("update", 2)])
+@pytest.fixture(params=[{}, {"codes": "update", "coding_rounds": 2, "refine_steps": 1}], ids=["stream", "update"])
 def model(request, family_base):
-    codes, refine_steps = request.param
-    return make_mfn(family_base.double(), layers=[0, 2], codes=codes, refine_steps=refine_steps)
+    return make_mfn(family_base.double(), layers=[0, 2], **request.param)
 
 
 def padded(rows):

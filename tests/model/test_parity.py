@@ -13,7 +13,8 @@ from modeling_mfn import MFNForCausalLM
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "settings", [{}, {"layers": [1], "blend_into": "mlp", "input_norm": "none"}, {"codes": "update", "refine_steps": 1}]
+    "settings",
+    [{}, {"layers": [1], "blend_into": "mlp", "input_norm": "none"}, {"codes": "update", "coding_rounds": 2}],
 )
 def test_alpha_0_gives_the_base_models_logits_to_the_bit(base, attention, dtype, settings):
     base = base.to(dtype)
@@ -34,8 +35,8 @@ def test_alpha_0_gives_the_base_models_logits_to_the_bit(base, attention, dtype,
 def test_blocks_read_what_figure_1_shows(family_base, blend_into, codes, layers, alpha):
     """Recomputes each block with an MFN layer by hand: attention, MFN layer, MLP."""
     base = family_base.double()
-    refine_steps = 2 if layers == [1, 2] else 0
-    model = make_mfn(base, blend_into=blend_into, alpha=alpha, codes=codes, layers=layers, refine_steps=refine_steps)
+    pursuit = {"coding_rounds": 2, "refine_steps": 1} if layers == [1, 2] else {}
+    model = make_mfn(base, blend_into=blend_into, alpha=alpha, codes=codes, layers=layers, **pursuit)
     names = {
         LlamaForCausalLM: ("input_layernorm", "self_attn", "post_attention_layernorm"),
         GPT2LMHeadModel: ("ln_1", "attn", "ln_2"),

@@ -18,7 +18,7 @@ TEXT = "w9 w33 w5 w71 w20 w9 w60"
 @pytest.fixture(params=[("llama-tied", "stream"), ("gpt2-tied", "update")], ids=" ".join)
 def model(request):
     base, codes = request.param
-    return make_mfn(make_base(base).double(), layers=[0, 2], codes=codes, refine_steps=2 if codes == "update" else 0)
+    return make_mfn(make_base(base).double(), layers=[0, 2], codes=codes, coding_rounds=2 if codes == "update" else 1)
 
 
 def lora(model, **settings):

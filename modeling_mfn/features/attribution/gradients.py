@@ -116,12 +116,15 @@ class TracedText:
     def by_input(self, firings: Sequence[tuple[int, int, int]]) -> list[Attributed]:
         """Accounts of pre-activations W_e x + b_e by the embeddings of the tokens read, (T,).
 
+        Codes of several rounds, and refined ones, have no pre-activation: there the accounts are of activations.
+
         At the baseline every token has the mean embedding of the vocabulary.
 
         Args:
             firings: (layer, index, position) of each pre-activation.
         """
-        return self._by_embeddings(len(firings), partial(self._pre_activations, firings)) if firings else []
+        numbers = self._activations if self.model.config.codes_by_pursuit else self._pre_activations
+        return self._by_embeddings(len(firings), partial(numbers, firings)) if firings else []
 
     def value_by_input(self) -> Attributed:
         """Account of the value by the embeddings of the tokens read, (T,), on all paths through the model."""
@@ -143,6 +146,15 @@ class TracedText:
             Attributed((gradient * difference).sum(-1), value.item(), baseline.item())
             for gradient, value, baseline in zip(gradients, values, baselines, strict=True)
         ]
+
+    def _activations(self, firings: Sequence[tuple[int, int, int]], embeddings: Tensor) -> list[Tensor]:
+        """Activation of each (layer, index, position), on the given embeddings; 0 where it is not active."""
+        codes = self.run(embeddings)[1]
+        found = []
+        for layer, index, position in firings:
+            code = codes[layer]
+            found.append((code.values[0, position] * (code.indices[0, position] == index)).sum())
+        return found
 
     def _pre_activations(self, firings: Sequence[tuple[int, int, int]], embeddings: Tensor) -> list[Tensor]:
         """Pre-activation of each (layer, index, position), on the given embeddings."""

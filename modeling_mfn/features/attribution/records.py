@@ -30,7 +30,8 @@ class Target:
 class InputAttribution:
     """Parts that the embeddings of the tokens read have in a number.
 
-    The number is a feature's pre-activation W_e x + b_e (eq. 1 before its ReLU and TopK), or the explained value.
+    The number is a feature's pre-activation W_e x + b_e (eq. 1 before its ReLU and TopK), or the explained value. With
+    `coding_rounds` above 1 or `refine_steps` above 0 it is the feature's activation in place of a pre-activation.
     """
 
     by_token: list[float]

@@ -12,7 +12,6 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from modeling_mfn import Add, Clamp, Explanation, FeatureAtlas, Scale, explain
 from modeling_mfn.cli.main import main
-from modeling_mfn.model.sparse_code import encode
 
 TEXT = "w9 w33 w5 w71 w20 w9 w60"
 HOSTILE = ["\u202e", "\x1b[31m", "$x^2$", "[red]", "<script>", "\n", "\u0000", "$", "[/]", "x" * 3000, "\u05d0", "\\"]
@@ -27,11 +26,19 @@ def exact_norm(self, h):
     return self.weight * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
 
-@pytest.fixture(params=[("llama-tied", "stream"), ("gpt2-tied", "stream"), ("gpt2-tied", "update")], ids=" ".join)
+CASES = {
+    "llama": ("llama-tied", {}),
+    "gpt2": ("gpt2-tied", {}),
+    "gpt2 updates": ("gpt2-tied", {"codes": "update"}),
+    "llama pursuit": ("llama-tied", {"codes": "update", "coding_rounds": 3, "refine_steps": 1}),
+}
+
+
+@pytest.fixture(params=CASES)
 def model(request, monkeypatch):
-    base, codes = request.param
+    base, settings = CASES[request.param]
     monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
-    return make_mfn(make_base(base).double(), layers=[0, 1, 2], k=6, codes=codes)
+    return make_mfn(make_base(base).double(), layers=[0, 1, 2], k=6, **settings)
 
 
 def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: logits.mean()):
@@ -45,8 +52,7 @@ def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: lo
     def replace(module, arguments, _):
         h, before = arguments[0], stream_before(module, arguments)
         std, mean = torch.std_mean(h - before, dim=-1, keepdim=True)
-        x = (h - before - mean) / (std + module.epsilon)
-        z = edits[module.layer_index](encode(x, module.encoder.weight, module.encoder.bias, model.config.k).to_dense())
+        z = edits[module.layer_index](module.encode(h - before).to_dense())
         h_hat = (z @ module.decoder.weight + module.decoder.bias) * std + mean
         return (1 - model.config.alpha) * h + model.config.alpha * (before + h_hat)
 
@@ -131,7 +137,10 @@ def test_inputs_account_for_a_features_pre_activation(model):
     table = model.get_input_embeddings().weight
     embeddings, mean = table[torch.tensor(explanation.token_ids)].unsqueeze(0), table.mean(0)
 
-    def pre_activation(feature, given):
+    def number(feature, given):
+        if model.config.coding_rounds > 1:  # the activation itself
+            code = model(inputs_embeds=given, output_codes=True).codes[feature.layer]
+            return code.to_dense()[0, feature.position, feature.index].item()
         seen = []
         layer = model.mfn_layers[feature.layer]
         handle = layer.register_forward_pre_hook(
@@ -147,11 +156,11 @@ def test_inputs_account_for_a_features_pre_activation(model):
     for feature in explanation.features:
         inputs = feature.inputs
         assert inputs.value == pytest.approx(feature.activation, abs=1e-9)  # active and not steered
-        assert inputs.value == pytest.approx(pre_activation(feature, embeddings), abs=1e-9)
-        assert inputs.baseline == pytest.approx(pre_activation(feature, mean.expand_as(embeddings)), abs=1e-9)
+        assert inputs.value == pytest.approx(number(feature, embeddings), abs=1e-9)
+        assert inputs.baseline == pytest.approx(number(feature, mean.expand_as(embeddings)), abs=1e-9)
         assert inputs.baseline + sum(inputs.by_token) + inputs.remainder == pytest.approx(inputs.value, abs=1e-9)
         for place, share in enumerate(inputs.by_token):
-            slope = slope_along(lambda given, feature=feature: pre_activation(feature, given), embeddings, mean, place)
+            slope = slope_along(lambda given, feature=feature: number(feature, given), embeddings, mean, place)
             assert share == pytest.approx(slope, rel=1e-4, abs=1e-7)
 
 

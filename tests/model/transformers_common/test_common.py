@@ -49,7 +49,7 @@ class Subject(NamedTuple):
     config: PreTrainedConfig
 
 
-UPDATE = MFN | {"codes": "update", "refine_steps": 1}
+UPDATE = MFN | {"codes": "update", "coding_rounds": 2, "refine_steps": 1}
 SUBJECTS = {
     "Llama": Subject((LlamaModel, LlamaForCausalLM), LLAMA),
     "MFNLlama": Subject((MFNModel, MFNForCausalLM), MFNConfig(text_config=LLAMA, **MFN)),

@@ -1,0 +1,99 @@
+"""The code beyond eq. 1: features chosen in several rounds, and values refined after each.
+
+In eq. 1 the encoder chooses all K features and gives their values in one product. Features that overlap then explain
+the same part of the input twice, and another part stays unexplained. Matching pursuit (Mallat and Zhang 1993) chooses
+features by what the others leave. Here each round takes several features at once, at the cost of one product with all
+directions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sparse_code import SparseCode, decode, largest, project
+
+
+def pursue(code: SparseCode, x: Tensor, directions: Tensor, rounds: int, per_round: int, steps: int) -> SparseCode:
+    """Refines the values of a code, and adds features in further rounds.
+
+    Args:
+        code: (..., C), the features of the first round. Its indices are rows of `directions`.
+        x: (..., d), the vector that the code stands for.
+        directions: D, (m, d), a feature per row.
+        rounds: number of rounds, that of the code included.
+        per_round: features that each further round adds.
+        steps: steps of [`refine`] after each round.
+
+    Returns:
+        Code (..., C + (rounds - 1) per_round). Its first pairs have the indices of `code`.
+    """
+    code = refine(code, x, directions, steps)
+    for _ in range(rounds - 1):
+        code = refine(add_best(code, x, directions, per_round), x, directions, steps)
+    return code
+
+
+def add_best(code: SparseCode, x: Tensor, directions: Tensor, count: int) -> SparseCode:
+    """Adds the features whose directions have the largest products with what a code leaves of x.
+
+    These products, D^T (x - D z), are the values of the new features. Negative ones become 0.
+
+    Args:
+        code: (..., C).
+        x: (..., d).
+        directions: D, (m, d).
+        count: features to add.
+
+    Returns:
+        Code (..., C + count).
+    """
+    error = x - decode(code, directions)
+    with torch.no_grad():
+        products = F.linear(error, directions)
+        chosen = largest(products.scatter(-1, code.indices, -torch.inf), count)[1]
+    values = project(error, chosen, directions).relu()
+    return code._replace(
+        indices=torch.cat([code.indices, chosen], -1), values=torch.cat([code.values, values.to(code.values)], -1)
+    )
+
+
+def refine(code: SparseCode, x: Tensor, directions: Tensor, steps: int) -> SparseCode:
+    """Moves the values of active features towards the least-squares fit of x by their directions.
+
+    Each step lowers |x - D z|^2 along its steepest slope on the active features, as far as it goes down:
+
+        g = D_S^T (x - D z),   z <- z + |g|^2 / |D g|^2 g
+
+    A value that ends below 0 becomes 0. Gradients pass through all steps. A step costs two gathers, and nothing of
+    size m.
+
+    Args:
+        code: (..., K), its indices rows of `directions`.
+        x: (..., d), the vector that the code stands for.
+        directions: D, (m, d), a feature per row.
+        steps: number of steps; 0 returns the code.
+
+    Returns:
+        Code (..., K) with the same indices. Inactive pairs keep the value 0.
+    """
+    if steps == 0:
+        return code
+    active, values = code.values > 0, code.values
+    error = x - decode(code, directions)
+    for _ in range(steps):
+        slopes = code._replace(values=project(error, code.indices, directions) * active)
+        move = decode(slopes, directions)
+        length = (_square(slopes.values) / _square(move)).to(values.dtype)
+        values, error = values + length * slopes.values, error - length * move
+    return code._replace(values=values.relu())
+
+
+def _square(vectors: Tensor) -> Tensor:
+    """Squared lengths (..., 1) of vectors, above 0, in float32 at least."""
+    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    return wide.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+
+
+__all__ = ["add_best", "pursue", "refine"]
