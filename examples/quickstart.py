@@ -18,7 +18,7 @@ windows = pack(load_text(shakespeare()[0][:4]), tokenizer, window=128)
 calibration = {"input_ids": torch.tensor(windows[:8]["input_ids"])}
 model = MFNForCausalLM.from_base(base, layers=[10], expansion_factor=4, k=32, calibration=calibration)
 
-# Train only the MFN layer while alpha rises to 1. Everything after block 10 then reads only features.
+# Train only the MFN layer while alpha rises to 1. What the first blocks write then reaches the rest as features.
 arguments = MFNTrainingArguments(
     output_dir="runs/quickstart", max_steps=20, per_device_train_batch_size=2, learning_rate=4e-3, trainable="mfn",
     logging_steps=5, save_strategy="no", report_to=[],

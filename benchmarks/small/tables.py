@@ -170,7 +170,7 @@ def coding(group: str) -> Iterator[list[str]]:
             continue
         dense, plain = runs.pop("dense"), fidelity_runs(family, "coding")["update"]["settings"]
         yield [f"{title}, dense", "", *perplexities(dense), *[""] * 5]
-        for name, record in runs.items():
+        for name, record in sorted(runs.items(), key=lambda run: run[0] not in ("stream", "update")):
             differs = {key: of for key, of in record["settings"].items() if plain.get(key, of) != of}
             differs |= {key: of for key, of in record["settings"].items() if key not in plain}
             differs = {key: of for key, of in differs.items() if key != "tokens" and (key, of) != ("start", "base")}

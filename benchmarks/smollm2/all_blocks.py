@@ -42,6 +42,8 @@ from modeling_mfn.demo.assets import cache_folder, smollm2
 from modeling_mfn.model.modes import at_alpha
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 
+CODING: dict[str, Any] = {"codes": "update", "coding_rounds": 4, "refine_steps": 1}
+"""Settings of the MFN layers: those that lost least in `small/fidelity.py`."""
 DENSE_RATE = 1e-4
 CACHED: dict[str, Any] = {"learning_rate": 4e-3, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
 JOINT: dict[str, Any] = {"learning_rate": 6e-4, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
@@ -113,12 +115,12 @@ def cache(study: CheckpointStudy) -> dict[str, Any]:
 def cached(study: CheckpointStudy) -> dict[str, Any]:
     """Stage: trains the MFN layers from the cache."""
     order, rows = study.order(), ActivationCache(study.folder / "cache" / "update")
-    model = study.convert(codes="update", calibration={"input_ids": study.windows["train"][:16]})
+    model = study.convert(calibration={"input_ids": study.windows["train"][:16]}, **CODING)
     arguments = study.arguments(order, study.batch, lambda_util=0.0, alpha_end=0.0, **KEEP_ALIVE, **CACHED)
     trainer = MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows, order))
     trainer.train()
     model.save_pretrained(study.folder / "cached")
-    return {"arguments": KEEP_ALIVE | CACHED, "validation_loss": study.validation_loss(model)} | {
+    return {"coding": CODING, "arguments": KEEP_ALIVE | CACHED, "validation_loss": study.validation_loss(model)} | {
         "explained_variance": trainer.state.log_history[-2]["explained_variance"]
     }
 

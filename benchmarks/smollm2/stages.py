@@ -123,7 +123,9 @@ class CheckpointStudy:
         """Base model with new MFN layers, at alpha = 0."""
         torch.manual_seed(self.seed)
         return MFNForCausalLM.from_base(
-            self.base, layers=list(self.layers), **({"num_features": self.num_features, "k": self.k, "codes": "stream"} | settings)
+            self.base,
+            layers=list(self.layers),
+            **({"num_features": self.num_features, "k": self.k, "codes": "stream"} | settings),
         )
 
     def settings(self) -> dict[str, Any]:

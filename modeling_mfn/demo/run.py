@@ -226,7 +226,7 @@ def _print_perplexities(figures: dict[str, Any], console: Console) -> None:
     for title, name in (
         ("base", "base_perplexity"),
         ("MFN, alpha 0: no feature is read", "perplexity_alpha_0"),
-        (f"MFN, alpha 1: two blocks read {K} features per token", "perplexity_alpha_1"),
+        (f"MFN, alpha 1: two blocks write {K} features per token", "perplexity_alpha_1"),
     ):
         table.add_row(title, f"{figures[name]:,.1f}")
     console.print(table)
