@@ -30,18 +30,13 @@ def quickstart():
 
 
 def printed_by(found):
-    """Runs the blocks in order in one namespace and returns the printed output of each.
-
-    Only the last lines are returned, as many as README shows. A training prints its own lines first.
-    """
+    """Runs the blocks in order in one namespace and returns the printed lines of each."""
     namespace, printed = {"__name__": "__main__"}, []
     for block in found:
         stream = io.StringIO()
         with contextlib.redirect_stdout(stream):
             exec(compile(block.code, str(README), "exec"), namespace)
-        expected = (block.output or "").splitlines()
-        lines = stream.getvalue().splitlines()
-        printed.append(lines[len(lines) - len(expected) :])
+        printed.append(stream.getvalue().splitlines())
     return printed
 
 
@@ -61,15 +56,17 @@ def test_the_quickstart_runs_on_any_model_without_a_network(tmp_path, monkeypatc
     found = quickstart()
     assert sum(block.output is not None for block in found) >= 3
     for lines, block in zip(printed_by(found), found, strict=True):
-        expected = (block.output or "").splitlines()
-        assert len(lines) == len(expected)
-        for line, shown in zip(lines, expected, strict=True):
-            assert line.split(" ")[0][:2] == shown.split(" ")[0][:2]
-            assert ("True" in line) == ("True" in shown)
+        left = iter(lines)  # a training prints lines of its own, and a generated text may have line breaks
+        for shown in (block.output or "").splitlines():
+            start = shown if shown == "True" else shown[:2]
+            assert any(line.startswith(start) for line in left)
 
 
 @pytest.mark.checkpoint
 def test_the_quickstart_prints_what_readme_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = quickstart()
-    assert printed_by(found) == [(block.output or "").splitlines() for block in found]
+    expected = [(block.output or "").splitlines() for block in found]
+    # a training prints lines of its own first
+    ends = [lines[len(lines) - len(of) :] for lines, of in zip(printed_by(found), expected, strict=True)]
+    assert ends == expected
