@@ -16,8 +16,6 @@ A stage writes benchmarks/results/<name>/<stage>.json. Caches, models and checkp
 
 from __future__ import annotations
 
-import fnmatch
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -231,15 +229,7 @@ STAGES: dict[str, Callable[[CheckpointStudy], dict[str, Any]]] = {
 
 def run_stages(study: CheckpointStudy, only: str = "*", threads: int = 1) -> None:
     """Runs the stages, in order, whose names match and that have no result yet."""
-    for name, stage in STAGES.items():
-        file = study.results / f"{name}.json"
-        if not fnmatch.fnmatch(name, only) or file.exists():
-            continue
-        print(name, flush=True)
-        begun = time.time()
-        record = {"command": records.command_line("smollm2.all_blocks"), "commit": records.COMMIT} | stage(study)
-        record |= {"settings": study.settings(), "threads": threads, "minutes": round((time.time() - begun) / 60, 1)}
-        records.write_record(file, record)
+    study.run(STAGES, "smollm2.all_blocks", only, threads)
 
 
 def main(

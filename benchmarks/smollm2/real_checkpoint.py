@@ -17,7 +17,6 @@ A stage writes benchmarks/results/<name>/<stage>.json. Caches and models go to t
 from __future__ import annotations
 
 import copy
-import fnmatch
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -231,15 +230,7 @@ STAGES: dict[str, Callable[[CheckpointStudy], dict[str, Any]]] = {
 
 def run_stages(study: CheckpointStudy, only: str = "*", threads: int = 1) -> None:
     """Runs the stages, in order, whose names match and that have no result yet."""
-    for name, stage in STAGES.items():
-        file = study.results / f"{name}.json"
-        if not fnmatch.fnmatch(name, only) or file.exists():
-            continue
-        print(name, flush=True)
-        begun = time.time()
-        record = {"command": records.command_line("smollm2.real_checkpoint")} | stage(study)
-        record |= {"settings": study.settings(), "threads": threads, "minutes": round((time.time() - begun) / 60, 1)}
-        records.write_record(file, record)
+    study.run(STAGES, "smollm2.real_checkpoint", only, threads)
 
 
 def main(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +132,31 @@ class CheckpointStudy:
     def settings(self) -> dict[str, Any]:
         """Settings without local paths."""
         return {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
+
+    def run(
+        self,
+        stages: Mapping[str, Callable[[CheckpointStudy], dict[str, Any]]],
+        module: str,
+        only: str = "*",
+        threads: int = 1,
+    ) -> None:
+        """Runs stages, in order, and writes their records.
+
+        Args:
+            stages: name -> function that returns figures.
+            module: module of the command line, for the records.
+            only: pattern that names of stages must match. Stages with a result are left out.
+            threads: number of threads, for the records.
+        """
+        for name, stage in stages.items():
+            file = self.results / f"{name}.json"
+            if not fnmatch.fnmatch(name, only) or file.exists():
+                continue
+            print(name, flush=True)
+            begun = time.time()
+            record = {"command": records.command_line(module), "commit": records.COMMIT} | stage(self)
+            record |= {"settings": self.settings(), "threads": threads, "minutes": round((time.time() - begun) / 60, 1)}
+            records.write_record(file, record)
 
     def result(self, stage: str) -> dict[str, Any]:
         """Record of a stage."""

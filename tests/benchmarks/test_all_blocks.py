@@ -4,16 +4,14 @@ import itertools
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
-from conftest import make_base, tokens
+from conftest import make_base
 from datasets import Dataset
-from test_real_checkpoint import K, M, T, losses_of, train_nothing
+from test_real_checkpoint import K, M, T, losses_of, tiny_study, train_nothing
 from transformers import AutoModelForCausalLM
 
 from benchmarks.smollm2 import all_blocks, sparsify_baseline
-from benchmarks.smollm2.stages import WINDOW_SETTINGS, CheckpointStudy
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.evaluation.measures.perplexity import perplexity
 
@@ -21,16 +19,7 @@ from modeling_mfn.evaluation.measures.perplexity import perplexity
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Study after all of its stages."""
-    folder = tmp_path_factory.mktemp("study")
-    make_base("llama-tied").save_pretrained(folder / "base")
-    counts = {"train": 12, "joint": 8, "validation": 3, "held_out": 6}
-    windows = {name: tokens(rows, T, seed)["input_ids"].numpy() for seed, (name, rows) in enumerate(counts.items())}
-    made = CheckpointStudy(
-        folder / "base", folder / "results", folder, layers=(0, 1, 2), num_features=M, k=K, window=T, batch=4
-    )
-    np.savez(
-        folder / "windows.npz", settings=json.dumps({name: getattr(made, name) for name in WINDOW_SETTINGS}), **windows
-    )
+    made = tiny_study(tmp_path_factory.mktemp("study"), layers=(0, 1, 2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparsify_baseline, "train", train_nothing)  # sparsify is not in the development environment
         all_blocks.run_stages(made)

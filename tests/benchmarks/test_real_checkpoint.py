@@ -34,19 +34,24 @@ def train_nothing(model, cache, rows, folder, **settings):
         sparsify_baseline.adopt(layer, random_coder(layer.layer_index))
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """Study after all of its stages."""
-    folder = tmp_path_factory.mktemp("study")
+def tiny_study(folder, layers):
+    """Makes a study of a random base and a few random windows."""
     make_base("llama-tied").save_pretrained(folder / "base")
     counts = {"train": 12, "joint": 8, "validation": 3, "held_out": 6}
     windows = {name: tokens(rows, T, seed)["input_ids"].numpy() for seed, (name, rows) in enumerate(counts.items())}
     made = CheckpointStudy(
-        folder / "base", folder / "results", folder, layers=(0, 2), num_features=M, k=K, window=T, batch=4
+        folder / "base", folder / "results", folder, layers=layers, num_features=M, k=K, window=T, batch=4
     )
     np.savez(
         folder / "windows.npz", settings=json.dumps({name: getattr(made, name) for name in WINDOW_SETTINGS}), **windows
     )
+    return made
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Study after all of its stages."""
+    made = tiny_study(tmp_path_factory.mktemp("study"), layers=(0, 2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sparsify_baseline, "train", train_nothing
