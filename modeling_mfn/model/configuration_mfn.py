@@ -106,7 +106,7 @@ class MFNConfig(PreTrainedConfig):
         coding_rounds (`int`, *optional*, defaults to 1):
             Rounds in which a token's K features are chosen. In the first the encoder chooses. In each further round
             K / `coding_rounds` features are added that fit best what the code leaves of the input (see `pursuit.py`).
-            1 is eq. 1: the encoder chooses all.
+            1 is eq. 1: the encoder chooses all. More rounds than K count as K.
         refine_steps (`int`, *optional*, defaults to 0):
             Steps after each round that move the values of the chosen features towards their least-squares fit. 0 keeps
             the encoder's values, as eq. 1 has them.

@@ -200,7 +200,12 @@ class MFNLayer(AdapterCopy):
     @property
     def _chosen_by_encoder(self) -> int:
         """C, features of the first round: all K of eq. 1, less those of further rounds."""
-        return self.config.k - (self.config.coding_rounds - 1) * (self.config.k // self.config.coding_rounds)
+        return self.config.k - (self._rounds - 1) * (self.config.k // self._rounds)
+
+    @property
+    def _rounds(self) -> int:
+        """Rounds that choose at least one feature each."""
+        return min(self.config.coding_rounds, self.config.k)
 
     def _complete(self, code: SparseCode, x: Tensor) -> SparseCode:
         """Completes the code (..., C) of the first round: -> (..., K)."""
@@ -208,8 +213,7 @@ class MFNLayer(AdapterCopy):
         if not config.codes_by_pursuit:
             return code
         target = x if self.decoder.bias is None else x - self.decoder.bias
-        per_round = config.k // config.coding_rounds
-        return pursue(code, target, self.directions(), config.coding_rounds, per_round, config.refine_steps)
+        return pursue(code, target, self.directions(), self._rounds, config.k // self._rounds, config.refine_steps)
 
     def _mixture(self, code: SparseCode) -> Tensor:
         """D z + b: (..., K) -> (..., d)."""

@@ -19,8 +19,14 @@ from modeling_mfn.model.pursuit import add_best, refine
 from modeling_mfn.model.sparse_code import decode, encode, rank_features
 from modeling_mfn.model.steering import Context, edits_in_force, steering
 
-PURSUITS = [{}, {"refine_steps": 2}, {"coding_rounds": 3, "refine_steps": 1}, {"coding_rounds": 4}]
-"""Settings of codes: eq. 1, its values refined, and features chosen in rounds, evenly and not."""
+PURSUITS = [
+    {},
+    {"refine_steps": 2},
+    {"coding_rounds": 3, "refine_steps": 1},
+    {"coding_rounds": 4},
+    {"coding_rounds": 9},
+]
+"""Settings of codes: eq. 1, its values refined, and features chosen in rounds: evenly, not evenly, one by one."""
 
 
 def make_layer(dtype=torch.float64, **settings):
@@ -40,7 +46,7 @@ def dense_layer(layer, h, alpha, k, norm, rectify=True, scale=1):
         mean = h.mean(-1, keepdim=True)
         std = ((h - mean).square().sum(-1, keepdim=True) / (h.shape[-1] - 1)).sqrt()
         x = (h - mean) / (std + 1e-5)
-    rounds, steps = layer.config.coding_rounds, layer.config.refine_steps
+    rounds, steps = min(layer.config.coding_rounds, k), layer.config.refine_steps
     bias = 0 if layer.decoder.bias is None else layer.decoder.bias
     z = x @ layer.encoder.weight.T + layer.encoder.bias
     z = torch.relu(z) if rectify else z
