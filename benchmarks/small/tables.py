@@ -158,22 +158,22 @@ def fidelity_group(family: str, group: str) -> Iterator[list[str]]:
         yield [name, as_settings(differs), *perplexities(record), *figures]
 
 
-def coding(group: str) -> Iterator[list[str]]:
+def coding() -> Iterator[list[str]]:
     """Runs of both families that differ in what MFN layers code, and how."""
     yield [
         "model and run", "what differs", *DOMAINS, "above dense, by domain", "mean", "without features, mean",
         "explained variance, by block", "dead features",
     ]  # fmt: skip
     for family, title in FAMILIES.items():
-        runs = fidelity_runs(family, group)
-        if not runs:
-            continue
-        dense, plain = runs.pop("dense"), fidelity_runs(family, "coding")["update"]["settings"]
+        runs = fidelity_runs(family, "coding")
+        dense, plain = runs.pop("dense"), runs["update"]["settings"]
         yield [f"{title}, dense", "", *perplexities(dense), *[""] * 5]
         for name, record in sorted(runs.items(), key=lambda run: run[0] not in ("stream", "update")):
-            differs = {key: of for key, of in record["settings"].items() if plain.get(key, of) != of}
-            differs |= {key: of for key, of in record["settings"].items() if key not in plain}
-            differs = {key: of for key, of in differs.items() if key != "tokens" and (key, of) != ("start", "base")}
+            differs = {
+                key: of
+                for key, of in record["settings"].items()
+                if plain.get(key) != of and (key, of) != ("start", "base")
+            }
             gaps = percent_above(record, dense)
             without = percent_above({"perplexity": record["perplexity_at_alpha_0"]}, dense)
             variance = " ".join(f"{value:.3f}" for value in by_layer(record, "explained_variance"))
@@ -282,7 +282,7 @@ def sensitivity() -> Iterator[list[str]]:
 
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": fidelity,
-    "coding": partial(coding, "coding"),
+    "coding": coding,
     "streams": streams,
     "without-features": without_features,
     "verdicts": verdict_table,

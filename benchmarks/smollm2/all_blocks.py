@@ -200,7 +200,7 @@ def evaluate(study: CheckpointStudy, method: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def of_layers(study: CheckpointStudy, model: MFNForCausalLM) -> dict[str, dict[str, float]]:
-    """Figures of each layer's reconstruction on validation windows, of what it codes at the model's own alpha."""
+    """Figures of each layer's reconstruction on validation windows, of what it codes at alpha 1."""
     with at_alpha(model, 1.0):
         found = [
             model(rows, output_reconstructions=True, logits_to_keep=1).reconstructions

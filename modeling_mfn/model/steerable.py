@@ -116,7 +116,7 @@ class SteerableModel:
         Raises:
             ValueError: on interventions that weights cannot hold, before anything is changed: conditions, lists for
                 rows, positions other than `"all"`, a shared decoder, `coding_rounds` above 1 or `refine_steps` above 0,
-            `Clamp` or `Add` without a decoder bias.
+                `Clamp` or `Add` without a decoder bias.
         """
         positions: str = "all"
         if isinstance(interventions, str):
