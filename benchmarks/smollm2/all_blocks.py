@@ -1,9 +1,9 @@
 """All blocks of SmolLM2-135M read through features: what is lost, against a dense model of the same tokens.
 
 SmolLM2-135M (4-bit weights, made float32) gets an MFN layer in each of its 30 blocks. They code the update, learn from
-cached updates, and then go on inside the model with a teacher. The backbone stays as it is.
+cached updates, and then go on together with the backbone, with a teacher.
 
-Controls: a dense model that goes on with the same tokens, which is also the teacher; TopK autoencoders of EleutherAI's
+Controls: a dense model that goes on with the same tokens at the same rate, which is also the teacher; TopK autoencoders of EleutherAI's
 sparsify in the same 30 places, of the stream and of the update; and means in their place.
 
     python -m benchmarks.smollm2.all_blocks                       # all stages without a result: many hours
@@ -42,14 +42,22 @@ from modeling_mfn.training.activation_cache import ActivationCache, CachedResidu
 
 CODING: dict[str, Any] = {"codes": "update", "coding_rounds": 4, "refine_steps": 1}
 """Settings of the MFN layers: those that lost least in `small/fidelity.py`."""
-DENSE_RATE = 1e-4
+RATE = 1e-4
+"""Learning rate of the backbone, of the dense model and of joint training."""
 CACHED: dict[str, Any] = {"learning_rate": 4e-3, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
-JOINT: dict[str, Any] = {"learning_rate": 6e-4, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
+JOINT: dict[str, Any] = {
+    "learning_rate": RATE,
+    "mfn_learning_rate": 6e-4,
+    "adam_beta2": 0.99,
+    "lr_scheduler_type": "linear",
+}
 KEEP_ALIVE: dict[str, Any] = {"rate_window": 20_000, "reinit_dead_every": 10}
 SAE: dict[str, Any] = {"optimizer": "adam", "lr": 6e-3, "auxk_alpha": 1 / 32, "dead_feature_threshold": 50_000}
 """Settings of sparsify's `TrainConfig`; the learning rate won in `real_checkpoint.py`."""
 BATCH = 4
 """Windows per step of dense and joint training."""
+MIXED = {"bf16": True}
+"""Both trainings, and their curves, have matrix products of bfloat16. What they end with is evaluated in float32."""
 POINTS = 24
 """Points of the curve of a training."""
 SPLICED = {"sae-stream": "stream", "sae-update": "update"}
@@ -91,22 +99,21 @@ def dense(study: CheckpointStudy) -> dict[str, Any]:
     steps = len(rows) // BATCH
     arguments = TrainingArguments(
         str(study.folder / "dense.training"), max_steps=steps, per_device_train_batch_size=BATCH, weight_decay=0.0,
-        learning_rate=DENSE_RATE, lr_scheduler_type="linear", warmup_steps=steps // 20, report_to=[], use_cpu=True,
-        disable_tqdm=True, seed=study.seed, **curve_settings(steps),
+        learning_rate=RATE, lr_scheduler_type="linear", warmup_steps=steps // 20, report_to=[], use_cpu=True,
+        disable_tqdm=True, seed=study.seed, **MIXED, **curve_settings(steps),
     )  # fmt: skip
     validation = corpora.as_data_set(study.windows["validation"].numpy())
     trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=validation)
     go_on(trainer)
     model.save_pretrained(folder)
-    return {"learning_rate": DENSE_RATE, "curve": curve(trainer, "loss", BATCH * study.window)}
+    return {"learning_rate": RATE, **MIXED, "curve": curve(trainer, "loss", BATCH * study.window)}
 
 
-def cache(study: CheckpointStudy) -> dict[str, Any]:
-    """Stage: caches streams and updates of the training windows."""
+def cache(study: CheckpointStudy, codes: str) -> dict[str, Any]:
+    """Stage: caches the streams or the updates of the training windows."""
     rows = corpora.as_data_set(study.windows["train"].numpy())
-    for codes in set(SPLICED.values()):
-        model = study.convert(num_features=1, k=1, codes=codes)  # MFN layers only mark blocks here
-        ActivationCache.write(model, rows, study.folder / "cache" / codes)
+    model = study.convert(num_features=1, k=1, codes=codes)  # MFN layers only mark blocks here
+    ActivationCache.write(model, rows, study.folder / "cache" / codes)
     return {"tokens": study.windows["train"].numel()}
 
 
@@ -124,19 +131,19 @@ def cached(study: CheckpointStudy) -> dict[str, Any]:
 
 
 def joint(study: CheckpointStudy) -> dict[str, Any]:
-    """Stage: trains the MFN layers inside the model at alpha 1, with the dense model as teacher."""
+    """Stage: trains the whole model at alpha 1, with the dense model as teacher."""
     data, folder = all_windows(study), study.folder / "joint"
     model = MFNForCausalLM.from_pretrained(study.folder / "cached")
     teacher = AutoModelForCausalLM.from_pretrained(study.folder / "dense")
     rows = range(len(data) // BATCH * BATCH)
-    steps = len(rows) // BATCH
-    arguments = study.arguments(rows, BATCH, alpha_start=1.0, util_target="kl", **JOINT, **curve_settings(steps))
+    settings = JOINT | MIXED | curve_settings(len(rows) // BATCH)
+    arguments = study.arguments(rows, BATCH, alpha_start=1.0, util_target="kl", trainable="all", **settings)
     arguments.output_dir = str(study.folder / "joint.training")
     validation = corpora.as_data_set(study.windows["validation"].numpy())
     trainer = MFNTrainer(model, arguments, base_model=teacher, train_dataset=data.select(rows), eval_dataset=validation)
     go_on(trainer)
     model.save_pretrained(folder)
-    return {"arguments": JOINT, "curve": curve(trainer, "next_token_loss", BATCH * study.window)}
+    return {"arguments": JOINT | MIXED, "curve": curve(trainer, "next_token_loss", BATCH * study.window)}
 
 
 def sae(study: CheckpointStudy, stage: str) -> dict[str, Any]:
@@ -218,10 +225,11 @@ def of_layers(study: CheckpointStudy, model: MFNForCausalLM) -> dict[str, dict[s
 
 
 STAGES: dict[str, Callable[[CheckpointStudy], dict[str, Any]]] = {
-    "cache": cache,
-    "cached": cached,
     "dense": dense,
+    "cache/update": partial(cache, codes="update"),
+    "cached": cached,
     "joint": joint,
+    "cache/stream": partial(cache, codes="stream"),
     **{stage: partial(sae, stage=stage) for stage in SPLICED},
     **{f"evaluate/{method}": partial(evaluate, method=method) for method in METHODS},
 }
@@ -235,9 +243,9 @@ def run_stages(study: CheckpointStudy, only: str = "*", threads: int = 1) -> Non
 def main(
     only: Annotated[str, typer.Option(help="Pattern that the names of stages must match.")] = "*",
     name: Annotated[str, typer.Option(help="Folder of results, and of models and caches.")] = "all_blocks",
-    num_features: Annotated[int, typer.Option(help="Features per MFN layer.")] = 1152,
+    num_features: Annotated[int, typer.Option(help="Features per MFN layer.")] = 2304,
     train_tokens: Annotated[int, typer.Option(help="Tokens to cache.")] = 184_320,
-    joint_tokens: Annotated[int, typer.Option(help="Further tokens of the dense and the joint training.")] = 245_760,
+    joint_tokens: Annotated[int, typer.Option(help="Further tokens of the dense and the joint training.")] = 184_320,
     epochs: Annotated[int, typer.Option(help="Epochs of training from the cache.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of windows, initial weights and order.")] = 0,
     threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,

@@ -77,18 +77,19 @@ def test_means_against_a_plain_base_whose_blocks_give_out_constants(study):
         assert study.result(f"evaluate/mean-{codes}")["loss"]["mean"] == pytest.approx(loss(), abs=2e-3)
 
 
-def test_joint_training_moves_the_features_alone_and_its_curve_ends_at_the_saved_model(study):
+def test_joint_training_moves_the_whole_model_and_its_curve_ends_at_the_saved_one(study):
     cached, joint = (MFNForCausalLM.from_pretrained(study.folder / name) for name in ("cached", "joint"))
     base = MFNForCausalLM.from_base(make_base("llama-tied"), num_features=M, k=K).state_dict()
-    moved = {name for name, value in joint.state_dict().items() if not torch.equal(value, cached.state_dict()[name])}
-    assert moved == {name for name in joint.state_dict() if ".mfn." in name}
-    assert all(torch.equal(value, base[name]) for name, value in joint.state_dict().items() if ".mfn." not in name)
+    kept = {name for name, value in joint.state_dict().items() if torch.equal(value, cached.state_dict()[name])}
+    assert not kept
+    assert all(torch.equal(value, base[name]) for name, value in cached.state_dict().items() if ".mfn." not in name)
     joint.set_blend(1.0)
     validation = Dataset.from_dict({"input_ids": study.windows["validation"].tolist()})
     for model, name in ((joint, "joint"), (AutoModelForCausalLM.from_pretrained(study.folder / "dense"), "dense")):
         curve = study.result(name)["curve"]
         assert (curve[0]["tokens"], curve[-1]["tokens"]) == (0, 20 * T)
-        assert curve[-1]["loss"] == pytest.approx(math.log(perplexity(model, validation)), abs=1e-3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert curve[-1]["loss"] == pytest.approx(math.log(perplexity(model, validation)), abs=1e-3)
     layers = study.result("evaluate/joint")["layers"]
     assert list(layers) == ["layer_0", "layer_1", "layer_2"]
     assert all(of["active_features"] <= K for of in layers.values())
