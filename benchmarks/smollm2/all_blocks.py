@@ -3,8 +3,8 @@
 SmolLM2-135M (4-bit weights, made float32) gets an MFN layer in each of its 30 blocks. They code the update, learn from
 cached updates, and then go on together with the backbone, with a teacher.
 
-Controls: a dense model that goes on with the same tokens at the same rate, which is also the teacher; TopK autoencoders of EleutherAI's
-sparsify in the same 30 places, of the stream and of the update; and means in their place.
+Controls: a dense model that goes on with the same tokens at the same rate, which is also the teacher; TopK autoencoders
+of EleutherAI's sparsify in the same 30 places, of the stream and of the update; and means in their place.
 
     python -m benchmarks.smollm2.all_blocks                       # all stages without a result: many hours
     python -m benchmarks.smollm2.all_blocks --only 'evaluate/*'   # stages whose names match
