@@ -207,13 +207,14 @@ class MFNLayer(AdapterCopy):
         """Rounds that choose at least one feature each."""
         return min(self.config.coding_rounds, self.config.k)
 
-    def _complete(self, code: SparseCode, x: Tensor) -> SparseCode:
-        """Completes the code (..., C) of the first round: -> (..., K)."""
+    def _complete(self, code: SparseCode, x: Tensor, chosen: Tensor | None = None) -> SparseCode:
+        """Completes the code (..., C) of the first round: -> (..., K). `chosen` is as in [`pursue`]."""
         config = self.config
         if not config.codes_by_pursuit:
             return code
         target = x if self.decoder.bias is None else x - self.decoder.bias
-        return pursue(code, target, self.directions(), self._rounds, config.k // self._rounds, config.refine_steps)
+        per_round = config.k // self._rounds
+        return pursue(code, target, self.directions(), self._rounds, per_round, config.refine_steps, chosen)
 
     def _mixture(self, code: SparseCode) -> Tensor:
         """D z + b: (..., K) -> (..., d)."""
@@ -238,7 +239,7 @@ class MFNLayer(AdapterCopy):
         through = z
         if request.stop_gradient and read.x.requires_grad:  # the same code, with a path to the input
             again = attach_encoder(ranked.first(count), read.x, weight, bias)
-            through = self._complete(rectify(self._named(again)), read.x)
+            through = self._complete(rectify(self._named(again)), read.x, z.indices)
         if self.layer_index in mfn_pass.edits:
             edited = mfn_pass.edit(self.layer_index, through)
             return edited, read.undo(self._mixture(edited)), reconstruction

@@ -15,7 +15,15 @@ from torch import Tensor
 from .sparse_code import SparseCode, decode, largest, project
 
 
-def pursue(code: SparseCode, x: Tensor, directions: Tensor, rounds: int, per_round: int, steps: int) -> SparseCode:
+def pursue(
+    code: SparseCode,
+    x: Tensor,
+    directions: Tensor,
+    rounds: int,
+    per_round: int,
+    steps: int,
+    chosen: Tensor | None = None,
+) -> SparseCode:
     """Refines the values of a code, and adds features in further rounds.
 
     Args:
@@ -25,34 +33,42 @@ def pursue(code: SparseCode, x: Tensor, directions: Tensor, rounds: int, per_rou
         rounds: number of rounds, that of the code included.
         per_round: features that each further round adds.
         steps: steps of [`refine`] after each round.
+        chosen: indices (..., C + (rounds - 1) per_round) of an earlier result. The rounds then take its features,
+            without the products of all directions.
 
     Returns:
         Code (..., C + (rounds - 1) per_round). Its first pairs have the indices of `code`.
     """
     code = refine(code, x, directions, steps)
     for _ in range(rounds - 1):
-        code = refine(add_best(code, x, directions, per_round), x, directions, steps)
+        error, have = x - decode(code, directions), code.indices.shape[-1]
+        if chosen is None:
+            added = best(error, code, directions, per_round)
+        else:
+            added = chosen[..., have : have + per_round].contiguous()
+        code = refine(add(added, error, code, directions), x, directions, steps)
     return code
 
 
-def add_best(code: SparseCode, x: Tensor, directions: Tensor, count: int) -> SparseCode:
-    """Adds the features whose directions have the largest products with what a code leaves of x.
-
-    These products, D^T (x - D z), are the values of the new features. Negative ones become 0.
+@torch.no_grad()
+def best(error: Tensor, code: SparseCode, directions: Tensor, count: int) -> Tensor:
+    """Finds the features whose directions have the largest products with what a code leaves of its input.
 
     Args:
-        code: (..., C).
-        x: (..., d).
+        error: x - D z, (..., d).
+        code: z, (..., C). Its own features are left out.
         directions: D, (m, d).
-        count: features to add.
+        count: number of features to find.
 
     Returns:
-        Code (..., C + count).
+        Indices (..., count), the largest product first.
     """
-    error = x - decode(code, directions)
-    with torch.no_grad():
-        products = F.linear(error, directions)
-        chosen = largest(products.scatter(-1, code.indices, -torch.inf), count)[1]
+    products = F.linear(error, directions)
+    return largest(products.scatter(-1, code.indices, -torch.inf), count)[1]
+
+
+def add(chosen: Tensor, error: Tensor, code: SparseCode, directions: Tensor) -> SparseCode:
+    """Adds features (..., count) to a code (..., C), with the values D^T (x - D z). Negative values become 0."""
     values = project(error, chosen, directions).relu()
     return code._replace(
         indices=torch.cat([code.indices, chosen], -1), values=torch.cat([code.values, values.to(code.values)], -1)
@@ -96,4 +112,4 @@ def _square(vectors: Tensor) -> Tensor:
     return wide.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
 
 
-__all__ = ["add_best", "pursue", "refine"]
+__all__ = ["add", "best", "pursue", "refine"]

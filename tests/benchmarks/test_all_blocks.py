@@ -31,8 +31,9 @@ def test_losses_are_those_of_the_saved_models_and_lost_nats_their_differences(st
     for name in ("base", "dense"):
         model = AutoModelForCausalLM.from_pretrained(study.folder / name)
         assert found[name]["loss"] == pytest.approx(losses_of(model, held_out), abs=1e-3)
-    for name in ("cached", "joint", *all_blocks.SPLICED):
-        model = MFNForCausalLM.from_pretrained(study.folder / name)
+    for name in ("cached", "joint", "joint-in-4-rounds", *all_blocks.SPLICED):
+        model = MFNForCausalLM.from_pretrained(study.folder / name.removesuffix("-in-4-rounds"))
+        model.config.coding_rounds = {"joint": 2, "joint-in-4-rounds": 4}.get(name, 1)
         assert (model.config.codes, model.config.layers) == (all_blocks.SPLICED.get(name, "update"), [0, 1, 2])
         model.set_blend(1.0)
         assert found[name]["loss"] == pytest.approx(losses_of(model, held_out), abs=1e-3)

@@ -13,9 +13,10 @@ from sklearn.linear_model import orthogonal_mp
 
 from modeling_mfn import MFNConfig, Scale, SparseCode
 from modeling_mfn.model import mfn_layer
+from modeling_mfn.model import pursuit as pursuit_rounds
 from modeling_mfn.model.mfn_layer import MFNLayer
 from modeling_mfn.model.mfn_pass import MFNPass, ReconstructionRequest
-from modeling_mfn.model.pursuit import add_best, refine
+from modeling_mfn.model.pursuit import best, pursue, refine
 from modeling_mfn.model.sparse_code import decode, encode, rank_features
 from modeling_mfn.model.steering import Context, edits_in_force, steering
 
@@ -126,8 +127,8 @@ def test_feature_losses_reach_the_layer_and_stop_at_its_input(norm, pursuit):
 def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, pursuit, monkeypatch):
     """Compares outputs and gradients with those of separate dense forwards.
 
-    The loss depends on the output, the reconstruction, the code and the candidates together. The layer encodes once.
-    The layer decodes once, or twice if its code is steered, or completed on two paths.
+    The loss depends on the output, the reconstruction, the code and the candidates together. The layer encodes
+    and chooses once. The layer decodes once, or twice if its code is steered, or completed on two paths.
     """
     layer = make_layer(input_norm=norm, **pursuit)
     layer.config.alpha = 0.7
@@ -138,6 +139,8 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
     ranked = []
     monkeypatch.setattr(mfn_layer, "rank_features", lambda *given: ranked.append(given) or rank_features(*given))
     monkeypatch.setattr(mfn_layer, "encode", lambda *given: ranked.append(given) or encode(*given))
+    chosen = []
+    monkeypatch.setattr(pursuit_rounds, "best", lambda *given: chosen.append(given) or best(*given))
     edits = {}
     if edit is not None:
         context = Context(({(0, feature): edit for feature in range(50)},), "all")
@@ -148,6 +151,7 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
     blend = layer(h, taken)
     assert len(decoded) == (2 if edit or (pursuit and stop_gradient) else 1)
     assert len(ranked) == 1
+    assert len(chosen) == min(pursuit.get("coding_rounds", 1), layer.config.k) - 1
     found = taken.reconstructions[0]
     results = [blend, found.reconstructed, found.code.to_dense(), found.candidates.to_dense()]
 
@@ -207,8 +211,7 @@ def test_each_round_adds_what_fits_best():
     rows = torch.stack([torch.randperm(60)[:5] for _ in range(40)])
     x = (planted.unsqueeze(-1) * directions[rows]).sum(1)
     code = encode(x, directions, torch.zeros(60, dtype=torch.float64), 1)
-    for _ in range(4):
-        code = refine(add_best(code, x, directions, 1), x, directions, 200)
+    code = pursue(code, x, directions, rounds=5, per_round=1, steps=200)
     theirs = torch.from_numpy(orthogonal_mp(directions.T.numpy(), x.T.numpy(), n_nonzero_coefs=5).T)
     positive = (theirs >= 0).all(-1)  # a negative value is where the two differ by design
     assert positive.sum() > 20
