@@ -235,10 +235,13 @@ def run_mfn(
     return record | {"perplexity_at_alpha_0": perplexities(model)}
 
 
-def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: int) -> None:
-    """Trains the MFN layers alone, on residual streams that the backbone computes once."""
+def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: int, **settings: Any) -> None:
+    """Trains the MFN layers alone, on residual streams that the backbone computes once.
+
+    `settings` take precedence over `FROM_CACHE`.
+    """
     batch = FROM_CACHE["per_device_train_batch_size"]
-    settings = small_models.training_settings(rows, batch, seed) | FROM_CACHE
+    settings = small_models.training_settings(rows, batch, seed) | FROM_CACHE | settings
     settings["max_steps"] = epochs * len(rows) // batch
     arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **settings)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:

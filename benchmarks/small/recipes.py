@@ -37,6 +37,8 @@ class Recipe:
     """Fields of `MFNConfig`."""
     epochs: int = EPOCHS
     """Epochs of MFN layers on their own."""
+    alone: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `MFNTrainingArguments` while MFN layers learn on their own."""
     shared: Literal["nothing", "first dictionary", "learnt dictionary"] = "nothing"
     """Part of seed 0 that models of all seeds share: nothing, its initial dictionary, or the dictionary that its MFN
     layers learnt on their own."""
@@ -99,7 +101,7 @@ def train_alone(
     settings = {"codes": "stream", **size, **recipe.size}
     model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
     rows = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
-    fidelity.learn_from_cache(model, rows, recipe.epochs, alone)
+    fidelity.learn_from_cache(model, rows, recipe.epochs, alone, **recipe.alone)
     return model
 
 

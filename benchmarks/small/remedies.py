@@ -47,9 +47,20 @@ SEED = 1
 """Seed of samples and of the held-out words. The study has seed 0, so that no remedy is chosen on its words."""
 M = 8 * small_models.HIDDEN
 STABLE = {"stability_pass": "model", "lambda_stab": 2.5}
+UPDATE = {"codes": "update"}
 REMEDIES: dict[str, dict[str, Recipe]] = {
     "all": {
         "random-tokens-and-stable-through-the-model": Recipe(STABLE, unfamiliar=0.3),
+    },
+    "coding": {
+        "stream": Recipe(STABLE),
+        "update": Recipe(STABLE, UPDATE),
+        "update-refined": Recipe(STABLE, UPDATE | {"refine_steps": 1}),
+        **{
+            f"update-in-{rounds}-rounds": Recipe(STABLE, UPDATE | {"coding_rounds": rounds, "refine_steps": 1})
+            for rounds in (2, 4)
+        },
+        "update-losses-alone": Recipe(STABLE, UPDATE, alone=WEIGHTS),
     },
     "P1": {
         "rate-x10": Recipe({"lambda_rate": 10 * WEIGHTS["lambda_rate"]}),
@@ -77,9 +88,12 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
         "random-tokens-and-frozen-backbone": Recipe({"trainable": "mfn"}, unfamiliar=0.3),
     },
 }
-"""Prediction -> name -> recipe. Remedies for P5 learn from one domain. All others learn from all domains and are
-measured on P1 to P4, because a remedy for one prediction may hurt another. "all" combines remedies for several
-predictions. A shared dictionary decides P3 on its own and is never the study's default."""
+"""Prediction -> name -> recipe.
+
+Remedies for P5 learn from one domain. All others learn from all domains and are measured on P1 to P4, because a remedy
+for one prediction may hurt another. "all" combines remedies for several predictions. "coding" changes what MFN layers
+code, and how. A shared dictionary decides P3 on its own and is never the study's default.
+"""
 ON_ALL = ("P1", "P2", "P3", "P4")
 
 

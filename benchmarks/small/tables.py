@@ -115,8 +115,9 @@ def changes_of(recipe: Mapping[str, Any], reference: Mapping[str, Any] | None = 
     told = []
     for field, value in recipe.items():
         before = (reference or {}).get(field)
-        if field in ("settings", "size"):
-            told.append(as_settings({name: of for name, of in value.items() if (before or {}).get(name) != of}))
+        if field in ("settings", "size", "alone"):
+            changed = as_settings({name: of for name, of in value.items() if (before or {}).get(name) != of})
+            told.append(f"from the cache: {changed}" if changed and field == "alone" else changed)
         elif value != before:
             told.append(f"{RECIPE_FIELDS[field]}: {short_value(value)}")
     return ", ".join(text for text in told if text)

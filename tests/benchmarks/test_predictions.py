@@ -432,6 +432,15 @@ def test_windows_of_random_tokens_are_for_features_alone(study, data, monkeypatc
     assert -100 in np.array(of_dense["labels"])
 
 
+def test_losses_while_features_learn_alone_make_another_model(study, data):
+    models = predictions.StudyModels(study)
+    codings = [recipes.Recipe(alone=alone) for alone in ({}, {"lambda_rate": 10.0})]
+    before = [models.alone_made_from(0, None, recipe) for recipe in codings]
+    plain, even = (models.alone(0, None, *of).mfn_layers[1] for of in zip(codings, before, strict=True))
+    assert torch.equal(plain.decoder.weight, models.alone(0, None, codings[0], before[0]).mfn_layers[1].decoder.weight)
+    assert not torch.allclose(plain.decoder.weight, even.decoder.weight, atol=1e-4)
+
+
 def test_alpha_lies_beside_its_schedule_in_a_step_and_not_after_it(study, data, monkeypatch):
     seen, compute_loss = [], recipes.MFNTrainer.compute_loss
 
