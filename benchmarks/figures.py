@@ -1,6 +1,6 @@
 """Figures of the documents, drawn as SVG from the files under benchmarks/results.
 
-python -m benchmarks.figures    # writes docs/images/{fidelity,verdicts,sensitivity}.svg
+python -m benchmarks.figures    # writes docs/images/{fidelity,verdicts,sensitivity,all-blocks}.svg
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from matplotlib.transforms import blended_transform_factory
 from benchmarks.common import records
 from benchmarks.small import sensitivity
 from benchmarks.small.tables import CLAIMS, DOMAINS, FAMILIES, Verdict, fidelity_runs, percent_above, verdicts
+from benchmarks.smollm2.tables import CURVES
 from modeling_mfn.evaluation.intervals import Estimate
 
 IMAGES = records.REPOSITORY / "docs" / "images"
@@ -197,6 +198,22 @@ def sensitivity_figure() -> Figure:
     return figure
 
 
+def all_blocks_figure() -> Figure:
+    """Loss of SmolLM2-135M on validation text by tokens of training, dense and through features in all blocks."""
+    figure = pixels(860, 360)
+    axes = figure.add_axes((0.08, 0.16, 0.72, 0.76))
+    for (stage, title), hue in zip(CURVES.items(), HUES, strict=False):
+        curve = records.result(f"all_blocks/{stage}")["curve"]
+        tokens, losses = ([at[name] for at in curve] for name in ("tokens", "loss"))
+        axes.plot([count / 1000 for count in tokens], losses, color=hue, marker="o", markersize=4)
+        axes.text(tokens[-1] / 1000 + 6, losses[-1], f"{title}: {losses[-1]:.2f}", color=hue, va="center", size=11.5)
+    axes.set_xlabel("thousand tokens of training inside the model")
+    axes.set_ylabel("nats per token")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    return figure
+
+
 def pixels(width: int, height: int) -> Figure:
     """Empty figure of a size in pixels."""
     return Figure(figsize=(width / 72, height / 72))
@@ -211,11 +228,13 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "fidelity": fidelity,
     "verdicts": verdict_figure,
     "sensitivity": sensitivity_figure,
+    "all-blocks": all_blocks_figure,
 }
 TITLES = {
     "fidelity": "Perplexity above the dense model, by model, run and domain",
     "verdicts": "Deciding figure of each prediction, next to its baseline, in both families",
     "sensitivity": "Perplexity, purity and alignment of each run, as differences from the models of the study",
+    "all-blocks": "Loss on validation text by tokens of training, of the dense control and of the MFN model",
 }
 """Texts for readers who cannot see a figure."""
 

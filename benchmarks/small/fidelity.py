@@ -17,7 +17,7 @@ import fnmatch
 import shlex
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from benchmarks.common import corpora, records, small_models
 from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
@@ -235,7 +235,14 @@ def run_mfn(
     return record | {"perplexity_at_alpha_0": perplexities(model)}
 
 
-def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: int, **settings: Any) -> None:
+def learn_from_cache(
+    model: MFNForCausalLM,
+    rows: Dataset,
+    epochs: int,
+    seed: int,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
+) -> None:
     """Trains the MFN layers alone, on residual streams that the backbone computes once.
 
     `settings` take precedence over `FROM_CACHE`.
@@ -246,7 +253,7 @@ def learn_from_cache(model: MFNForCausalLM, rows: Dataset, epochs: int, seed: in
     arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **settings)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         cache = ActivationCache.write(model, rows, folder)
-        MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache).train()
+        MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache, callbacks=[*callbacks]).train()
 
 
 def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]:

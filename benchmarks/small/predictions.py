@@ -144,7 +144,7 @@ class StudyModels(BaselineModels):
         seeds = recipe.starts_from(seed), recipe.learns_alone(seed)
         return {
             "training": {name: of for name, of in training().items() if name in ("optimizer", "from_cache")},
-            "recipe": {name: getattr(recipe, name) for name in ("size", "epochs", "alone", "unfamiliar")},
+            "recipe": {name: getattr(recipe, name) for name in ("size", "epochs", "alone", "unfamiliar", "aligned")},
             "seeds": seeds,
             "texts": [digest_of_rows(self.rows(domain, each)) for each in seeds],
         }

@@ -49,6 +49,8 @@ class Recipe:
     Such windows train features alone."""
     alpha_noise: float = 0.0
     """Standard deviation of alpha around its schedule. Alpha stays within 0 and 1."""
+    aligned: bool = False
+    """True to keep the product of each feature's encoder row and its direction at 1."""
 
     def changes(self) -> dict[str, Any]:
         """Fields that differ from the plain training."""
@@ -101,7 +103,8 @@ def train_alone(
     settings = {"codes": "stream", **size, **recipe.size}
     model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
     rows = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
-    fidelity.learn_from_cache(model, rows, recipe.epochs, alone, **recipe.alone)
+    callbacks = [Aligned()] if recipe.aligned else []
+    fidelity.learn_from_cache(model, rows, recipe.epochs, alone, callbacks, **recipe.alone)
     return model
 
 
@@ -125,7 +128,8 @@ def train_together(
     chosen = small_models.training_settings(rows, fidelity.BATCH, seed) | JOINT
     chosen |= {"learning_rate": learning_rate, **recipe.settings}
     arguments = MFNTrainingArguments(output_dir=str(folder), **chosen)
-    callbacks = [AlphaNoise(recipe.alpha_noise, seed)] if recipe.alpha_noise else []
+    callbacks: list[TrainerCallback] = [AlphaNoise(recipe.alpha_noise, seed)] if recipe.alpha_noise else []
+    callbacks += [Aligned()] if recipe.aligned else []
     MFNTrainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
     model.set_blend(arguments.alpha_end)
     return model
@@ -162,3 +166,21 @@ class AlphaNoise(TrainerCallback):
         model = kwargs["model"]
         alpha = args.alpha_schedule(state.max_steps).at(state.global_step)
         model.set_blend(float(np.clip(alpha + self.generator.normal(0, self.deviation), 0, 1)))
+
+
+class Aligned(TrainerCallback):
+    """Keeps <e, d> = 1 for each feature's encoder row e and direction d.
+
+    A feature's activation is then the length of its own direction in the input, where no other feature is present.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Aligns the initial rows."""
+        self.on_step_end(args, state, control, **kwargs)
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves each encoder row along its direction."""
+        for layer in kwargs["model"].mfn_layers.values():
+            rows, directions = layer.encoder.weight, layer.decoder.weight
+            rows += (1 - (rows * directions).sum(-1, keepdim=True)) * directions

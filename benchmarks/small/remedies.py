@@ -61,6 +61,9 @@ REMEDIES: dict[str, dict[str, Recipe]] = {
             for rounds in (2, 4)
         },
         "update-losses-alone": Recipe(STABLE, UPDATE, alone=WEIGHTS),
+        "update-aligned": Recipe(STABLE, UPDATE, aligned=True),
+        "update-weight-decay": Recipe(STABLE | {"weight_decay": 0.1}, UPDATE, alone={"weight_decay": 0.1}),
+        "update-frozen-backbone": Recipe(STABLE | {"trainable": "mfn"}, UPDATE),
     },
     "P1": {
         "rate-x10": Recipe({"lambda_rate": 10 * WEIGHTS["lambda_rate"]}),

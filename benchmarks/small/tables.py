@@ -53,6 +53,7 @@ RECIPE_FIELDS = {
     "unfamiliar": "share of random tokens",
     "unfamiliar_windows": "share of joint windows with random tokens",
     "alpha_noise": "standard deviation of alpha",
+    "aligned": "encoder rows aligned with directions",
 }
 """Field of `recipes.Recipe` -> column text; settings and sizes are shown as they are."""
 

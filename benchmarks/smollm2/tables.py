@@ -14,6 +14,20 @@ CONDITIONS = ("none", "steered", "random")
 FEATURE_ROWS = ("titles of rank", "place names", "time", "plant")
 """Concepts in the short table of features."""
 ABLATIONS = {"zero": "zero ablation", "mean": "mean ablation"}
+CURVES = {"dense": "dense control", "joint": "MFN model, alpha 1"}
+"""Stage of `all_blocks.py` -> column."""
+ALL_BLOCKS = {
+    "base": "base model",
+    "joint": "MFN model",
+    "joint-in-4-rounds": "MFN model, coded in four rounds",
+    "cached": "MFN layers from the cache alone",
+    "cached-in-4-rounds": "MFN layers from the cache alone, coded in four rounds",
+    "sae-update": "SAEs of the update",
+    "sae-stream": "SAEs of the stream",
+    "mean-update": "mean update",
+    "mean-stream": "mean stream",
+}
+"""Method of `all_blocks.py` -> row."""
 
 
 def real_checkpoint() -> Iterator[list[str]]:
@@ -52,6 +66,27 @@ def real_tried() -> Iterator[list[str]]:
     for method in ("features", "sae-standardised", "sae-raw"):
         for of in records.result(f"real_checkpoint/{method}")["tried"]:
             yield [method, as_settings(of["settings"]), f"{of['validation_loss']:.3f}"]
+
+
+def all_blocks() -> Iterator[list[str]]:
+    """Loss of each method with all blocks read through features, above the dense control, in nats per token."""
+    yield ["method", *DOMAINS, "mean", "standard error", "above the base: mean", "explained variance, by block"]
+    for method, title in ALL_BLOCKS.items():
+        record = records.result(f"all_blocks/evaluate/{method}")
+        lost = [f"{record['lost_to_dense'][domain]:.3f}" for domain in (*DOMAINS, "mean")]
+        base = f"{record['lost_to_base']['mean']:.3f}"
+        variance = [of["explained_variance"] for of in record.get("layers", {}).values()]
+        told = value_range(variance, ".2f") if variance else ""
+        yield [title, *lost, f"{record['lost_to_dense_standard_error']:.3f}", base, told]
+
+
+def all_blocks_curve() -> Iterator[list[str]]:
+    """Loss on validation text of the dense control and of the MFN model, by tokens of their training."""
+    dense, joint = ({at["tokens"]: at["loss"] for at in records.result(f"all_blocks/{of}")["curve"]} for of in CURVES)
+    yield ["tokens", *CURVES.values(), "difference"]
+    for tokens in [at for number, at in enumerate(joint) if number % 3 == 0 or at == max(joint)]:
+        losses = dense[tokens], joint[tokens]
+        yield [f"{tokens:,}", *(f"{loss:.3f}" for loss in losses), f"{losses[1] - losses[0]:.3f}"]
 
 
 def labels() -> Iterator[list[str]]:
@@ -132,6 +167,8 @@ def demo() -> Iterator[list[str]]:
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "real-checkpoint": real_checkpoint,
     "real-tried": real_tried,
+    "all-blocks": all_blocks,
+    "all-blocks-curve": all_blocks_curve,
     "labels": labels,
     "label-counts": label_counts,
     "feature-rows": feature_rows,

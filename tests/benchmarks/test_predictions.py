@@ -376,7 +376,7 @@ class Start(Exception):
 def test_what_models_of_two_seeds_share(study, data, monkeypatch, shared):
     found = []
 
-    def alone(model, rows, epochs, seed):
+    def alone(model, rows, epochs, seed, callbacks):
         found.append((model.mfn_layers[1].decoder.weight.detach().clone(), rows["input_ids"], epochs, seed))
         raise Start
 
@@ -432,13 +432,17 @@ def test_windows_of_random_tokens_are_for_features_alone(study, data, monkeypatc
     assert -100 in np.array(of_dense["labels"])
 
 
-def test_losses_while_features_learn_alone_make_another_model(study, data):
+def test_what_features_learn_alone_with_makes_another_model(study, data):
     models = predictions.StudyModels(study)
-    codings = [recipes.Recipe(alone=alone) for alone in ({}, {"lambda_rate": 10.0})]
-    before = [models.alone_made_from(0, None, recipe) for recipe in codings]
-    plain, even = (models.alone(0, None, *of).mfn_layers[1] for of in zip(codings, before, strict=True))
-    assert torch.equal(plain.decoder.weight, models.alone(0, None, codings[0], before[0]).mfn_layers[1].decoder.weight)
+    kinds = [recipes.Recipe(), recipes.Recipe(alone={"lambda_rate": 10.0}), recipes.Recipe(aligned=True)]
+    before = [models.alone_made_from(0, None, recipe) for recipe in kinds]
+    plain, even, aligned = (models.alone(0, None, *of).mfn_layers[1] for of in zip(kinds, before, strict=True))
+    assert torch.equal(plain.decoder.weight, models.alone(0, None, kinds[0], before[0]).mfn_layers[1].decoder.weight)
     assert not torch.allclose(plain.decoder.weight, even.decoder.weight, atol=1e-4)
+    together = models.mfn(0, kind="aligned", recipe=kinds[2]).mfn_layers[1]
+    for layer, is_aligned in ((plain, False), (aligned, True), (together, True)):
+        products = (layer.encoder.weight * layer.decoder.weight).sum(-1)
+        assert torch.allclose(products, torch.ones_like(products), atol=1e-5) == is_aligned
 
 
 def test_alpha_lies_beside_its_schedule_in_a_step_and_not_after_it(study, data, monkeypatch):
