@@ -180,14 +180,16 @@ class MFNLayer(AdapterCopy):
 
     def encode(self, h: Tensor) -> SparseCode:
         """Returns the code (..., K) of a residual stream (..., d), eq. 1."""
-        return self._encode(self.standardise(h).x)
+        with in_memory(self.encoder, self.decoder):
+            return self._encode(self.standardise(h).x)
 
     def reconstruct(self, code: SparseCode, read: Standardised | None = None) -> Tensor:
         """Returns h_hat (..., d) of a code (..., K), eq. 2, on the scale of the residual that was read.
 
         Without `read`, return D z + b, on the scale of the encoder's input.
         """
-        return self._mixture(code) if read is None else read.undo(self._mixture(code))
+        with in_memory(self.decoder):
+            return self._mixture(code) if read is None else read.undo(self._mixture(code))
 
     def _encode(self, x: Tensor) -> SparseCode:
         """z of an encoder input: (..., d) -> (..., K)."""

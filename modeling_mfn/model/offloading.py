@@ -13,8 +13,13 @@ def in_memory(*modules: nn.Module) -> AbstractContextManager[None]:
     """Brings offloaded weights of modules into memory for a moment.
 
     accelerate does this around a module's forward. A caller that reads a module's weights itself needs this context.
+    Contexts can be nested.
     """
-    offloaded: list[Any] = [module for module in modules if hasattr(module, "_hf_hook")]
+    offloaded: list[Any] = [
+        module
+        for module in modules
+        if hasattr(module, "_hf_hook") and any(parameter.is_meta for parameter in module.parameters())
+    ]
     return _loaded(offloaded) if offloaded else nullcontext()
 
 

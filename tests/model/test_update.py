@@ -94,6 +94,11 @@ def test_blocks_on_several_devices(model, tmp_path):
     assert "disk" in spread.hf_device_map.values()
     batch = tokens(2, 9)
     torch.testing.assert_close(spread(**batch).logits, model(**batch).logits, atol=1e-12, rtol=0)
+    u = torch.randn(2, 9, model.config.hidden_size, dtype=torch.float64)
+    for name, layer in model.mfn_layers.items():  # read from outside of a forward
+        code, other = (of.encode(u) for of in (layer, spread.mfn_layers[name]))
+        torch.testing.assert_close(other.to_dense(), code.to_dense(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(spread.mfn_layers[name].reconstruct(code), layer.reconstruct(code))
 
 
 def test_saved_and_loaded(model, tmp_path):
