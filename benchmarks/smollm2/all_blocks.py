@@ -48,9 +48,12 @@ CACHED: dict[str, Any] = {"learning_rate": 4e-3, "adam_beta2": 0.99, "lr_schedul
 JOINT: dict[str, Any] = {
     "learning_rate": RATE,
     "mfn_learning_rate": 6e-4,
+    "lambda_recon": 0.5,  # with 10, the reconstruction of 30 layers outweighs the teacher
     "adam_beta2": 0.99,
     "lr_scheduler_type": "linear",
 }
+JOINT_SHARE = 2 / 3
+"""Share of the dense model's windows that the joint training reads."""
 KEEP_ALIVE: dict[str, Any] = {"rate_window": 20_000, "reinit_dead_every": 10}
 SAE: dict[str, Any] = {"optimizer": "adam", "lr": 6e-3, "auxk_alpha": 1 / 32, "dead_feature_threshold": 50_000}
 """Settings of sparsify's `TrainConfig`; the learning rate won in `real_checkpoint.py`."""
@@ -58,7 +61,7 @@ BATCH = 4
 """Windows per step of dense and joint training."""
 MIXED = {"bf16": True}
 """Both trainings, and their curves, have matrix products of bfloat16. What they end with is evaluated in float32."""
-POINTS = 24
+POINTS = 12
 """Points of the curve of a training."""
 SPLICED = {"sae-stream": "stream", "sae-update": "update"}
 """Stage of a baseline -> what its autoencoders code."""
@@ -137,7 +140,7 @@ def joint(study: CheckpointStudy) -> dict[str, Any]:
     data, folder = all_windows(study), study.folder / "joint"
     model = MFNForCausalLM.from_pretrained(study.folder / "cached", **ROUNDS)
     teacher = AutoModelForCausalLM.from_pretrained(study.folder / "dense")
-    rows = range(len(data) // BATCH * BATCH)
+    rows = range(int(JOINT_SHARE * len(data)) // BATCH * BATCH)
     settings = JOINT | MIXED | curve_settings(len(rows) // BATCH)
     arguments = study.arguments(rows, BATCH, alpha_start=1.0, util_target="kl", trainable="all", **settings)
     arguments.output_dir = str(study.folder / "joint.training")
