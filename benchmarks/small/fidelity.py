@@ -41,7 +41,7 @@ BASE_TOKENS, MAIN_TOKENS, SHORT_TOKENS = 4_014_080, 1_638_400, 307_200
 BATCH, K = 4, 32
 SIZE = {"expansion_factor": 8, "k": K, "codes": "stream"}
 CONTINUE = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
-RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0}
+RECIPE = {"mfn_learning_rate": 4e-3, "lambda_recon": 10.0, "alpha_anneal": 0.5}
 WEIGHTS = {"lambda_rate": 2.5e-3, "lambda_comp": 0.25, "lambda_stab": 0.25}
 """Weights of the three losses that the run `recon-util` (`RECIPE` alone) leaves out."""
 FROM_CACHE: dict[str, Any] = {

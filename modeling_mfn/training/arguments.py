@@ -111,7 +111,7 @@ class MFNTrainingArguments(TrainingArguments):
     )
     alpha_start: float = _option(0.0, "Blend alpha at the first step.")
     alpha_end: float = _option(1.0, "Blend alpha after annealing.")
-    alpha_anneal: float = _option(0.5, "Amount of training in which alpha moves, after the warm-up.")
+    alpha_anneal: float = _option(0.25, "Amount of training in which alpha moves, after the warm-up.")
     alpha_shape: Literal["linear", "cosine"] = _option("linear", "Shape of the path of alpha.")
     k_start: int | None = _option(None, "Active features per token at the first step. Default: the model's k.")
     k_end: int | None = _option(None, "Active features per token after annealing. Default: the model's k.")

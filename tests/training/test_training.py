@@ -23,14 +23,14 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
 def test_training_lowers_the_loss_and_moves_alpha_and_k_on_schedule(family, tmp_path):
     model = make_mfn(make_base(family), alpha=0.0, k=12)
-    trainer = train(tmp_path, model, max_steps=80, k_start=12, k_end=4, k_anneal=0.25)
+    trainer = train(tmp_path, model, max_steps=80, k_start=12, k_end=4)
     alpha = history(trainer, "alpha")
     untrained = MFNTrainer(make_mfn(make_base(family), k=4), arguments(tmp_path), eval_dataset=rows(64)).evaluate()
     trained = trainer.evaluate(rows(64))
     assert trained["eval_recon_loss"] < 0.8 * untrained["eval_recon_loss"]
     assert trained["eval_util_loss"] < untrained["eval_util_loss"] - 0.5
-    assert alpha == pytest.approx([min(1.0, step / 40) for step in range(1, 81)])
-    assert history(trainer, "k") == [max(4, round(12 - 8 * step / 20)) for step in range(1, 81)]
+    assert alpha == pytest.approx([min(1.0, step / 20) for step in range(1, 81)])
+    assert history(trainer, "k") == [max(4, round(12 - 8 * step / 40)) for step in range(1, 81)]
     for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
         features = entry["recon_loss"] + entry["aux_loss"] / 32
         assert entry["loss"] == pytest.approx(3 * features + entry["util_loss"], rel=1e-4)
@@ -358,7 +358,7 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"k_start": 4}, "k_start is 4 and k_end is None"),
         ({"trainable": "lora"}, "trainable is 'lora'"),
         ({"lambda_recon": 0.0, "mfn_warmup": 0.1}, "lambda_recon is 0, but the warm-up"),
-        ({"mfn_warmup": 0.6}, "mfn_warmup is 0.6 and alpha_anneal is 0.5, 22 steps together; the training has 20"),
+        ({"mfn_warmup": 0.8}, "mfn_warmup is 0.8 and alpha_anneal is 0.25, 21 steps together; the training has 20"),
         ({"rho": 1.0}, "rho is 1.0"),
         ({"stability_fraction": 1.5}, "stability_fraction is 1.5"),
         ({"stability_perturbation": "dropout", "stability_strength": 1.0}, "stability_strength is 1.0"),
