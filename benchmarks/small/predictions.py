@@ -8,9 +8,9 @@ SAEs, and these SAEs fine-tuned on each other domain. All models are measured on
     python -m benchmarks.small.predictions --family llama
     python -m benchmarks.small.predictions --base FOLDER --name NAME --layers 6 --layers 12 --learning-rate 1e-4
 
-Results go to benchmarks/results/predictions/<name>/, models to the cache folder (`MFN_CACHE`). Existing results and
-models are reused if their settings are the same. A run that trains everything, including the base models, writes its
-minutes to benchmarks/results/predictions/time.json.
+Results go to benchmarks/results/predictions/<name>/, with `--codes update` to <name>-update/. Models go to the cache
+folder (`MFN_CACHE`). Existing results and models are reused if their settings are the same. A run that trains
+everything, including the base models, writes its minutes to benchmarks/results/predictions/time.json.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class PredictionStudy:
     """Number of MFN models and SAEs."""
     skip: int = 0
     """Tokens that the base model was trained on."""
+    codes: str = "stream"
+    """What MFN layers and SAEs code: `"stream"` or `"update"`."""
 
     @cached_property
     def data(self) -> small_models.Data:
@@ -118,7 +120,7 @@ class StudyModels(BaselineModels):
 
     def __init__(self, study: PredictionStudy) -> None:
         layers = "all" if study.layers is None else list(study.layers)
-        size = {"layers": layers, "num_features": study.num_features, "k": K}
+        size = {"layers": layers, "num_features": study.num_features, "k": K, "codes": study.codes}
         super().__init__(study.base, study.rows, size, EPOCHS + 1, cache_folder() / "predictions" / study.name)
         self.study = study
 
@@ -251,10 +253,10 @@ def evidence_of(
     )
 
 
-def small_study(family: str, seeds: int) -> PredictionStudy:
+def small_study(family: str, seeds: int, codes: str = "stream") -> PredictionStudy:
     """Study of a small model. A missing base model is trained."""
     return PredictionStudy(
-        name=family,
+        name=family if codes == "stream" else f"{family}-{codes}",
         base=small_models.base_folder(family, 0, BASE_TOKENS),
         window=small_models.WINDOW,
         layers=None,
@@ -264,13 +266,14 @@ def small_study(family: str, seeds: int) -> PredictionStudy:
         learning_rate=CONTINUE["learning_rate"],
         seeds=seeds,
         skip=BASE_TOKENS,
+        codes=codes,
     )
 
 
-def run_family(family: str, seeds: int, predictions: list[str], threads: int) -> None:
+def run_family(family: str, seeds: int, codes: str, predictions: list[str], threads: int) -> None:
     """Measures the predictions on a family's small models."""
     torch.set_num_threads(threads)  # the base model may have to be trained first
-    run_study(small_study(family, seeds), predictions, threads)
+    run_study(small_study(family, seeds, codes), predictions, threads)
 
 
 def prepare() -> None:
@@ -311,6 +314,7 @@ def main(
     window: Annotated[int, typer.Option(help="Tokens per window with --base.")] = 128,
     tokens: Annotated[int, typer.Option(help="Training tokens of each model with --base.")] = SHORT_TOKENS,
     seeds: Annotated[int, typer.Option(help="Number of seeds of MFN models and SAEs.")] = 3,
+    codes: Annotated[str, typer.Option(help="What MFN layers and SAEs code: stream or update.")] = "stream",
     predictions: Annotated[str, typer.Option(help="Predictions to measure, such as P1,P3.")] = ",".join(PREDICTIONS),
     threads: Annotated[int, typer.Option(help="Threads per process.")] = 1,
 ) -> None:
@@ -330,16 +334,18 @@ def main(
             held_out_tokens=HELD_OUT_TOKENS,
             learning_rate=learning_rate,
             seeds=seeds,
+            codes=codes,
         )
         run_study(study, chosen, threads)
         return
     families = family or list(small_models.FAMILIES)
     from_nothing = not any(small_models.trained()) and not (cache_folder() / "predictions").exists()
-    results = [RESULTS / of / f"{prediction}.json" for of in families for prediction in chosen]
+    names = [of if codes == "stream" else f"{of}-{codes}" for of in families]
+    results = [RESULTS / of / f"{prediction}.json" for of in names for prediction in chosen]
     before = {file: file.stat().st_mtime_ns for file in results if file.exists()}
     begun = time.monotonic()
     prepare()
-    work = partial(run_family, seeds=seeds, predictions=chosen, threads=threads)
+    work = partial(run_family, seeds=seeds, codes=codes, predictions=chosen, threads=threads)
     in_processes(work, families, processes=len(families))
     if from_nothing and all(file.stat().st_mtime_ns != before.get(file) for file in results):
         took = {"command": records.command_line("small.predictions"), "commit": records.COMMIT}

@@ -100,7 +100,7 @@ def train_alone(
     start, alone = recipe.starts_from(seed), recipe.learns_alone(seed)
     torch.manual_seed(start)
     calibration = {"input_ids": torch.tensor(text(start)[:16]["input_ids"])}
-    settings = {"codes": "stream", **size, **recipe.size}
+    settings = {**size, **recipe.size}
     model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
     rows = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
     callbacks = [Aligned()] if recipe.aligned else []

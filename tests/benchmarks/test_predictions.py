@@ -33,7 +33,7 @@ def study(tmp_path_factory):
     make_tokenizer().save_pretrained(folder)
     return predictions.PredictionStudy(
         name="tiny", base=folder, window=WINDOW, layers=(1,), num_features=64, tokens=48 * WINDOW,
-        held_out_tokens=6 * WINDOW, learning_rate=1e-3, seeds=2,
+        held_out_tokens=6 * WINDOW, learning_rate=1e-3, seeds=2, codes="update",
     )  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
         (m.config.num_features, m.config.k, tuple(m.config.layers)) for of in evidence.subjects.values() for m in of
     }
     assert sizes == {(64, 4, (1,))}
+    assert {m.config.codes for of in evidence.subjects.values() for m in of} == {"update"}
     assert {m.dtype for of in evidence.subjects.values() for m in of} == {torch.float32}
     base = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.float32)
     rows = torch.tensor(evidence.held_out["code"]["input_ids"])
@@ -120,7 +121,8 @@ def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_
 
     # saving and loading between the two trainings changes nothing
     text, made = lambda seed: study.rows(None, seed), {"recipe": recipes.STUDY}
-    model = recipes.train_alone(study.base, text, 1, size={"layers": [1], "num_features": 64, "k": 4}, **made)
+    size = {"layers": [1], "num_features": 64, "k": 4, "codes": "update"}
+    model = recipes.train_alone(study.base, text, 1, size=size, **made)
     recipes.train_together(model, text(1), 1, tmp_path / "training", learning_rate=study.learning_rate, **made)
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in model.state_dict().items())
 
