@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint lint format docs \
-	benchmark fidelity real-checkpoint predictions
+	benchmark fidelity real-checkpoint all-blocks predictions
 
 demo: $(VENV)/installed-demo
 	$(BIN)/mfn demo --overwrite
@@ -67,6 +67,11 @@ fidelity: $(VENV)/installed
 real-checkpoint: $(VENV)/installed
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python -m benchmarks.smollm2.real_checkpoint
+
+# all 30 blocks of SmolLM2-135M: every stage that has no result yet, hours on two cores
+all-blocks: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[benchmarks]"
+	$(BIN)/python -m benchmarks.smollm2.all_blocks
 
 # the paper's five predictions on small models: 78 minutes on two cores (time.json)
 predictions: $(VENV)/installed

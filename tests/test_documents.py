@@ -153,11 +153,13 @@ def test_the_main_results_at_a_glance():
     rows = {row[0]: row[1:] for row in tables.glance()}
     assert len(rows) <= 12
     dense, run = (
-        json.loads((records.RESULTS / "fidelity" / "llama" / "main" / f"{name}.json").read_text())["perplexity"]
+        json.loads((records.RESULTS / "fidelity" / "llama" / "coding" / f"{name}.json").read_text())["perplexity"]
         for name in ("dense", tables.RUN)
     )
     gap = sum(run[domain] / dense[domain] for domain in dense) / len(dense) - 1
     assert rows["Perplexity, Llama, k = 32"][0] == f"{gap:.0%} above dense".replace("%", " %")
+    joint = json.loads((records.RESULTS / "all_blocks" / "evaluate" / "joint.json").read_text())
+    assert f"{joint['lost_to_dense']['mean']:.2f} nats" in rows["Loss, SmolLM2-135M, all 30 blocks, k = 32"][0]
     layer = json.loads((records.RESULTS / "layer.json").read_text())["ratios"]
     times = layer["sparsify"]["both"] / layer["modeling_mfn"]["both"]
     assert rows["Time of a layer, next to sparsify"][0] == f"{times:.1f} times as fast"

@@ -70,23 +70,22 @@ def real_tried() -> Iterator[list[str]]:
 
 def all_blocks() -> Iterator[list[str]]:
     """Loss of each method with all blocks read through features, above the dense control, in nats per token."""
-    yield ["method", *DOMAINS, "mean", "standard error", "above the base: mean", "explained variance, by block"]
-    for method, title in ALL_BLOCKS.items():
-        record = records.result(f"all_blocks/evaluate/{method}")
-        lost = [f"{record['lost_to_dense'][domain]:.3f}" for domain in (*DOMAINS, "mean")]
-        base = f"{record['lost_to_base']['mean']:.3f}"
-        variance = [of["explained_variance"] for of in record.get("layers", {}).values()]
+    yield ["method", *DOMAINS, "mean", "above the base: mean", "explained variance, least and most"]
+    found = records.results("all_blocks/evaluate/*")
+    base, dense = found["base"]["loss"], found["dense"]["loss"]
+    for method, record in ((method, found[method]) for method in ALL_BLOCKS if method in found):
+        lost = [f"{record['loss'][domain] - dense[domain]:.3f}" for domain in (*DOMAINS, "mean")]
+        variance = [of["explained_variance_standardised"] for of in record.get("layers", {}).values()]
         told = value_range(variance, ".2f") if variance else ""
-        yield [title, *lost, f"{record['lost_to_dense_standard_error']:.3f}", base, told]
+        yield [ALL_BLOCKS[method], *lost, f"{record['loss']['mean'] - base['mean']:.3f}", told]
 
 
 def all_blocks_curve() -> Iterator[list[str]]:
-    """Loss on validation text of the dense control and of the MFN model, by tokens of their training."""
-    dense, joint = ({at["tokens"]: at["loss"] for at in records.result(f"all_blocks/{of}")["curve"]} for of in CURVES)
-    yield ["tokens", *CURVES.values(), "difference"]
-    for tokens in [at for number, at in enumerate(joint) if number % 3 == 0 or at == max(joint)]:
-        losses = dense[tokens], joint[tokens]
-        yield [f"{tokens:,}", *(f"{loss:.3f}" for loss in losses), f"{losses[1] - losses[0]:.3f}"]
+    """Loss of the MFN model on validation text by tokens of its training, next to the dense control at its end."""
+    dense, joint = (records.result(f"all_blocks/{stage}")["curve"] for stage in CURVES)
+    yield ["tokens inside the model", "loss", "above the dense control at its end"]
+    for at in joint:
+        yield [f"{at['tokens']:,}", f"{at['loss']:.3f}", f"{at['loss'] - dense[-1]['loss']:.3f}"]
 
 
 def labels() -> Iterator[list[str]]:

@@ -1,7 +1,8 @@
 """Time of one MFN layer's eqs. 1 and 2, compared with the dense equations and EleutherAI's sparsify.
 
 All variants have the same weights, input and incoming gradient, and take turns in each round. Figures are median times
-as a ratio to the encoder product h @ W_e.T. Every variant must compute this product.
+as a ratio to the encoder product h @ W_e.T. Every variant must compute this product. Codes of several rounds
+(`pursuit.py`) are timed, too: they are other equations, at a price.
 
     python -m benchmarks.speed.layer [--tokens 2048 --hidden-size 576 --num-features 4608 --k 32 --rounds 15]
 
@@ -15,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -26,9 +28,13 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.common import records
+from modeling_mfn.model.pursuit import pursue
 from modeling_mfn.model.sparse_code import decode, encode
 
 Variant = Callable[[], Tensor]
+OURS = "modeling_mfn"
+ROUNDS = {f"{OURS}, {count} rounds": count for count in (2, 4, 8)}
+"""Variant -> rounds in which features are chosen, with a step of refinement after each."""
 
 
 def dense(h: Tensor, weight: Tensor, bias: Tensor, directions: Tensor, k: int) -> Tensor:
@@ -47,6 +53,13 @@ def bag_and_autograd(h: Tensor, weight: Tensor, bias: Tensor, directions: Tensor
 def ours(h: Tensor, weight: Tensor, bias: Tensor, directions: Tensor, k: int) -> Tensor:
     """Eqs. 1 and 2 as MFN layers compute them."""
     return decode(encode(h, weight, bias, k), directions)
+
+
+def in_rounds(h: Tensor, weight: Tensor, bias: Tensor, directions: Tensor, k: int, rounds: int) -> Tensor:
+    """Code of several rounds, and eq. 2."""
+    per_round = k // rounds
+    first = encode(h, weight, bias, k - (rounds - 1) * per_round)
+    return decode(pursue(first, h, directions, rounds, per_round, steps=1), directions)
 
 
 def sparsify_coder(hidden_size: int, num_features: int, k: int, weights: list[Tensor]) -> Any:
@@ -93,7 +106,8 @@ def main(
         "dense": (lambda: dense(*mine, k), mine),
         "embedding_bag and autograd": (lambda: bag_and_autograd(*mine, k), mine),
         "sparsify": (sparsify, theirs),
-        "modeling_mfn": (lambda: ours(*mine, k), mine),
+        OURS: (lambda: ours(*mine, k), mine),
+        **{name: (partial(in_rounds, *mine, k, count), mine) for name, count in ROUNDS.items()},
     }
     reference = torch.autograd.grad(dense(*mine, k), mine, incoming)
     times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "both": []} for name in variants}
@@ -108,8 +122,9 @@ def main(
             times[name]["both"].append(
                 seconds(lambda: gradients.append(torch.autograd.grad(forward(), inputs, incoming)))  # noqa: B023
             )
-            for ours_, dense_ in zip(gradients[0], reference, strict=True):
-                torch.testing.assert_close(ours_, dense_, atol=1e-3, rtol=1e-3)
+            if name not in ROUNDS:
+                for ours_, dense_ in zip(gradients[0], reference, strict=True):
+                    torch.testing.assert_close(ours_, dense_, atol=1e-3, rtol=1e-3)
     base = statistics.median(product[1:])  # the first round warms up
     ratios = {
         name: {part: statistics.median(found[1:]) / base for part, found in parts.items()}

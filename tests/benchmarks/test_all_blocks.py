@@ -86,9 +86,10 @@ def test_joint_training_moves_the_whole_model_and_its_curve_ends_at_the_saved_on
     assert all(torch.equal(value, base[name]) for name, value in cached.state_dict().items() if ".mfn." not in name)
     joint.set_blend(1.0)
     validation = Dataset.from_dict({"input_ids": study.windows["validation"].tolist()})
-    for model, name in ((joint, "joint"), (AutoModelForCausalLM.from_pretrained(study.folder / "dense"), "dense")):
+    dense = AutoModelForCausalLM.from_pretrained(study.folder / "dense")
+    for model, name, windows in ((joint, "joint", 12), (dense, "dense", 20)):  # two thirds, in whole batches
         curve = study.result(name)["curve"]
-        assert (curve[0]["tokens"], curve[-1]["tokens"]) == (0, 20 * T)
+        assert (curve[0]["tokens"], curve[-1]["tokens"]) == (0, windows * T)
         with torch.autocast("cpu", torch.bfloat16):
             assert curve[-1]["loss"] == pytest.approx(math.log(perplexity(model, validation)), abs=1e-3)
     layers = study.result("evaluate/joint")["layers"]
@@ -99,6 +100,6 @@ def test_joint_training_moves_the_whole_model_and_its_curve_ends_at_the_saved_on
 def test_an_interrupted_training_goes_on_from_its_checkpoint(study):
     (checkpoint,) = (study.folder / "joint.training").glob("checkpoint-*")
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    assert state["global_step"] == 5
+    assert state["global_step"] == 3
     again = all_blocks.joint(study)  # nothing is left to do
     assert again["curve"] == study.result("joint")["curve"]
