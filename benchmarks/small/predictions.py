@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -253,10 +253,15 @@ def evidence_of(
     )
 
 
+def study_name(family: str, codes: str) -> str:
+    """Folder of the results of a family's small models."""
+    return family if codes == "stream" else f"{family}-{codes}"
+
+
 def small_study(family: str, seeds: int, codes: str = "stream") -> PredictionStudy:
     """Study of a small model. A missing base model is trained."""
     return PredictionStudy(
-        name=family if codes == "stream" else f"{family}-{codes}",
+        name=study_name(family, codes),
         base=small_models.base_folder(family, 0, BASE_TOKENS),
         window=small_models.WINDOW,
         layers=None,
@@ -314,7 +319,9 @@ def main(
     window: Annotated[int, typer.Option(help="Tokens per window with --base.")] = 128,
     tokens: Annotated[int, typer.Option(help="Training tokens of each model with --base.")] = SHORT_TOKENS,
     seeds: Annotated[int, typer.Option(help="Number of seeds of MFN models and SAEs.")] = 3,
-    codes: Annotated[str, typer.Option(help="What MFN layers and SAEs code: stream or update.")] = "stream",
+    codes: Annotated[
+        Literal["stream", "update"], typer.Option(help="What MFN layers and SAEs code: stream or update.")
+    ] = "stream",
     predictions: Annotated[str, typer.Option(help="Predictions to measure, such as P1,P3.")] = ",".join(PREDICTIONS),
     threads: Annotated[int, typer.Option(help="Threads per process.")] = 1,
 ) -> None:
@@ -340,8 +347,7 @@ def main(
         return
     families = family or list(small_models.FAMILIES)
     from_nothing = not any(small_models.trained()) and not (cache_folder() / "predictions").exists()
-    names = [of if codes == "stream" else f"{of}-{codes}" for of in families]
-    results = [RESULTS / of / f"{prediction}.json" for of in names for prediction in chosen]
+    results = [RESULTS / study_name(of, codes) / f"{prediction}.json" for of in families for prediction in chosen]
     before = {file: file.stat().st_mtime_ns for file in results if file.exists()}
     begun = time.monotonic()
     prepare()

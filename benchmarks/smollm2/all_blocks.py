@@ -3,8 +3,8 @@
 SmolLM2-135M (4-bit weights, made float32) gets an MFN layer in each of its 30 blocks. They code the update and learn
 from cached updates, in one round. Then they go on together with the backbone, in several rounds, with a teacher.
 
-Controls: a dense model that goes on with the same tokens at the same rate, which is also the teacher; TopK autoencoders
-of EleutherAI's sparsify in the same 30 places, of the stream and of the update; and means in their place.
+Controls: a dense model, which is also the teacher and reads half as many tokens more at the same rate; TopK
+autoencoders of EleutherAI's sparsify in the same 30 places, of the stream and of the update; and means in their place.
 
     python -m benchmarks.smollm2.all_blocks                       # all stages without a result: many hours
     python -m benchmarks.smollm2.all_blocks --only 'evaluate/*'   # stages whose names match
@@ -48,7 +48,7 @@ CACHED: dict[str, Any] = {"learning_rate": 4e-3, "adam_beta2": 0.99, "lr_schedul
 JOINT: dict[str, Any] = {
     "learning_rate": RATE,
     "mfn_learning_rate": 6e-4,
-    "lambda_recon": 0.5,  # with 10, the reconstruction of 30 layers outweighs the teacher
+    "lambda_recon": 0.5,
     "adam_beta2": 0.99,
     "lr_scheduler_type": "linear",
 }
