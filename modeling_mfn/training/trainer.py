@@ -162,6 +162,9 @@ class MFNTrainer(Trainer):
         self._tokens_in_step = reduce(tokens, "sum")
         if self.args.include_num_input_tokens_seen == "no":  # otherwise the Trainer counts them itself
             self.state.num_input_tokens_seen += int(self._tokens_in_step)
+        if num_items is not None:
+            # without labels, as in text for features alone, the utility loss is 0 and not 0 / 0
+            num_items = torch.as_tensor(num_items, device=device).clamp_min(1)
         return batches, num_items
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:

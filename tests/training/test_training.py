@@ -1,6 +1,7 @@
 """Training: the objective, accumulation, schedules, exact resume, and unit-norm directions."""
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -292,6 +293,22 @@ def test_distillation_trains_without_labels(tmp_path):
         trainer = train(tmp_path, model, data.remove_columns(columns), **settings)
         weights.append(torch.cat([layer.encoder.weight for layer in trainer.model.mfn_layers.values()]))
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["tokens", "kl"])
+def test_a_step_without_labels_trains_features_alone(tmp_path, target):
+    unlabelled = rows(8).map(lambda row: {"labels": [-100] * len(row["labels"])})
+    found = []
+    for settings in ({"util_target": target, "trainable": "mfn"}, {"lambda_util": 0.0, "trainable": "mfn"}):
+        model = make_mfn(make_base("llama-tied"), alpha=0.0, k=6)
+        trainer = train(tmp_path, model, unlabelled, alpha_start=1.0, max_steps=2, **settings)
+        assert all(math.isfinite(value) for value in history(trainer, "loss"))
+        found.append((trainer.model.state_dict(), history(trainer, "loss"), history(trainer, "util_loss")))
+    (weights, losses, of_tokens), (others, expected, _) = found
+    assert of_tokens == [0.0, 0.0]
+    assert losses == pytest.approx(expected, rel=1e-6)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], atol=1e-6, rtol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("given", [False, True])
