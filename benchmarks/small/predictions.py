@@ -15,6 +15,7 @@ everything, including the base models, writes its minutes to benchmarks/results/
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import multiprocessing
@@ -23,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,11 +40,14 @@ from benchmarks.small.recipes import (
     EPOCHS,
     JOINT,
     ONE_DOMAIN,
+    REALIGNMENT,
     STUDY,
     Recipe,
+    realign,
     train_alone,
     train_together,
     training,
+    with_other_windows,
     with_random_tokens,
     with_random_windows,
 )
@@ -126,9 +130,9 @@ class StudyModels(BaselineModels):
 
     def mfn(self, seed: int, domain: str | None = None, kind: str = "mfn", recipe: Recipe = STUDY) -> MFNForCausalLM:
         """MFN model trained on one domain, or on all (`None`)."""
-        rate, rows = self.study.learning_rate, self.rows(domain, seed)
+        rate, rows = self.study.learning_rate, self.text(domain, recipe)(seed)
         before = self.alone_made_from(seed, domain, recipe)
-        made_from = {"training": training(), "recipe": asdict(recipe), "rate": rate, "before": before}
+        made_from = {"training": training(), "recipe": recipe.changes(), "rate": rate, "before": before}
         return self.kept(
             f"{kind}-{domain or 'all'}-seed-{seed}",
             made_from | {"text": digest_of_rows(rows)},
@@ -137,6 +141,29 @@ class StudyModels(BaselineModels):
                 learning_rate=rate, recipe=recipe,
             ),
         )  # fmt: skip
+
+    def text(self, domain: str | None, recipe: Recipe) -> Callable[[int], Dataset]:
+        """Seed -> training windows of one domain, with the recipe's share of windows of the other domains."""
+        others = [each for each in corpora.DOMAINS if each != domain]
+
+        def rows(seed: int) -> Dataset:
+            own = self.rows(domain, seed)
+            if domain is None or not recipe.other_text:
+                return own
+            other = self.study.data.sample(self.study.tokens, after=self.study.skip, seed=seed, domains=others)
+            return with_other_windows(own, other, recipe.other_text, seed)
+
+        return rows
+
+    def realigned(self, model: MFNForCausalLM, seed: int, domain: str, kind: str) -> MFNForCausalLM:
+        """MFN model whose layers went on with the windows of another domain."""
+        rows = self.rows(domain, seed)
+        made_from = {"training": REALIGNMENT | small_models.OPTIMIZER, "text": digest_of_rows(rows)}
+        return self.kept(
+            f"{kind}-realigned-on-{domain}-seed-{seed}",
+            made_from | {"batch": BATCH, "of": digest_of(model)},
+            lambda: realign(copy.deepcopy(model), rows, seed, self.folder / "training"),
+        )
 
     def alone_made_from(self, seed: int, domain: str | None, recipe: Recipe) -> dict[str, Any]:
         """Identity of the model after the training of its MFN layers alone.
@@ -148,13 +175,13 @@ class StudyModels(BaselineModels):
             "training": {name: of for name, of in training().items() if name in ("optimizer", "from_cache")},
             "recipe": {name: getattr(recipe, name) for name in ("size", "epochs", "alone", "unfamiliar", "aligned")},
             "seeds": seeds,
-            "texts": [digest_of_rows(self.rows(domain, each)) for each in seeds],
+            "texts": [digest_of_rows(self.text(domain, recipe)(each)) for each in seeds],
         }
 
     def alone(self, seed: int, domain: str | None, recipe: Recipe, before: Mapping[str, Any]) -> MFNForCausalLM:
         """Model whose MFN layers learnt on their own, from cached activations."""
         digest = hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
-        text = partial(self.rows, domain)
+        text = self.text(domain, recipe)
         return self.kept(
             f"alone-{digest}", before, lambda: train_alone(self.base, text, seed, size=self.size, recipe=recipe)
         )
@@ -162,25 +189,27 @@ class StudyModels(BaselineModels):
     def baselines_for(self, recipe: Recipe) -> BaselineModels:
         """Post-hoc SAEs to compare with models of one domain.
 
-        If the recipe has random tokens, the SAEs see random tokens in all of their epochs.
+        They see the recipe's random tokens and its windows of other domains in all of their epochs.
         """
-        if not recipe.unfamiliar:
+        if not recipe.unfamiliar and not recipe.other_text:
             return self
 
         def rows(domain: str | None, seed: int) -> Dataset:
-            rows = self.rows(domain, seed)
             if domain != SOURCE:
-                return rows
-            return with_random_tokens(rows, recipe.unfamiliar, self.base_model.config.vocab_size, seed)
+                return self.rows(domain, seed)
+            text = self.text(domain, recipe)(seed)
+            return with_random_tokens(text, recipe.unfamiliar, self.base_model.config.vocab_size, seed)
 
-        folder = self.folder / f"random-tokens-{recipe.unfamiliar:g}-{recipe.unfamiliar_windows:.2f}"
-        return BaselineModels(self.base, rows, self.size, self.epochs, folder)
+        folder = f"random-tokens-{recipe.unfamiliar:g}-{recipe.unfamiliar_windows:.2f}"
+        if recipe.other_text:
+            folder += f"-other-text-{recipe.other_text:g}"
+        return BaselineModels(self.base, rows, {**self.size, **recipe.size}, self.epochs, self.folder / folder)
 
     def dense(self, seed: int, domain: str, recipe: Recipe) -> PreTrainedModel:
         """Base model trained without MFN layers, with the windows, labels and learning rate of the MFN model."""
         windows = recipe.unfamiliar_windows
         vocabulary = self.base_model.config.vocab_size
-        rows = with_random_windows(self.rows(domain, seed), windows, recipe.unfamiliar, vocabulary, seed)
+        rows = with_random_windows(self.text(domain, recipe)(seed), windows, recipe.unfamiliar, vocabulary, seed)
         settings = CONTINUE | {"learning_rate": self.study.learning_rate, "warmup_steps": JOINT["warmup_steps"]}
 
         def train() -> PreTrainedModel:
@@ -189,7 +218,8 @@ class StudyModels(BaselineModels):
             return model
 
         made_from = settings | small_models.OPTIMIZER | {"batch": BATCH, "text": digest_of_rows(rows)}
-        return self.kept(f"dense-{domain}-{windows:.2f}-seed-{seed}", made_from, train)
+        name = f"dense-{domain}-{windows:.2f}" + (f"-other-{recipe.other_text:g}" if recipe.other_text else "")
+        return self.kept(f"{name}-seed-{seed}", made_from, train)
 
 
 def run_study(study: PredictionStudy, predictions: list[str], threads: int) -> None:

@@ -25,6 +25,16 @@ JOINT: dict[str, Any] = (
     | {"alpha_anneal": 0.25, "mfn_learning_rate": 2e-3, "warmup_steps": 1 / 6}
 )
 """Training arguments of the joint training where `Recipe` changes nothing. Durations are shares of the training."""
+REALIGNMENT: dict[str, Any] = {
+    "trainable": "mfn",
+    "lambda_util": 0.0,
+    "lambda_recon": fidelity.RECIPE["lambda_recon"],
+    "alpha_start": 1.0,
+    "learning_rate": JOINT["mfn_learning_rate"],
+    "lr_scheduler_type": "linear",
+    "warmup_steps": JOINT["warmup_steps"],
+}
+"""Training arguments of MFN layers that go on with another text, inside the model."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,16 @@ class Recipe:
     """Standard deviation of alpha around its schedule. Alpha stays within 0 and 1."""
     aligned: bool = False
     """True to keep the product of each feature's encoder row and its direction at 1."""
+    other_text: float = 0.0
+    """Share of windows that come from other domains in a training on one. They have no labels, so that they train
+    features alone."""
+    realigned: bool = False
+    """True to train the MFN layers once more, alone and without labels, on the domain that they are measured on."""
 
-    def changes(self) -> dict[str, Any]:
-        """Fields that differ from the plain training."""
-        plain = asdict(Recipe())
-        return {name: value for name, value in asdict(self).items() if value != plain[name]}
+    def changes(self, plain: Recipe | None = None) -> dict[str, Any]:
+        """Fields that differ from another recipe, by default from the plain training."""
+        before = asdict(plain or Recipe())
+        return {name: value for name, value in asdict(self).items() if value != before[name]}
 
     def with_settings(self, **settings: Any) -> Recipe:
         """Copy of this recipe with some training arguments replaced."""
@@ -135,6 +150,21 @@ def train_together(
     return model
 
 
+def realign(model: MFNForCausalLM, rows: Dataset, seed: int, folder: Path) -> MFNForCausalLM:
+    """Trains the MFN layers of a model at alpha = 1 to reconstruct another text, in place. Labels play no part."""
+    settings = small_models.training_settings(rows, fidelity.BATCH, seed) | REALIGNMENT
+    MFNTrainer(model, MFNTrainingArguments(output_dir=str(folder), **settings), train_dataset=rows).train()
+    return model
+
+
+def with_other_windows(rows: Dataset, others: Dataset, share: float, seed: int) -> Dataset:
+    """Replaces a share of the windows by other ones. Labels of these windows become -100."""
+    own, other = (np.array(of["input_ids"]) for of in (rows, others))
+    chosen = np.random.default_rng(seed + 2).random((len(own), 1)) < share
+    windows = np.where(chosen, other[: len(own)], own)
+    return Dataset.from_dict({"input_ids": windows, "labels": np.where(chosen, -100, own)})
+
+
 def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) -> Dataset:
     """Replaces a share of the tokens by random ones of the vocabulary."""
     if not share:
@@ -151,7 +181,7 @@ def with_random_windows(rows: Dataset, windows: float, share: float, vocabulary:
         return rows
     clean, mixed = (np.array(of["input_ids"]) for of in (rows, with_random_tokens(rows, share, vocabulary, seed)))
     chosen = np.random.default_rng(seed + 1).random((len(clean), 1)) < windows
-    labels = np.where(chosen, -100, clean)
+    labels = np.where(chosen, -100, np.array(rows["labels"]))
     return Dataset.from_dict({"input_ids": np.where(chosen, mixed, clean), "labels": labels})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -194,7 +195,7 @@ def test_minutes_are_of_a_run_that_makes_everything(tmp_path, monkeypatch):
 @pytest.fixture
 def here(study, monkeypatch):
     """Runs all work in this process, on the tiny study."""
-    monkeypatch.setattr(predictions, "small_study", lambda family, seeds: study)
+    monkeypatch.setattr(predictions, "small_study", lambda family, seeds, codes="update": study)
     monkeypatch.setattr(predictions, "in_processes", lambda work, on, processes: [work(each) for each in on])
     monkeypatch.setattr(small_models, "data", dict)
     threads = torch.get_num_threads()
@@ -208,19 +209,19 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     monkeypatch.setattr(predictions, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(remedies, "ON_ALL", ("P1", "P3"))
     half = recipes.Recipe(size={"num_features": 32})
-    monkeypatch.setattr(
-        remedies,
-        "REMEDIES",
-        {of: {name: remedies.REMEDIES[of][name] for name in names}
-         for of, names in (("P3", ("same-first-dictionary", "same-learnt-dictionary")), ("P5", ("frozen-backbone",)))}
-        | {"P2": {"half": half}},
-    )  # fmt: skip
-    remedies.main(family=["llama"], seeds=2)
+    table = {
+        of: {name: remedies.OF_STREAM[of][name] for name in names}
+        for of, names in (("P3", ("same-first-dictionary", "same-learnt-dictionary")), ("P5", ("frozen-backbone",)))
+    }
+    own = remedies.Remedies(recipes.Recipe(), recipes.Recipe(), "plain", table | {"P2": {"half": half}})
+    monkeypatch.setitem(remedies.REMEDIES, "update", own)  # what the tiny models code
+    run = partial(remedies.main, family=["llama"], codes="update", seeds=2)
+    run()
     names = (
         "all/as-it-is", "P3/same-first-dictionary", "P3/same-learnt-dictionary", "P2/half", "P5/as-it-is",
         "P5/frozen-backbone",
     )  # fmt: skip
-    files = [tmp_path / "results/llama/remedies" / f"{name}.json" for name in names]
+    files = [tmp_path / "results/llama-update/remedies" / f"{name}.json" for name in names]
     usual, shared, shared_learnt, halved, on_source, frozen = (json.loads(file.read_text()) for file in files)
     folders = {folder.name for folder in (tmp_path / "predictions" / "tiny").glob("[!.as]*")}
     assert folders == {
@@ -263,7 +264,7 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
 
     assert set(on_source["figures"]) == {"P5"}
     base = AutoModelForCausalLM.from_pretrained(study.base, dtype=torch.float32)
-    learnt = models.mfn(0, "dictionary", "P5-frozen-backbone", remedies.REMEDIES["P5"]["frozen-backbone"])
+    learnt = models.mfn(0, "dictionary", "P5-frozen-backbone", remedies.OF_STREAM["P5"]["frozen-backbone"])
     rows = torch.tensor(held_out["code"]["input_ids"])
     learnt.set_blend(0.0)
     assert torch.equal(learnt(rows).logits, base(rows).logits)  # hence the base is its reference
@@ -272,12 +273,42 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
 
     measured_again = []
     monkeypatch.setattr(remedies, "measure", lambda evidence: measured_again.append(evidence) or {})
-    remedies.main(family=["llama"], only=["all/*"], seeds=2)
+    run(only=["all/*"])
     assert not measured_again
     first.mfn_layers[1].encoder.bias.data.add_(1)
     first.save_pretrained(models.folder / "plain-all-seed-0")
-    remedies.main(family=["llama"], only=["all/*"], seeds=2)
+    run(only=["all/*"])
     assert len(measured_again) == 1
+
+
+def test_features_that_learn_from_other_domains_do_so_without_labels(study, data, tmp_path):
+    """Compares text and weights of the remedies `other-text` and `realigned` with what they are made from."""
+    models, found = predictions.StudyModels(study), {}
+    for name in ("as-it-is", "other-text", "realigned"):
+        found[name] = remedies.remedy_transfers(models, f"P5/{name}", seeds=1)
+    recipe = remedies.OF_UPDATE["P5"]["other-text"]
+    own, given = models.rows(predictions.SOURCE, 0), models.text(predictions.SOURCE, replace(recipe, other_text=0.5))(0)
+    before, after, labels = np.array(own["input_ids"]), np.array(given["input_ids"]), np.array(given["labels"])
+    replaced = (labels == -100).all(1)
+    assert replaced.mean() == pytest.approx(0.5, abs=0.2)
+    assert np.array_equal(after[~replaced], before[~replaced])
+    assert np.array_equal(labels[~replaced], before[~replaced])
+    elsewhere = {tuple(row) for d in corpora.DOMAINS if d != predictions.SOURCE for row in data.train[d].tolist()}
+    assert {tuple(row) for row in after[replaced].tolist()} <= elsewhere
+    # the SAE reads the same windows, and the dense reference has the same labels
+    (of_mfn,), (of_sae,) = found["other-text"][MFN], found["other-text"][POST_HOC_SAE]
+    rows = torch.tensor(data.evaluation("code", 4 * WINDOW)["input_ids"])
+    assert torch.equal(of_sae.model(rows).logits, of_mfn.reference(rows).logits)
+    assert not torch.equal(of_mfn.reference(rows).logits, found["as-it-is"][MFN][0].reference(rows).logits)
+
+    (plain_one,), (again,) = found["as-it-is"][MFN], found["realigned"][MFN]
+    assert set(again.tuned) == set(corpora.DOMAINS) - {predictions.SOURCE}
+    weights = plain_one.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in again.model.state_dict().items())
+    for tuned in again.tuned.values():
+        changed = {name for name, value in tuned.state_dict().items() if not torch.equal(weights[name], value)}
+        assert changed
+        assert all(".mfn." in name for name in changed)  # the backbone is as it was
 
 
 @pytest.mark.usefixtures("here")

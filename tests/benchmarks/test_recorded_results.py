@@ -18,7 +18,11 @@ OF_WEIGHTS = {"digests", "base_weights"}
 def study_settings(monkeypatch, tmp_path):
     """Family -> settings of the study, without a base model."""
     monkeypatch.setattr(small_models, "base_folder", lambda *_: tmp_path)
-    return {family: predictions.small_study(family, seeds=3).settings() for family in small_models.FAMILIES}
+    return {
+        (family, codes): predictions.small_study(family, 3, codes).settings()
+        for family in small_models.FAMILIES
+        for codes in remedies.REMEDIES
+    }
 
 
 def files(*parts):
@@ -36,16 +40,17 @@ def settings_of(record):
     return {name: value for name, value in settings.items() if name not in OF_WEIGHTS}
 
 
+@pytest.mark.parametrize("codes", ["stream"])
 @pytest.mark.parametrize("family", small_models.FAMILIES)
-def test_predictions_and_remedies_have_the_settings_of_the_study(family, study_settings):
-    settings = study_settings[family]
+def test_predictions_and_remedies_have_the_settings_of_the_study(family, codes, study_settings):
+    settings, folder = study_settings[family, codes], predictions.study_name(family, codes)
     changes = {"all domains": recipes.STUDY.changes(), "one domain": recipes.ONE_DOMAIN.changes()}
-    for file, record in files("predictions", family, "*.json").items():
+    for file, record in files("predictions", folder, "*.json").items():
         assert settings_of(record) == as_json(settings | {"recipes": changes}), file
-    for file, record in files("predictions", family, "remedies", "*/*.json").items():
+    for file, record in files("predictions", folder, "remedies", "*/*.json").items():
         assert settings_of(record) == as_json(settings | {"seeds": 2, "seed": remedies.SEED}), file
-        recipe = remedies.recipes()[f"{file.parent.name}/{file.stem.removesuffix(OTHER_MACHINE)}"]
-        assert record["changes"] == as_json(recipe.changes()), file
+        name = f"{file.parent.name}/{file.stem.removesuffix(OTHER_MACHINE)}"
+        assert record["changes"] == as_json(remedies.REMEDIES[codes].changes(name)), file
 
 
 def test_stages_of_all_blocks_have_names_of_today():
@@ -56,7 +61,7 @@ def test_stages_of_all_blocks_have_names_of_today():
 def test_sensitivity_has_the_settings_of_the_study(study_settings):
     for file, record in files("sensitivity", "*.json").items():
         if file.stem != "summary":
-            assert settings_of(record) == as_json(study_settings["llama"] | {"family": "llama"}), file
+            assert settings_of(record) == as_json(study_settings["llama", "stream"] | {"family": "llama"}), file
             assert record["changes"] == as_json(sensitivity.recipes()[file.stem].changes()), file
     assert as_json(sensitivity.summary()) == records.read_record(sensitivity.RESULTS / "summary.json")
 
