@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.common import records
+from benchmarks.small.predictions import study_name
 from modeling_mfn.evaluation.report import deciding
 from modeling_mfn.evaluation.result import MFN, POST_HOC_SAE, RESIDUAL_STREAM, PredictionResult, estimates_of
 
@@ -54,6 +55,8 @@ RECIPE_FIELDS = {
     "unfamiliar_windows": "share of joint windows with random tokens",
     "alpha_noise": "standard deviation of alpha",
     "aligned": "encoder rows aligned with directions",
+    "other_text": "share of other text",
+    "realigned": "trained once more on each domain",
 }
 """Field of `recipes.Recipe` -> column text; settings and sizes are shown as they are."""
 
@@ -65,11 +68,11 @@ class Verdict(NamedTuple):
     result: PredictionResult
 
 
-def verdicts() -> list[Verdict]:
-    """Results of all predictions on both families, by prediction."""
+def verdicts(codes: str = "update") -> list[Verdict]:
+    """Results of all predictions on both families, by prediction, with models that code the update or the stream."""
     found = []
     for family, title in FAMILIES.items():
-        for record in records.results(f"predictions/{family}/P?").values():
+        for record in records.results(f"predictions/{study_name(family, codes)}/P?").values():
             fields = {key: value for key, value in record.items() if key != "settings"}
             found.append(Verdict(title, PredictionResult.from_json(fields)))
     return sorted(found, key=lambda verdict: verdict.result.prediction)
@@ -211,7 +214,7 @@ def without_features() -> Iterator[list[str]]:
             yield [f"{title}, {name}", *(" / ".join(f"{value:.1f}" for value in of.values()) for of in columns)]
 
 
-def verdict_table() -> Iterator[list[str]]:
+def verdict_table(codes: str) -> Iterator[list[str]]:
     """Outcomes of the predictions in both families, with the deciding figure and the paper's own criterion."""
     yield [
         "prediction",
@@ -223,28 +226,28 @@ def verdict_table() -> Iterator[list[str]]:
         "the paper's criterion",
     ]
     told = None
-    for family, result in verdicts():
+    for family, result in verdicts(codes):
         claim = "" if result.prediction == told else f" {result.claim}"
         outcome = [result.outcome, *deciding(result), str(result.paper_criterion)]
         yield [f"{result.prediction}{claim}", family, *outcome]
         told = result.prediction
 
 
-def transfer() -> Iterator[list[str]]:
+def transfer(codes: str) -> Iterator[list[str]]:
     """Loss of features of one domain on others, in MFN models and in post-hoc SAEs."""
     figures = {"perplexity_loss_source": "source", "perplexity_loss_targets": "other domains", "excess_gap": "excess"}
     yield ["model", *(f"{name}: {of}" for name in figures.values() for of in ("MFN", "SAE"))]
     for family, title in FAMILIES.items():
-        found = records.result(f"predictions/{family}/P5")["figures"]
+        found = records.result(f"predictions/{study_name(family, codes)}/P5")["figures"]
         yield [title, *(f"{found[of][name]['value']:.2f}" for name in figures for of in (MFN, POST_HOC_SAE))]
 
 
-def remedies(family: str, *groups: str) -> Iterator[list[str]]:
+def remedies(study: str, *groups: str) -> Iterator[list[str]]:
     """Remedies for one prediction, or for several of P1 to P4. The plain training comes first."""
     of_source = groups == ("P5",)
     columns = {name: of for name, of in REMEDY_FIGURES.items() if (of[0] == "P5") == of_source}
     yield ["remedy", "what differs", *columns, f"perplexity: {BY_DOMAIN}"]
-    folder = f"predictions/{family}/remedies"
+    folder = f"predictions/{study}/remedies"
     found = {PLAIN: records.result(f"{folder}/{'P5' if of_source else 'all'}/{PLAIN}")}
     for group in groups:
         heading = "" if len(groups) == 1 else f"{group}/"
@@ -287,8 +290,10 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "coding": coding,
     "streams": streams,
     "without-features": without_features,
-    "verdicts": verdict_table,
-    "transfer": transfer,
+    "verdicts": partial(verdict_table, "update"),
+    "verdicts-stream": partial(verdict_table, "stream"),
+    "transfer": partial(transfer, "update"),
+    "transfer-stream": partial(transfer, "stream"),
     "longer-alone": longer_alone,
     "sensitivity": sensitivity,
     **{f"llama-{group}": partial(fidelity_group, "llama", group) for group in ("losses", "noise", "sweep", "recipe")},

@@ -67,7 +67,11 @@ SPLICED = {"sae-stream": "stream", "sae-update": "update"}
 """Stage of a baseline -> what its autoencoders code."""
 MORE_ROUNDS = {f"{stage}-in-4-rounds": stage for stage in ("cached", "joint")}
 """Model that codes in more rounds than it learnt in -> stage that trained it."""
-METHODS = ("base", "dense", "mean-stream", "mean-update", *SPLICED, "cached", "joint", *MORE_ROUNDS)
+IN_BFLOAT16 = {f"{method}-in-bfloat16": method for method in ("base", "joint")}
+"""Model whose weights and activations are rounded to bfloat16 -> method in float32."""
+METHODS = (
+    "base", "dense", "mean-stream", "mean-update", *SPLICED, "cached", "joint", *MORE_ROUNDS, *IN_BFLOAT16,
+)  # fmt: skip
 
 
 def all_windows(study: CheckpointStudy) -> Dataset:
@@ -187,17 +191,18 @@ def evaluate(study: CheckpointStudy, method: str) -> dict[str, Any]:
     """Stage: losses on held-out text with one method in all blocks."""
     model: PreTrainedModel
     context: AbstractContextManager = nullcontext()
-    if method in ("base", "dense"):
-        folder = study.base if method == "base" else study.folder / "dense"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    name, dtype = (IN_BFLOAT16[method], torch.bfloat16) if method in IN_BFLOAT16 else (method, torch.float32)
+    if name in ("base", "dense"):
+        folder = study.base if name == "base" else study.folder / "dense"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     elif method.startswith("mean-"):
         codes = method.removeprefix("mean-")
         model, rows = study.convert(num_features=1, k=1, codes=codes), ActivationCache(study.folder / "cache" / codes)
         means = sum(rows[row]["residuals"].double().mean(1) for row in range(len(rows))) / len(rows)
         context = means_in_place(model, means.float())
     else:
-        rounds = ROUNDS | {"coding_rounds": 4} if method in MORE_ROUNDS else {}
-        model = MFNForCausalLM.from_pretrained(study.folder / MORE_ROUNDS.get(method, method), **rounds)
+        rounds = ROUNDS | {"coding_rounds": 4} if name in MORE_ROUNDS else {}
+        model = MFNForCausalLM.from_pretrained(study.folder / MORE_ROUNDS.get(name, name), dtype=dtype, **rounds)
         context = at_alpha(model, 1.0)
     with context:
         losses = next_token_losses(model, study.windows["held_out"], description=method)

@@ -81,7 +81,7 @@ def reconstruction_figures(layer: MFNLayer, h: Tensor) -> dict[str, float]:
     h_hat = torch.cat([through(layer)(rows) for rows in h.split(4)])
     codes = [layer.encode(rows) for rows in h.split(4)]
     active = torch.cat([code.indices[code.values > 0] for code in codes])
-    std, mean = torch.std_mean(h, dim=-1, keepdim=True)
+    std, mean = torch.std_mean(h.double(), dim=-1, keepdim=True)
     return {
         "explained_variance": _explained_variance(h[:, 1:], h_hat[:, 1:]),
         "explained_variance_all": _explained_variance(h, h_hat),

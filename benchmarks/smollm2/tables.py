@@ -20,6 +20,8 @@ ALL_BLOCKS = {
     "base": "base model",
     "joint": "MFN model",
     "joint-in-4-rounds": "MFN model, coded in four rounds",
+    "base-in-bfloat16": "base model in bfloat16",
+    "joint-in-bfloat16": "MFN model in bfloat16",
     "cached": "MFN layers from the cache alone",
     "cached-in-4-rounds": "MFN layers from the cache alone, coded in four rounds",
     "sae-update": "SAEs of the update",

@@ -37,6 +37,9 @@ def test_losses_are_those_of_the_saved_models_and_lost_nats_their_differences(st
         assert (model.config.codes, model.config.layers) == (all_blocks.SPLICED.get(name, "update"), [0, 1, 2])
         model.set_blend(1.0)
         assert found[name]["loss"] == pytest.approx(losses_of(model, held_out), abs=1e-3)
+        rounded = found.get(f"{name}-in-bfloat16", found[name])["loss"]
+        assert rounded["mean"] == pytest.approx(found[name]["loss"]["mean"], abs=0.05)
+        assert (rounded != found[name]["loss"]) == (name in all_blocks.IN_BFLOAT16.values())
         for control in ("base", "dense"):
             for domain, lost in found[name][f"lost_to_{control}"].items():
                 expected = found[name]["loss"][domain] - found[control]["loss"][domain]
