@@ -28,14 +28,21 @@ import typer
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Subset
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from benchmarks.common import corpora, records
 from benchmarks.smollm2 import sparsify_baseline
 from benchmarks.smollm2.real_checkpoint import by_domain
 from benchmarks.smollm2.splicing import next_token_losses, reconstruction_figures
 from benchmarks.smollm2.stages import CheckpointStudy
-from modeling_mfn import MFNForCausalLM, MFNTrainer
+from modeling_mfn import FeatureAtlas, MFNForCausalLM, MFNTrainer
 from modeling_mfn.demo.assets import cache_folder, smollm2
 from modeling_mfn.model.modes import at_alpha
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
@@ -159,6 +166,25 @@ def joint(study: CheckpointStudy) -> dict[str, Any]:
     }
 
 
+def atlas(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: describes the features of the trained model from the windows of the cache, next to its weights."""
+    folder, rows = study.folder / "joint", corpora.as_data_set(study.windows["train"].numpy())
+    tokenizer = AutoTokenizer.from_pretrained(study.base)
+    tokenizer.save_pretrained(folder)
+    model = MFNForCausalLM.from_pretrained(folder)
+    made = FeatureAtlas.build(model, tokenizer, rows, state_folder=study.folder / "atlas.state", resume=True)
+    made.save_pretrained(folder)
+    table = made.to_pandas()
+    written = sum(file.stat().st_size for file in (folder / "features").rglob("*") if file.is_file())
+    return {
+        "tokens": study.windows["train"].numel(),
+        "features": len(table),
+        "silent_features": int((table["firing_rate"] == 0).sum()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "megabytes": round(written / 1e6, 1),
+    }
+
+
 def sae(study: CheckpointStudy, stage: str) -> dict[str, Any]:
     """Stage: trains sparsify's autoencoders from the cache, on standardised streams or updates."""
     codes, order = SPLICED[stage], study.order()
@@ -244,6 +270,7 @@ STAGES: dict[str, Callable[[CheckpointStudy], dict[str, Any]]] = {
     "cache/update": partial(cache, codes="update"),
     "cached": cached,
     "joint": joint,
+    "atlas": atlas,
     "cache/stream": partial(cache, codes="stream"),
     **{stage: partial(sae, stage=stage) for stage in SPLICED},
     **{f"evaluate/{method}": partial(evaluate, method=method) for method in METHODS},

@@ -9,10 +9,11 @@ import torch
 from conftest import make_base
 from datasets import Dataset
 from test_real_checkpoint import K, M, T, losses_of, tiny_study, train_nothing
+from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from benchmarks.smollm2 import all_blocks, sparsify_baseline
-from modeling_mfn import MFNForCausalLM
+from modeling_mfn import FeatureAtlas, MFNForCausalLM
 from modeling_mfn.evaluation.measures.perplexity import perplexity
 
 
@@ -20,6 +21,7 @@ from modeling_mfn.evaluation.measures.perplexity import perplexity
 def study(tmp_path_factory):
     """Study after all of its stages."""
     made = tiny_study(tmp_path_factory.mktemp("study"), layers=(0, 1, 2))
+    make_tokenizer().save_pretrained(made.base)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparsify_baseline, "train", train_nothing)  # sparsify is not in the development environment
         all_blocks.run_stages(made)
@@ -106,3 +108,19 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(study):
     assert state["global_step"] == 3
     again = all_blocks.joint(study)  # nothing is left to do
     assert again["curve"] == study.result("joint")["curve"]
+
+
+def test_the_atlas_next_to_the_weights_counts_the_firings_of_the_cached_text(study):
+    made, record = FeatureAtlas.from_pretrained(study.folder / "joint"), study.result("atlas")
+    model = MFNForCausalLM.from_pretrained(study.folder / "joint")
+    with torch.no_grad():
+        codes = model(study.windows["train"], output_codes=True).codes
+    firings = {
+        layer: torch.bincount(code.indices[:, 1:][code.values[:, 1:] > 0], minlength=M) for layer, code in codes.items()
+    }
+    table = made.to_pandas().reset_index()
+    for layer, expected in firings.items():
+        found = table[table["layer"] == layer].sort_values("index")["firing_count"]
+        assert found.tolist() == expected.tolist()
+    assert record["silent_features"] == sum(int((of == 0).sum()) for of in firings.values())
+    assert record["features"] == 3 * M
