@@ -213,9 +213,6 @@ class _WeightedRows(torch.autograd.Function):
         return gradient, grad_weight, None, None
 
 
-__all__ = ["SparseCode"]
-
-
 class _ThroughInput(torch.autograd.Function):
     """A mixture of directions, handed on; backward also sends its gradient through decoder and encoder to x."""
 
@@ -255,3 +252,6 @@ def _dot_rows(vectors: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         vectors, weight, indices.flatten(), starts, token_of_pair, mode_sum
     ).view(tokens, k)
+
+
+__all__ = ["SparseCode"]
