@@ -127,6 +127,11 @@ CODING: dict[str, dict[str, Any]] = {
     "update-refined-once": UPDATE | {"refine_steps": 1},
 }
 """What the MFN layers code, and how, on the short budget."""
+CODING_LONG: dict[str, dict[str, Any]] = {
+    **{name: CODING[name] for name in ("update", "pursuit-4", "pursuit-4-from-dense")},
+    **{f"{name}-k-16": CODING[name] | {"k": 16} for name in ("update", "pursuit-4-from-dense")},
+}
+"""The same on the long budget."""
 NOISE: dict[str, dict[str, Any]] = {
     f"{name}-seed-{seed}": settings | {"seed": seed}
     for seed in (1, 2)
@@ -300,8 +305,9 @@ def runs() -> dict[str, Run]:
         for group, changes in groups[family].items():
             add(family, group, changes, SHORT_TOKENS)
     for family in small_models.FAMILIES:
-        table[f"{family}/main/dense"] = partial(run_dense, family, MAIN_TOKENS)
-        add(family, "main", MAIN, MAIN_TOKENS, by_layer=True)
+        for group, changes, more in (("main", MAIN, {"by_layer": True}), ("coding-long", CODING_LONG, {})):
+            table[f"{family}/{group}/dense"] = partial(run_dense, family, MAIN_TOKENS)
+            add(family, group, changes, MAIN_TOKENS, **more)
     return table
 
 

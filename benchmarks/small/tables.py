@@ -163,21 +163,23 @@ def fidelity_group(family: str, group: str) -> Iterator[list[str]]:
         yield [name, as_settings(differs), *perplexities(record), *figures]
 
 
-def coding() -> Iterator[list[str]]:
-    """Runs of both families that differ in what MFN layers code, and how."""
+def coding(group: str) -> Iterator[list[str]]:
+    """Runs of both families that differ in what MFN layers code, and how. Settings differ from the short `update`'s."""
     yield [
         "model and run", "what differs", *DOMAINS, "above dense, by domain", "mean", "without features, mean",
         "explained variance, by block", "dead features",
     ]  # fmt: skip
     for family, title in FAMILIES.items():
-        runs = fidelity_runs(family, "coding")
-        dense, plain = runs.pop("dense"), runs["update"]["settings"]
+        runs = fidelity_runs(family, group)
+        if not runs:
+            continue
+        dense, plain = runs.pop("dense"), records.result(f"fidelity/{family}/coding/update")["settings"]
         yield [f"{title}, dense", "", *perplexities(dense), *[""] * 5]
         for name, record in sorted(runs.items(), key=lambda run: run[0] not in ("stream", "update")):
             differs = {
                 key: of
                 for key, of in record["settings"].items()
-                if plain.get(key) != of and (key, of) != ("start", "base")
+                if plain.get(key) != of and key != "tokens" and (key, of) != ("start", "base")
             }
             gaps = percent_above(record, dense)
             without = percent_above({"perplexity": record["perplexity_at_alpha_0"]}, dense)
@@ -287,7 +289,8 @@ def sensitivity() -> Iterator[list[str]]:
 
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": fidelity,
-    "coding": coding,
+    "coding": partial(coding, "coding"),
+    "coding-long": partial(coding, "coding-long"),
     "streams": streams,
     "without-features": without_features,
     "verdicts": partial(verdict_table, "update"),
