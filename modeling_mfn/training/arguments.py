@@ -16,11 +16,17 @@ from ..model.configuration_mfn import MFNConfig, check_alpha, check_k
 from ..model.feature_names import parse_feature
 from .schedules import Schedule, Shape, resolve_steps
 
-LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux", "streams")
+LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux", "streams", "named")
 """Parts of the objective; `lambda_<part>` is the weight of each."""
 AUX_SHARE = 1 / 32
 """lambda_aux as a share of lambda_recon, by default: the weight of AuxK in Gao et al. 2024."""
-ON_CACHED_RESIDUALS = {"alpha_start": 0.0, "alpha_end": 0.0, "lambda_util": 0.0, "stability_pass": "layer"}
+ON_CACHED_RESIDUALS = {
+    "alpha_start": 0.0,
+    "alpha_end": 0.0,
+    "lambda_util": 0.0,
+    "lambda_named": 0.0,
+    "stability_pass": "layer",
+}
 """Values that a training on cached residual streams must have: the streams are those at alpha 0, and nothing of the
 model but its MFN layers is there."""
 REMOVED = {"rate_estimator": "rectangle", "rate_width": 0.5, "schedule_stairs": 8}
@@ -55,6 +61,18 @@ class MFNTrainingArguments(TrainingArguments):
         0.0,
         "Weight of the distance of each block's residual stream to the base model's. It needs util_target kl, which "
         "runs the base model.",
+    )
+    lambda_named: float = _option(
+        0.0,
+        "Weight of the loss of named features. It is supervised and not in the paper: these features mean their "
+        "concepts by construction.",
+    )
+    named_features: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Feature of each concept, such as L2/0 L2/1. The data's column concepts has the concept of each "
+            "token: its place in this list, or -1."
+        },
     )
     normalize_losses: bool = _option(
         True,
@@ -143,6 +161,10 @@ class MFNTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"lambda_streams is {self.lambda_streams}, and util_target {self.util_target!r} with lambda_util "
                 f"{self.lambda_util} does not run the base model; set util_target to 'kl' and lambda_util above 0"
+            )
+        if bool(self.lambda_named) != bool(self.named_features):
+            raise ValueError(
+                f"lambda_named is {self.lambda_named} and named_features is {self.named_features}; set both or neither"
             )
         if self.mfn_warmup and not self.lambda_recon:
             raise ValueError("lambda_recon is 0, but the warm-up (mfn_warmup) trains on the reconstruction")

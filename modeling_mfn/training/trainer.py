@@ -21,6 +21,7 @@ from .distributed import unshard_for_gradients
 from .feature_sums import FeatureSums
 from .losses import distillation_loss
 from .measurements import Measurements
+from .named_features import CONCEPTS, NamedFeatures
 from .objective import FeatureObjective, tokens_that_count
 from .record import find_complete_checkpoint, write_record
 from .restarts import RestartCallback
@@ -80,8 +81,9 @@ class MFNTrainer(Trainer):
         super().__init__(model, args, *others, **kwargs)
         if args.reinit_dead_every and self.is_fsdp_enabled:
             raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
-        if args.trainable_features and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("trainable_features is not available under FSDP and DeepSpeed, which spread weights")
+        for name in ("trainable_features", "named_features"):
+            if getattr(args, name) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                raise ValueError(f"{name} is not available under FSDP and DeepSpeed, which spread weights")
         self.base_model = base_model
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(args.device)
@@ -98,6 +100,7 @@ class MFNTrainer(Trainer):
         self._chosen = TrainableFeatures(args.trainable_features, config) if args.trainable_features else None
         if self._chosen is not None:
             self._chosen.freeze_the_rest(self.model)
+        self._named = NamedFeatures(args.named_features, config) if args.named_features else None
         check_trained_parts(self.model, args, self.is_fsdp_enabled, has_base=self.base_model is not None)
         # `objective` is the Trainer's own name for the figure of a hyperparameter search
         self.feature_objective = FeatureObjective(args, config)
@@ -124,6 +127,12 @@ class MFNTrainer(Trainer):
         if self._resumed_from is not None:
             self.statistics.load(self._resumed_from)
         return super().set_initial_training_values(*args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keeps the column of concepts, which no model takes, where named features need it."""
+        super()._set_signature_columns_if_needed()
+        if self._named is not None and CONCEPTS not in self._signature_columns:
+            self._signature_columns.append(CONCEPTS)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Creates the optimizer, with groups for the MFN layers if they have their own learning rate."""
@@ -182,12 +191,18 @@ class MFNTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Computes eq. 4 for one batch, as the batch's share of the optimizer step."""
+        concepts = None if self._named is None else self._named.concepts_in(inputs)
+        inputs = {name: value for name, value in inputs.items() if name != CONCEPTS}
         mask = tokens_that_count(inputs)
         request = self.feature_objective.request(mask, self._rare_features())
         parts, outputs = self._utility(model, inputs | {"reconstruction_request": request}, num_items_in_batch)
         items = outputs.reconstructions
         sums = FeatureSums.of(self.model.mfn_layers, items, mask)
         layers = self._layer_losses(items, mask, request, sums)
+        if self._named is not None and concepts is not None:
+            for layer, item in items.items():
+                named_loss = self._named.loss(self.model.mfn_layers[layer], item, concepts, mask)
+                layers[layer]["named"] = named_loss.to(mask.device)
         if self.args.lambda_stab and self.args.stability_pass == "model":
             for layer, loss in self.feature_objective.second_pass(model, inputs, items, mask).items():
                 layers[layer]["stab"] = loss
