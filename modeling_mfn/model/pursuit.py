@@ -39,14 +39,15 @@ def pursue(
     Returns:
         Code (..., C + (rounds - 1) per_round). Its first pairs have the indices of `code`.
     """
-    code = refine(code, x, directions, steps)
+    code = refine(code, x - decode(code, directions), directions, steps)
     for _ in range(rounds - 1):
         error, have = x - decode(code, directions), code.indices.shape[-1]
         if chosen is None:
-            added = best(error, code, directions, per_round)
+            features = best(error, code, directions, per_round)
         else:
-            added = chosen[..., have : have + per_round].contiguous()
-        code = refine(add(added, error, code, directions), x, directions, steps)
+            features = chosen[..., have : have + per_round].contiguous()
+        added = code._replace(indices=features, values=project(error, features, directions).relu().to(code.values))
+        code = refine(joined(code, added), error - decode(added, directions), directions, steps)
     return code
 
 
@@ -64,18 +65,16 @@ def best(error: Tensor, code: SparseCode, directions: Tensor, count: int) -> Ten
         Indices (..., count), the largest product first.
     """
     products = F.linear(error, directions)
-    return largest(products.scatter(-1, code.indices, -torch.inf), count)[1]
+    return largest(products.scatter_(-1, code.indices, -torch.inf), count)[1]
 
 
-def add(chosen: Tensor, error: Tensor, code: SparseCode, directions: Tensor) -> SparseCode:
-    """Adds features (..., count) to a code (..., C), with the values D^T (x - D z). Negative values become 0."""
-    values = project(error, chosen, directions).relu()
-    return code._replace(
-        indices=torch.cat([code.indices, chosen], -1), values=torch.cat([code.values, values.to(code.values)], -1)
-    )
+def joined(first: SparseCode, second: SparseCode) -> SparseCode:
+    """Puts two codes of the same tokens together, (..., C) and (..., count) -> (..., C + count)."""
+    indices, values = torch.cat([first.indices, second.indices], -1), torch.cat([first.values, second.values], -1)
+    return first._replace(indices=indices, values=values)
 
 
-def refine(code: SparseCode, x: Tensor, directions: Tensor, steps: int) -> SparseCode:
+def refine(code: SparseCode, error: Tensor, directions: Tensor, steps: int) -> SparseCode:
     """Moves the values of active features towards the least-squares fit of x by their directions.
 
     Each step lowers |x - D z|^2 along its steepest slope on the active features, as far as it goes down:
@@ -86,8 +85,8 @@ def refine(code: SparseCode, x: Tensor, directions: Tensor, steps: int) -> Spars
     size m.
 
     Args:
-        code: (..., K), its indices rows of `directions`.
-        x: (..., d), the vector that the code stands for.
+        code: z, (..., K), its indices rows of `directions`.
+        error: x - D z, (..., d), what the code leaves of the vector x that it stands for.
         directions: D, (m, d), a feature per row.
         steps: number of steps; 0 returns the code.
 
@@ -97,7 +96,6 @@ def refine(code: SparseCode, x: Tensor, directions: Tensor, steps: int) -> Spars
     if steps == 0:
         return code
     active, values = code.values > 0, code.values
-    error = x - decode(code, directions)
     for _ in range(steps):
         slopes = code._replace(values=project(error, code.indices, directions) * active)
         move = decode(slopes, directions)
@@ -112,4 +110,4 @@ def _square(vectors: Tensor) -> Tensor:
     return wide.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
 
 
-__all__ = ["add", "best", "pursue", "refine"]
+__all__ = ["best", "joined", "pursue", "refine"]

@@ -184,7 +184,7 @@ def test_refined_values_approach_least_squares():
     x = (best.unsqueeze(-1) * directions[indices]).sum(1)
     code, errors = SparseCode(indices, torch.rand(30, 5, dtype=torch.float64) + 0.5, 20), []
     for steps in (0, 1, 2, 4, 60):
-        refined = refine(code, x, directions, steps)
+        refined = refine(code, x - decode(code, directions), directions, steps)
         assert refined.indices is indices
         errors.append((x - decode(refined, directions)).norm(dim=-1))
     for before, after in itertools.pairwise(errors):
@@ -195,7 +195,8 @@ def test_refined_values_approach_least_squares():
 def test_refinement_keeps_inactive_pairs_and_nonnegative_values():
     directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     code = SparseCode(torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 2.0, 0.0]]), 3)
-    assert refine(code, torch.tensor([[3.0, -1.0]]), directions, 1).values.tolist() == [[3.0, 0.0, 0.0]]
+    error = torch.tensor([[3.0, -1.0]]) - torch.tensor([[1.0, 2.0]])
+    assert refine(code, error, directions, 1).values.tolist() == [[3.0, 0.0, 0.0]]
     exact = SparseCode(torch.tensor([[0, 1, 2]]), torch.zeros(1, 3), 3)
     assert refine(exact, torch.tensor([[3.0, -1.0]]), directions, 3).values.tolist() == [[0.0, 0.0, 0.0]]
     for name, value, least in (("refine_steps", -1, 0), ("coding_rounds", 0, 1), ("coding_rounds", 1.5, 1)):
