@@ -205,18 +205,12 @@ def remedy_transfers(models: StudyModels, name: str, seeds: int) -> dict[str, li
     dense = [None if frozen else models.dense(seed, SOURCE, recipe) for seed in range(seeds)]
     targets = [domain for domain in corpora.DOMAINS if domain != SOURCE]
     if recipe.realigned:
-        found = models.baselines_for(recipe).transfers(SOURCE, targets, own, dense)
-        return found | {
-            MFN: [
-                replace(
-                    of,
-                    tuned={
-                        domain: models.realigned(of.model, seed, domain, name.replace("/", "-")) for domain in targets
-                    },
-                )
-                for seed, of in enumerate(found[MFN])
-            ]
-        }
+        found, kind = models.baselines_for(recipe).transfers(SOURCE, targets, own, dense), name.replace("/", "-")
+        found[MFN] = [
+            replace(of, tuned={domain: models.realigned(of.model, seed, domain, kind) for domain in targets})
+            for seed, of in enumerate(found[MFN])
+        ]
+        return found
     transfers = {MFN: [Transfer(SOURCE, *pair) for pair in zip(own, dense, strict=True)]}
     if not remedies.changes(name) or recipe.unfamiliar or recipe.other_text:
         baselines = models.baselines_for(recipe)
