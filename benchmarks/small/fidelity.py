@@ -246,6 +246,7 @@ def learn_from_cache(
     epochs: int,
     seed: int,
     callbacks: Sequence[TrainerCallback] = (),
+    trainer: type[MFNTrainer] = MFNTrainer,
     **settings: Any,
 ) -> None:
     """Trains the MFN layers alone, on residual streams that the backbone computes once.
@@ -258,7 +259,7 @@ def learn_from_cache(
     arguments = MFNTrainingArguments(output_dir=str(cache_folder() / "training"), **settings)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         cache = ActivationCache.write(model, rows, folder)
-        MFNTrainer(CachedResiduals(model), arguments, train_dataset=cache, callbacks=[*callbacks]).train()
+        trainer(CachedResiduals(model), arguments, train_dataset=cache, callbacks=[*callbacks]).train()
 
 
 def perplexities_without(model: MFNForCausalLM, number: int) -> dict[str, float]:

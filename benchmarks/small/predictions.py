@@ -62,6 +62,8 @@ from modeling_mfn.evaluation.study import PREDICTIONS, Evidence, check_predictio
 RESULTS = records.RESULTS / "predictions"
 SOURCE = "dictionary"
 """Domain whose features are tested on other domains (P5)."""
+OF_TRAINING_ALONE = ("size", "epochs", "alone", "unfamiliar", "aligned", "whitened")
+"""Fields of a recipe that change how MFN layers learn on their own."""
 HELD_OUT_TOKENS = 65_536
 """Tokens per domain, or all if there are fewer. With 16,384, only one concept in 16 has enough words for a probe."""
 
@@ -173,7 +175,7 @@ class StudyModels(BaselineModels):
         seeds = recipe.starts_from(seed), recipe.learns_alone(seed)
         return {
             "training": {name: of for name, of in training().items() if name in ("optimizer", "from_cache")},
-            "recipe": {name: getattr(recipe, name) for name in ("size", "epochs", "alone", "unfamiliar", "aligned")},
+            "recipe": {name: getattr(recipe, name) for name in OF_TRAINING_ALONE if name in recipe.changes()},
             "seeds": seeds,
             "texts": [digest_of_rows(self.text(domain, recipe)(each)) for each in seeds],
         }

@@ -25,6 +25,8 @@ JOINT: dict[str, Any] = (
     | {"alpha_anneal": 0.25, "mfn_learning_rate": 2e-3, "warmup_steps": 1 / 6}
 )
 """Training arguments of the joint training where `Recipe` changes nothing. Durations are shares of the training."""
+WHITENING_ROWS = 64
+"""Windows that a whitening is computed from."""
 REALIGNMENT: dict[str, Any] = {
     "trainable": "mfn",
     "lambda_util": 0.0,
@@ -61,6 +63,8 @@ class Recipe:
     """Standard deviation of alpha around its schedule. Alpha stays within 0 and 1."""
     aligned: bool = False
     """True to keep the product of each feature's encoder row and its direction at 1."""
+    whitened: bool = False
+    """True to measure what a reconstruction lacks after whitening: every direction of the update counts as much."""
     other_text: float = 0.0
     """Share of windows that come from other domains in a training on one. They have no labels, so that they train
     features alone."""
@@ -119,7 +123,8 @@ def train_alone(
     model = MFNForCausalLM.from_base(base, calibration=calibration, base_kwargs={"dtype": torch.float32}, **settings)
     rows = with_random_tokens(text(alone), recipe.unfamiliar, model.config.vocab_size, alone)
     callbacks = [Aligned()] if recipe.aligned else []
-    fidelity.learn_from_cache(model, rows, recipe.epochs, alone, callbacks, **recipe.alone)
+    trainer = whitening_trainer(model, rows) if recipe.whitened else MFNTrainer
+    fidelity.learn_from_cache(model, rows, recipe.epochs, alone, callbacks, trainer, **recipe.alone)
     return model
 
 
@@ -145,9 +150,36 @@ def train_together(
     arguments = MFNTrainingArguments(output_dir=str(folder), **chosen)
     callbacks: list[TrainerCallback] = [AlphaNoise(recipe.alpha_noise, seed)] if recipe.alpha_noise else []
     callbacks += [Aligned()] if recipe.aligned else []
-    MFNTrainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
+    trainer = whitening_trainer(model, rows) if recipe.whitened else MFNTrainer
+    trainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
     model.set_blend(arguments.alpha_end)
     return model
+
+
+@torch.no_grad()
+def whitening_trainer(model: MFNForCausalLM, rows: Dataset) -> type[MFNTrainer]:
+    """Trainer whose reconstruction and auxiliary losses are those of whitened vectors.
+
+    A vector is multiplied by C^(-1/2), where C has the second moments of a layer's encoder input on the first rows. A
+    hundredth of C's mean diagonal is added to its diagonal.
+    """
+    tokens = torch.tensor(rows[:WHITENING_ROWS]["input_ids"])
+    items, maps = model(tokens, output_reconstructions=True, logits_to_keep=1).reconstructions, {}
+    for number, item in items.items():
+        x = model.mfn_layers[number].standardise(item.residual).x.flatten(0, 1)
+        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+        maps[number] = (vectors / (values + 0.01 * values.mean()).sqrt()) @ vectors.T
+
+    class WhiteningTrainer(MFNTrainer):
+        def _layer_losses(self, items: Mapping[int, Any], *args: Any) -> Any:
+            whitened = {}
+            for number, item in items.items():
+                parts = {name: getattr(item, name) for name in ("residual", "reconstructed", "revived")}
+                parts = {name: part @ maps[number] for name, part in parts.items() if part is not None}
+                whitened[number] = item._replace(**parts)
+            return super()._layer_losses(whitened, *args)
+
+    return WhiteningTrainer
 
 
 def realign(model: MFNForCausalLM, rows: Dataset, seed: int, folder: Path) -> MFNForCausalLM:

@@ -93,6 +93,9 @@ OF_UPDATE: dict[str, dict[str, Recipe]] = {
             for rounds in (2, 4)
         },
     },
+    "P2": {
+        "whitened": replace(STUDY, whitened=True),
+    },
     "P3": {
         "aligned": replace(STUDY, aligned=True),
         "weight-decay": replace(STUDY.with_settings(weight_decay=0.1), alone={"weight_decay": 0.1}),

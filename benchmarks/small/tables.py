@@ -55,6 +55,7 @@ RECIPE_FIELDS = {
     "unfamiliar_windows": "share of joint windows with random tokens",
     "alpha_noise": "standard deviation of alpha",
     "aligned": "encoder rows aligned with directions",
+    "whitened": "reconstruction of whitened updates",
     "other_text": "share of other text",
     "realigned": "trained once more on each domain",
 }

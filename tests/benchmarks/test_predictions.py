@@ -11,6 +11,7 @@ import torch
 import typer
 from conftest import make_base
 from datasets import concatenate_datasets
+from scipy.linalg import sqrtm
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -281,6 +282,34 @@ def test_a_remedy_is_measured_as_what_it_is_instead_of(study, data, tmp_path, mo
     assert len(measured_again) == 1
 
 
+def test_a_whitened_reconstruction_weighs_all_directions_alike(study, data, tmp_path):
+    """Compares the ratio of the losses with and without whitening with that of errors multiplied out in float64."""
+    rows = study.rows(None, 0)
+    model = recipes.train_alone(
+        study.base, lambda seed: rows, 0, size={"layers": [1], "num_features": 64, "k": 4, "codes": "update"},
+        recipe=recipes.Recipe(whitened=True),
+    )  # fmt: skip
+    tokens = torch.tensor(rows[: recipes.WHITENING_ROWS]["input_ids"])
+    item = model(tokens, output_reconstructions=True).reconstructions[1]
+    u, u_hat = (part.detach().double().flatten(0, 1).numpy() for part in (item.residual, item.reconstructed))
+    x = (u - u.mean(-1, keepdims=True)) / (u.std(-1, ddof=1, keepdims=True) + 1e-5)
+    moments = x.T @ x / len(x)
+    root = np.linalg.inv(np.real(sqrtm(moments + 0.01 * np.trace(moments) / len(moments) * np.eye(len(moments)))))
+    shares = []
+    for whitening in (root, np.eye(len(moments))):
+        target, made = u @ whitening, u_hat @ whitening
+        centred = target - target.mean(-1, keepdims=True)
+        shares.append((np.square(target - made).sum(-1) / np.square(centred).sum(-1)).mean())
+    settings = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "per_device_eval_batch_size": len(tokens)}
+    arguments = recipes.MFNTrainingArguments(str(tmp_path / "evaluation"), **settings)
+    found = [
+        trainer(model, arguments, eval_dataset=rows.select(range(len(tokens)))).evaluate()["eval_recon_loss"]
+        for trainer in (recipes.whitening_trainer(model, rows), recipes.MFNTrainer)
+    ]
+    assert shares[0] / shares[1] != pytest.approx(1, abs=0.05)
+    assert found[0] / found[1] == pytest.approx(shares[0] / shares[1], rel=1e-3)
+
+
 def test_features_that_learn_from_other_domains_do_so_without_labels(study, data, tmp_path):
     """Compares text and weights of the remedies `other-text` and `realigned` with what they are made from."""
     models, found = predictions.StudyModels(study), {}
@@ -409,7 +438,7 @@ class Start(Exception):
 def test_what_models_of_two_seeds_share(study, data, monkeypatch, shared):
     found = []
 
-    def alone(model, rows, epochs, seed, callbacks):
+    def alone(model, rows, epochs, seed, callbacks, trainer):
         found.append((model.mfn_layers[1].decoder.weight.detach().clone(), rows["input_ids"], epochs, seed))
         raise Start
 
