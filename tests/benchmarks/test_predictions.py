@@ -489,7 +489,7 @@ def test_windows_of_random_tokens_are_for_features_alone(study, data, monkeypatc
     )
     models.mfn(1, predictions.SOURCE, "both", alone[1])
     models.dense(1, predictions.SOURCE, alone[1])
-    of_mfn, of_dense = seen
+    _, of_mfn, of_dense = seen  # before them, MFN layers learn alone
     assert of_mfn.to_dict() == of_dense.to_dict()
     assert -100 in np.array(of_dense["labels"])
 
