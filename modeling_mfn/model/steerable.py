@@ -16,7 +16,7 @@ from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, Interventions, check_interventions
 from .mfn_layer import MFNLayer
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, without_pruned, write_preset
-from .steering import Context, Positions, steering
+from .steering import Context, Positions, is_steered, steering
 
 logger = logging.get_logger(__name__)
 
@@ -38,8 +38,9 @@ class SteerableModel:
             with model.steer({"L6/1234": {"kind": "clamp", "value": 4.0}, "L6/7": {"kind": "ablate"}}):  # the same
                 model.generate(...)
 
-        The context holds for the thread that enters it. Contexts nest: an inner intervention acts on the outer one's
-        result. An intervention has alpha times the effect that it has at alpha = 1.
+        The context holds for the thread or the asyncio task that enters it, and for tasks and `asyncio.to_thread` calls
+        that begin inside. A compiled model follows one task per thread. Contexts nest: an inner intervention acts on
+        the outer one's result. An intervention has alpha times the effect that it has at alpha = 1.
 
         Args:
             interventions: feature -> `Clamp`, `Scale`, `Add` or `Ablate`; or the same as JSON, which needs no import:
@@ -67,6 +68,19 @@ class SteerableModel:
             raise ValueError("interventions is an empty list; give a mapping for each row, {} for none")
         context = Context(tuple(self._checked(row) for row in rows), _check_positions(where))
         return steering(self.base_model, context)
+
+    def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Makes transformers' manager of continuous batches, which `generate_batch` uses, too.
+
+        Raises:
+            ValueError: in a context of `steer`, which would not reach the manager's thread.
+        """
+        if is_steered(self.base_model):
+            raise ValueError(
+                "continuous batching generates in a thread of its own, which the context of steer does not reach; use "
+                "generate, or bake the interventions into the weights"
+            )
+        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def presets(self) -> dict[str, Preset]:

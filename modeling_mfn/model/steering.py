@@ -1,8 +1,7 @@
-"""The steering engine: contexts of a thread, and the rows, tokens and layers of a forward on which they act."""
+"""The steering engine: contexts of a task, and the rows, tokens and layers of a forward on which they act."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, Intervention
 from .sparse_code import SparseCode
+from .task_stack import TaskStack
 
 
 def activations(code: SparseCode, features: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class LayerPlan(NamedTuple):
 
 
 class InForce(NamedTuple):
-    """Contexts of one model that a thread is in."""
+    """Contexts of one model that a task is in."""
 
     model: Any
     contexts: tuple[Context, ...]
@@ -155,40 +155,40 @@ def _by_row(given: Tensor, rows: int) -> Tensor:
     return given if given.shape[0] == 1 else given.repeat_interleave(rows // given.shape[0], 0)
 
 
-_local = threading.local()
-"""State of a thread: .contexts holds an InForce per context entered, the innermost last; .prompts holds (model, length)
-per running call of `generate`."""
-
-
-def _innermost(stack: str, model: Any) -> Any:
-    for entry in reversed(getattr(_local, stack, ())):
-        if entry[0] is model:
-            return entry
-    return None
-
-
-@contextmanager
-def _entered(stack: str, entry: tuple[Any, ...]) -> Iterator[None]:
-    before = getattr(_local, stack, ())
-    setattr(_local, stack, (*before, entry))
-    try:
-        yield
-    finally:
-        setattr(_local, stack, before)
+_contexts = TaskStack("steering contexts")
+"""Entries are `InForce`."""
+_prompts = TaskStack("prompts of generate")
+"""Entries are (model, length of the prompt), one per running call of `generate`."""
 
 
 @contextmanager
 def steering(model: Any, context: Context) -> Iterator[None]:
-    """Puts interventions in force for `model`, in this thread, until the block is left, also by an exception.
+    """Puts interventions in force for `model`, in this task, until the block is left, also by an exception.
 
     Within another such context they act on that context's result.
     """
-    outer = _innermost("contexts", model)
-    contexts = (*(outer.contexts if outer else ()), context)
     dtype = torch.promote_types(model.dtype, torch.float32)
     like = torch.empty(0, dtype=dtype, device="cpu" if model.device.type == "meta" else model.device)
-    with _entered("contexts", InForce(model, contexts, _plans(contexts, like))):
+
+    def with_context(outer: Any, context: Context) -> InForce:
+        contexts = (*(outer.contexts if outer else ()), context)
+        return InForce(model, contexts, _plans(contexts, like))
+
+    def without_this(others: list[InForce]) -> list[InForce]:
+        made, outer = [], None
+        for each in others:
+            if each.model is model:
+                each = outer = with_context(outer, each.contexts[-1])
+            made.append(each)
+        return made
+
+    with _contexts.entered(with_context(_contexts.innermost(model), context), without_this):
         yield
+
+
+def is_steered(model: Any) -> bool:
+    """Returns True if a context of `model` is in force."""
+    return _contexts.innermost(model) is not None
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def generating(model: Any, prompt: Tensor | None) -> Iterator[None]:
     """Notes the length of the prompt (B, T) or (B, T, d) of `generate`; None means the one token it starts from."""
     # a tensor, so that compiled models serve prompts of every length
     length = torch.tensor(1) if prompt is None else torch.tensor(prompt.shape[1], device=prompt.device)
-    with _entered("prompts", (model, length)):
+    with _prompts.entered((model, length)):
         yield
 
 
@@ -208,7 +208,7 @@ def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, L
         inputs: input ids (B, T) or embeddings (B, T, d).
         cache: key-value cache, whose length is the position of the inputs in their text, or None.
     """
-    entry = _innermost("contexts", model)
+    entry = _contexts.innermost(model)
     if entry is None or inputs is None:
         return {}
     for context in entry.contexts:
@@ -228,7 +228,7 @@ def _tokens(positions: Positions, model: Any, inputs: Tensor, cache: Any) -> Ten
         _check_rows("rows of a positions mask", positions.shape[0], rows)
         last = positions.shape[1] - 1
         return _by_row(positions.to(place.device)[:, place.clamp_max(last)] & (place <= last), rows)
-    prompt = _innermost("prompts", model)
+    prompt = _prompts.innermost(model)
     in_prompt = torch.ones_like(place, dtype=torch.bool) if prompt is None else place < prompt[1].to(place.device)
     return (in_prompt if positions == "prompt" else ~in_prompt).unsqueeze(0)
 
