@@ -106,9 +106,10 @@ def test_the_tables_of_predictions(tmp_path, monkeypatch):
         ("P3", "gpt2", "partly"),
     ):
         result = PredictionResult(prediction, "They fly.", "", outcome, "", "gap_now", figures, POST_HOC_SAE, paper)
-        write_json(folder / family / f"{prediction}.json", {"settings": {}} | result.to_json())
+        write_json(folder / f"{family}-update" / f"{prediction}.json", {"settings": {}} | result.to_json())
     met = "met: height 3 (random SAE: 1)"
-    assert list(small_tables.verdict_table())[1:] == [
+    assert list(small_tables.verdict_table("stream"))[1:] == []
+    assert list(small_tables.verdict_table("update"))[1:] == [
         ["P1 They fly.", "GPT-2", "confirmed", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
         ["P3 They fly.", "Llama", "partly", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
         ["P3", "GPT-2", "partly", "gap now", "0.5 [0.25, 0.75]", "post-hoc SAE: 2", met],
@@ -166,6 +167,7 @@ def test_the_main_results_at_a_glance():
     for number in range(1, 6):
         (row,) = (cells for name, cells in rows.items() if name.startswith(f"P{number}: "))
         for family, title in (("llama", "Llama"), ("gpt2", "GPT-2")):
-            result = json.loads((records.RESULTS / "predictions" / family / f"P{number}.json").read_text())
+            folder = records.RESULTS / "predictions" / f"{family}-update"
+            result = json.loads((folder / f"P{number}.json").read_text())
             assert f"{title}: {result['outcome']}" in row[0]
             assert f"{result['figures']['MFN'][result['headline']]['value']:.3g}" in row[1]

@@ -159,13 +159,16 @@ def remedy_models(models: StudyModels, name: str, seeds: int) -> list[MFNForCaus
 def remedy_saes(models: StudyModels, name: str, seeds: int) -> list[MFNForCausalLM]:
     """Post-hoc SAEs with the size, epochs and shared dictionary of a recipe.
 
-    The list is empty if the recipe changes only other things. The plain models are compared with the study's SAEs.
+    The list is empty if the recipe changes only other things, or the rounds, which SAEs do not have. The plain models
+    are compared with the study's SAEs.
     """
     remedies = REMEDIES[models.study.codes]
     changed, recipe = remedies.changes(name).keys(), remedies.recipes()[name]
     if not changed:
         return [models.sae(seed) for seed in range(seeds)]
-    return [remedy_sae(models, recipe, seed) for seed in range(seeds) if changed & {"size", "epochs", "shared"}]
+    if not changed & {"size", "epochs", "shared"} or recipe.size.keys() == {"coding_rounds", "refine_steps"}:
+        return []
+    return [remedy_sae(models, recipe, seed) for seed in range(seeds)]
 
 
 def remedy_sae(models: StudyModels, recipe: Recipe, seed: int) -> MFNForCausalLM:

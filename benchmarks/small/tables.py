@@ -164,23 +164,21 @@ def fidelity_group(family: str, group: str) -> Iterator[list[str]]:
         yield [name, as_settings(differs), *perplexities(record), *figures]
 
 
-def coding(group: str) -> Iterator[list[str]]:
-    """Runs of both families that differ in what MFN layers code, and how. Settings differ from the short `update`'s."""
+def coding() -> Iterator[list[str]]:
+    """Runs of both families that differ in what MFN layers code, and how."""
     yield [
         "model and run", "what differs", *DOMAINS, "above dense, by domain", "mean", "without features, mean",
         "explained variance, by block", "dead features",
     ]  # fmt: skip
     for family, title in FAMILIES.items():
-        runs = fidelity_runs(family, group)
-        if not runs:
-            continue
-        dense, plain = runs.pop("dense"), records.result(f"fidelity/{family}/coding/update")["settings"]
+        runs = fidelity_runs(family, "coding")
+        dense, plain = runs.pop("dense"), runs["update"]["settings"]
         yield [f"{title}, dense", "", *perplexities(dense), *[""] * 5]
         for name, record in sorted(runs.items(), key=lambda run: run[0] not in ("stream", "update")):
             differs = {
                 key: of
                 for key, of in record["settings"].items()
-                if plain.get(key) != of and key != "tokens" and (key, of) != ("start", "base")
+                if plain.get(key) != of and (key, of) != ("start", "base")
             }
             gaps = percent_above(record, dense)
             without = percent_above({"perplexity": record["perplexity_at_alpha_0"]}, dense)
@@ -290,8 +288,7 @@ def sensitivity() -> Iterator[list[str]]:
 
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": fidelity,
-    "coding": partial(coding, "coding"),
-    "coding-long": partial(coding, "coding-long"),
+    "coding": coding,
     "streams": streams,
     "without-features": without_features,
     "verdicts": partial(verdict_table, "update"),
@@ -303,6 +300,8 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     **{f"llama-{group}": partial(fidelity_group, "llama", group) for group in ("losses", "noise", "sweep", "recipe")},
     **{f"gpt2-{group}": partial(fidelity_group, "gpt2", group) for group in ("losses", "recipe")},
     **{f"llama-{group}": partial(remedies, "llama", group) for group in ("all", "P1", "P2", "P3", "P4", "P5")},
+    "llama-update-P1-to-P4": partial(remedies, "llama-update", "all", "P1", "P2", "P3", "P4"),
+    "llama-update-P5": partial(remedies, "llama-update", "P5"),
     "gpt2-P1-to-P4": partial(remedies, "gpt2", "P1", "P2", "P3", "P4"),
     "gpt2-P5": partial(remedies, "gpt2", "P5"),
 }

@@ -46,7 +46,7 @@ def test_the_figure_of_fidelity_has_the_perplexities_above_dense():
 
 def test_the_figure_of_verdicts_has_outcomes_and_deciding_figures():
     found = texts(kept("verdicts"))
-    files = list(RESULTS.glob("predictions/*/P?.json"))
+    files = list(RESULTS.glob("predictions/*-update/P?.json"))
     assert len(files) == 10  # five predictions, two families
     for file in files:
         record = json.loads(file.read_text())

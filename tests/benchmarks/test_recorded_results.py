@@ -40,7 +40,7 @@ def settings_of(record):
     return {name: value for name, value in settings.items() if name not in OF_WEIGHTS}
 
 
-@pytest.mark.parametrize("codes", ["stream"])
+@pytest.mark.parametrize("codes", remedies.REMEDIES)
 @pytest.mark.parametrize("family", small_models.FAMILIES)
 def test_predictions_and_remedies_have_the_settings_of_the_study(family, codes, study_settings):
     settings, folder = study_settings[family, codes], predictions.study_name(family, codes)
