@@ -93,6 +93,9 @@ OF_UPDATE: dict[str, dict[str, Recipe]] = {
             for rounds in (2, 4)
         },
     },
+    "P1": {
+        "rate-x3": STUDY.with_settings(lambda_rate=3 * WEIGHTS["lambda_rate"]),
+    },
     "P2": {
         "whitened": replace(STUDY, whitened=True),
     },
