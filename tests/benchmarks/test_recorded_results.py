@@ -47,7 +47,8 @@ def test_predictions_and_remedies_have_the_settings_of_the_study(family, codes, 
     changes = {"all domains": recipes.STUDY.changes(), "one domain": recipes.ONE_DOMAIN.changes()}
     for file, record in files("predictions", folder, "*.json").items():
         assert settings_of(record) == as_json(settings | {"recipes": changes}), file
-    for file, record in files("predictions", folder, "remedies", "*/*.json").items():
+    remedied = (records.RESULTS / "predictions" / folder / "remedies").exists()
+    for file, record in files("predictions", folder, "remedies", "*/*.json").items() if remedied else ():
         assert settings_of(record) == as_json(settings | {"seeds": 2, "seed": remedies.SEED}), file
         name = f"{file.parent.name}/{file.stem.removesuffix(OTHER_MACHINE)}"
         assert record["changes"] == as_json(remedies.REMEDIES[codes].changes(name)), file
