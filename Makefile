@@ -73,7 +73,7 @@ all-blocks: $(VENV)/installed
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python -m benchmarks.smollm2.all_blocks
 
-# the paper's five predictions on small models: 78 minutes on two cores (time.json)
+# the paper's five predictions on small models: more than an hour on two cores
 predictions: $(VENV)/installed
 	$(BIN)/python -m benchmarks.small.predictions --codes update
 
