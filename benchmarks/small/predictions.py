@@ -153,7 +153,7 @@ class StudyModels(BaselineModels):
             if domain is None or not recipe.other_text:
                 return own
             other = self.study.data.sample(self.study.tokens, after=self.study.skip, seed=seed, domains=others)
-            return with_other_windows(own, other, recipe.other_text, seed)
+            return with_other_windows(own, other, recipe.other_text, seed + 2)
 
         return rows
 
@@ -175,7 +175,7 @@ class StudyModels(BaselineModels):
         seeds = recipe.starts_from(seed), recipe.learns_alone(seed)
         return {
             "training": {name: of for name, of in training().items() if name in ("optimizer", "from_cache")},
-            "recipe": {name: getattr(recipe, name) for name in OF_TRAINING_ALONE if name in recipe.changes()},
+            "recipe": {name: of for name, of in recipe.changes().items() if name in OF_TRAINING_ALONE},
             "seeds": seeds,
             "texts": [digest_of_rows(self.text(domain, recipe)(each)) for each in seeds],
         }

@@ -190,11 +190,11 @@ def realign(model: MFNForCausalLM, rows: Dataset, seed: int, folder: Path) -> MF
 
 
 def with_other_windows(rows: Dataset, others: Dataset, share: float, seed: int) -> Dataset:
-    """Replaces a share of the windows by other ones. Labels of these windows become -100."""
+    """Replaces a share of the windows by those of `others` in the same places. Labels of these windows become -100."""
     own, other = (np.array(of["input_ids"]) for of in (rows, others))
-    chosen = np.random.default_rng(seed + 2).random((len(own), 1)) < share
-    windows = np.where(chosen, other[: len(own)], own)
-    return Dataset.from_dict({"input_ids": windows, "labels": np.where(chosen, -100, own)})
+    chosen = np.random.default_rng(seed).random((len(own), 1)) < share
+    labels = np.where(chosen, -100, np.array(rows["labels"]))
+    return Dataset.from_dict({"input_ids": np.where(chosen, other[: len(own)], own), "labels": labels})
 
 
 def with_random_tokens(rows: Dataset, share: float, vocabulary: int, seed: int) -> Dataset:
@@ -211,10 +211,7 @@ def with_random_windows(rows: Dataset, windows: float, share: float, vocabulary:
     """Replaces a share of the tokens by random ones in a share of the windows. Labels of these windows become -100."""
     if not windows:
         return rows
-    clean, mixed = (np.array(of["input_ids"]) for of in (rows, with_random_tokens(rows, share, vocabulary, seed)))
-    chosen = np.random.default_rng(seed + 1).random((len(clean), 1)) < windows
-    labels = np.where(chosen, -100, np.array(rows["labels"]))
-    return Dataset.from_dict({"input_ids": np.where(chosen, mixed, clean), "labels": labels})
+    return with_other_windows(rows, with_random_tokens(rows, share, vocabulary, seed), windows, seed + 1)
 
 
 class AlphaNoise(TrainerCallback):

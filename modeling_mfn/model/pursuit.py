@@ -39,15 +39,19 @@ def pursue(
     Returns:
         Code (..., C + (rounds - 1) per_round). Its first pairs have the indices of `code`.
     """
-    code = refine(code, x - decode(code, directions), directions, steps)
+    error = x - decode(code, directions)
+    code = refine(code, error, directions, steps)
     for _ in range(rounds - 1):
-        error, have = x - decode(code, directions), code.indices.shape[-1]
+        if steps:
+            error = x - decode(code, directions)  # the values have moved
+        have = code.indices.shape[-1]
         if chosen is None:
             features = best(error, code, directions, per_round)
         else:
             features = chosen[..., have : have + per_round].contiguous()
         added = code._replace(indices=features, values=project(error, features, directions).relu().to(code.values))
-        code = refine(joined(code, added), error - decode(added, directions), directions, steps)
+        error = error - decode(added, directions)
+        code = refine(joined(code, added), error, directions, steps)
     return code
 
 
