@@ -33,7 +33,7 @@ test-slow: $(VENV)/installed test-transformers test-checkpoint test-extras
 test-extras: $(VENV)/installed
 	$(BIN)/pytest tests/test_packaging.py -m extras
 
-# transformers' own common model tests, from the source distribution of the installed release
+# transformers' own model tests, of the installed release
 test-transformers: $(VENV)/installed
 	$(PYTEST) tests/model/transformers_common
 

@@ -1,17 +1,19 @@
-"""Collects transformers' common tests only if this folder is named, because they are fetched and take minutes.
+"""Collects transformers' model tests only if this folder is named, because they are fetched and take minutes.
 
-The run fails if an MFN model does not pass a test that its plain base model passes.
+The run fails if an MFN model does not pass a test that its plain base model passes. It says so if the suites of
+generation and of causal LMs are not at hand. With `REQUIRE_ALL_SUITES=1` in the environment it then fails.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from transformers_common.fetch import fetch_tests
+from transformers_common.fetch import FOLDER_VARIABLE, fetch_tests, lacks_suites
 from transformers_common.skips import SKIPS
 
 HERE = Path(__file__).resolve().parent
@@ -22,6 +24,10 @@ MARKERS = [
     "flash_attn_3_test",
     "flash_attn_4_test",
     "torch_compile_test",
+    "generate",
+    "is_training_test",
+    "is_tensor_parallel_test",
+    "is_fsdp_test",
 ]
 
 outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -41,13 +47,26 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", f"{marker}: set by transformers' own tests")
     if is_asked_for(config):
-        fetch_tests()  # before pytest-xdist starts workers that would each fetch them
+        # before pytest-xdist starts workers that would each fetch them
+        os.environ[FOLDER_VARIABLE] = str(fetch_tests())
+
+
+def missing_suites() -> str | None:
+    """Sentence about the suites that are not at hand."""
+    folder = Path(os.environ.get(FOLDER_VARIABLE, ""))
+    if not lacks_suites(folder):
+        return None
+    return f"not run: transformers' suites of generation and of causal LMs; {folder} has only the common tests"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     path, *names = report.nodeid.split("::")
     if path.endswith(f"{HERE.name}/test_common.py"):
         outcomes[tuple(names)].add(report.outcome)
+
+
+def base_of(test_class: str) -> str:
+    return test_class.removeprefix("MFN").removesuffix("Update")
 
 
 def verdict(test_class: str, test: str) -> str:
@@ -62,22 +81,22 @@ def faults(config: pytest.Config) -> Iterator[str]:
     """
     further = set()
     for test_class, test in outcomes:
-        base = test_class.removeprefix("MFN").removesuffix("Update")
-        if verdict(test_class, test) == "skipped" and verdict(base, test) == "passed":
+        if verdict(test_class, test) == "skipped" and verdict(base_of(test_class), test) == "passed":
             further.add((test_class, test))
     for test_class, test in sorted(further - SKIPS.keys()):
         yield f"{test_class}::{test} is skipped, but passes for the plain model"
     chosen = config.option.keyword or any("::" in argument for argument in config.args)
     whole = is_asked_for(config) and not chosen
     for test_class, test in sorted(SKIPS.keys() - further):
-        if whole or (test_class, test) in outcomes:
+        if whole or {(test_class, test), (base_of(test_class), test)} <= outcomes.keys():
             yield f"{test_class}::{test} is in skips.py, but is no further skip (any more)"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     is_worker = hasattr(session.config, "workerinput")
-    if not is_worker and any(faults(session.config)):
+    incomplete = is_asked_for(session.config) and os.environ.get("REQUIRE_ALL_SUITES") and missing_suites()
+    if not is_worker and (incomplete or any(faults(session.config))):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -89,5 +108,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"{test_class}: " + ", ".join(f"{count[o]} {o}" for o in ("passed", "skipped", "failed"))
         )
+    if is_asked_for(config) and (missing := missing_suites()):
+        terminalreporter.write_line(missing, yellow=True)
     for fault in faults(config):
         terminalreporter.write_line(fault, red=True)
