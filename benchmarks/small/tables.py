@@ -164,21 +164,21 @@ def fidelity_group(family: str, group: str) -> Iterator[list[str]]:
         yield [name, as_settings(differs), *perplexities(record), *figures]
 
 
-def coding() -> Iterator[list[str]]:
-    """Runs of both families that differ in what MFN layers code, and how."""
+def coding(group: str = "coding") -> Iterator[list[str]]:
+    """Runs of both families that differ in what MFN layers code, and how: their differences from `update`."""
     yield [
         "model and run", "what differs", *DOMAINS, "above dense, by domain", "mean", "without features, mean",
         "explained variance, by block", "dead features",
     ]  # fmt: skip
     for family, title in FAMILIES.items():
-        runs = fidelity_runs(family, "coding")
-        dense, plain = runs.pop("dense"), runs["update"]["settings"]
+        runs, plain = fidelity_runs(family, group), fidelity_runs(family, "coding")["update"]["settings"]
+        dense = runs.pop("dense")
         yield [f"{title}, dense", "", *perplexities(dense), *[""] * 5]
         for name, record in sorted(runs.items(), key=lambda run: run[0] not in ("stream", "update")):
             differs = {
                 key: of
                 for key, of in record["settings"].items()
-                if plain.get(key) != of and (key, of) != ("start", "base")
+                if plain.get(key) != of and key != "tokens" and (key, of) != ("start", "base")
             }
             gaps = percent_above(record, dense)
             without = percent_above({"perplexity": record["perplexity_at_alpha_0"]}, dense)
