@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .base_settings import BaseSettings
 from .feature_names import FeatureName, existing_feature, format_feature, is_among, is_whole
 from .presets import read_presets
 from .version import __version__
@@ -72,17 +73,8 @@ def check_features(name: str, features: Any, layers: list[int], num_features: in
     return checked
 
 
-def _text_config_attribute(name: str) -> Any:
-    """Property that reads and writes `name` of the base model's config."""
-    return property(
-        lambda self: getattr(self.text_config, name),
-        lambda self, value: setattr(self.text_config, name, value),
-        doc=f"`{name}` of the base model's config.",
-    )
-
-
 @strict
-class MFNConfig(PreTrainedConfig):
+class MFNConfig(BaseSettings, PreTrainedConfig):
     r"""
     Configuration of [`MFNModel`] and [`MFNForCausalLM`].
 
@@ -158,20 +150,6 @@ class MFNConfig(PreTrainedConfig):
     removed_encoder_rows: Any = None
     mfn_version: str = __version__
 
-    vocab_size = _text_config_attribute("vocab_size")
-    hidden_size = _text_config_attribute("hidden_size")
-    num_hidden_layers = _text_config_attribute("num_hidden_layers")
-    num_attention_heads = _text_config_attribute("num_attention_heads")
-    num_key_value_heads = _text_config_attribute("num_key_value_heads")
-    intermediate_size = _text_config_attribute("intermediate_size")
-    max_position_embeddings = _text_config_attribute("max_position_embeddings")
-    initializer_range = _text_config_attribute("initializer_range")
-    bos_token_id = _text_config_attribute("bos_token_id")
-    eos_token_id = _text_config_attribute("eos_token_id")
-    pad_token_id = _text_config_attribute("pad_token_id")
-    tie_word_embeddings = _text_config_attribute("tie_word_embeddings")
-    use_cache = _text_config_attribute("use_cache")
-
     def __post_init__(self, expansion_factor: int | None = None, **kwargs: Any) -> None:
         if int(self.mfn_version.split(".")[0]) > int(__version__.split(".")[0]):
             raise ValueError(
@@ -179,6 +157,7 @@ class MFNConfig(PreTrainedConfig):
                 "upgrade modeling_mfn to load it"
             )
         self.text_config = _own_text_config(self.text_config)
+        kwargs = self.share_with_base(kwargs)
         self.layers = check_layers(self.layers, self.text_config.num_hidden_layers)
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
         for name in EDITS:
@@ -194,8 +173,9 @@ class MFNConfig(PreTrainedConfig):
         _check_choice("input_norm", self.input_norm, ("layer", "none"))
         read_presets(self.steering_presets, self.layers, self.num_features)
         _check_norms(self.direction_norms, self.layers, self.num_features)
-        # the base class sets text_config's attention to its own; start from the one that text_config has
+        # the base class sets text_config's attention and flag to its own; start from those that text_config has
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
+        kwargs.setdefault("output_attentions", self.text_config.output_attentions)
         super().__post_init__(**kwargs)
 
     @property

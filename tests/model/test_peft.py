@@ -35,6 +35,21 @@ def test_lora_leaves_mfn_layers_alone(model):
         model = adapted.unload()
 
 
+def test_token_rows_trained_beside_lora_are_those_of_the_tied_head(base):
+    """PEFT reads `tie_word_embeddings` at the top of the config."""
+    model = make_mfn(base.double())
+    adapted = get_peft_model(model, lora(model, trainable_token_indices=[3, 5]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "token_adapter" in name:
+                parameter += torch.randn_like(parameter)
+    before, logits = base(**tokens(2, 6)).logits, adapted(**tokens(2, 6)).logits
+    assert not torch.allclose(logits, before)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(**tokens(2, 6)).logits, logits)
+    assert (merged.lm_head.weight is merged.get_input_embeddings().weight) == base.config.tie_word_embeddings
+
+
 def test_mfn_layers_trained_beside_lora_follow_blend_and_steering(model, tmp_path):
     """PEFT deep-copies the layers that it trains. Alpha and interventions of the model must reach the copies."""
     batch = tokens(2, 6)
