@@ -1,18 +1,17 @@
 """Configuration of an MFN model: the base model's own config, and the settings of its MFN layers."""
 
-from __future__ import annotations
-
 import copy
-import itertools
-import math
-from dataclasses import field
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import field, fields
+from functools import partial
 from typing import Any, ClassVar, Literal
 
-from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .base_settings import BaseSettings
-from .feature_names import FeatureName, existing_feature, format_feature, is_among, is_whole
+from .checks import as_number, as_whole, check_type, is_whole, shown
+from .feature_names import FeatureName, existing_feature, format_feature, is_among
 from .presets import read_presets
 from .version import __version__
 
@@ -20,18 +19,20 @@ EDITS = ("pruned_features", "removed_decoder_rows", "removed_encoder_rows")
 """Fields that record edited features. Each holds a part of the one before."""
 
 
-def check_alpha(alpha: float) -> float:
+MAX_FEATURES = 2**24
+"""Largest number of features per MFN layer, as many as the largest sparse autoencoders that were published."""
+
+
+def check_alpha(alpha: float, name: str = "alpha") -> float:
     """Returns the blend as a float; `ValueError` unless it is finite and in [0, 1]."""
-    if not math.isfinite(alpha) or not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha is {alpha}; it must be a finite number from 0 (base model) to 1 (features only)")
-    return float(alpha)
+    return as_number(name, alpha, 0, 1, "a finite number from 0 (base model) to 1 (features only)")
 
 
 def check_k(k: int, num_features: int, removed: int = 0) -> int:
     """Returns the number of active features; `ValueError` unless 1 <= k <= num_features - removed."""
     if not is_whole(k) or not 1 <= k <= num_features - removed:
         less = f", less {removed} that compact() removed" if removed else ""
-        raise ValueError(f"k is {k}; it must be a whole number from 1 to num_features ({num_features}){less}")
+        raise ValueError(f"k is {shown(k)}; it must be a whole number from 1 to num_features ({num_features}){less}")
     return k
 
 
@@ -41,15 +42,15 @@ def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
     Raises:
         ValueError: on an index that is out of range, given twice, or not a whole number.
     """
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":
         return list(range(num_blocks))
-    if isinstance(layers, str) or not layers:
+    if not isinstance(layers, list | tuple | range) or not layers:
         raise ValueError(
-            f'layers is {layers!r}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}'
+            f'layers is {shown(layers)}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}'
         )
     for layer in layers:
         if not is_whole(layer) or not 0 <= layer < num_blocks:
-            raise ValueError(f"layers contains {layer}; the base model has blocks 0 to {num_blocks - 1}")
+            raise ValueError(f"layers contains {shown(layer)}; the base model has blocks 0 to {num_blocks - 1}")
         if layers.count(layer) > 1:
             raise ValueError(f"layers contains {layer} twice; each block can have one MFN layer")
     return sorted(layers)
@@ -61,19 +62,24 @@ def check_features(name: str, features: Any, layers: list[int], num_features: in
     Raises:
         ValueError: on a layer or a feature that does not exist.
     """
+    if not isinstance(features, Mapping | None):
+        raise ValueError(f"{name} is {shown(features)}; it must be a mapping of layers to features")
+    existing = {str(layer): layer for layer in layers}
     checked = {}
     for layer, indices in (features or {}).items():
-        if not str(layer).isdigit() or int(layer) not in layers:
-            raise ValueError(f"{name} has layer {layer}; layers with features are {layers}")
+        key = str(layer) if layer in layers else layer
+        if key not in existing:
+            raise ValueError(f"{name} has layer {shown(layer)}; layers with features are {layers}")
+        if not isinstance(indices, Collection) or isinstance(indices, str | Mapping):
+            raise ValueError(f"{name} has {shown(indices)} for layer {layer}; it must be a list of features")
         for index in indices:
             if not is_whole(index) or not 0 <= index < num_features:
-                raise ValueError(f"{name} has L{layer}/{index}; features are 0 to {num_features - 1}")
+                raise ValueError(f"{name} has L{layer}/{shown(index)}; features are 0 to {num_features - 1}")
         if indices:
-            checked[str(int(layer))] = sorted(set(indices))
+            checked[key] = sorted(set(indices))
     return checked
 
 
-@strict
 class MFNConfig(BaseSettings, PreTrainedConfig):
     r"""
     Configuration of [`MFNModel`] and [`MFNForCausalLM`].
@@ -143,40 +149,49 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     input_norm: Literal["layer", "none"] = "layer"
     decoder_bias: bool = True
     shared_decoder: bool = False
-    steering_presets: Any = field(default_factory=dict)
-    direction_norms: Any = field(default_factory=dict)
+    steering_presets: dict = field(default_factory=dict)
+    direction_norms: dict = field(default_factory=dict)
     pruned_features: Any = None
     removed_decoder_rows: Any = None
     removed_encoder_rows: Any = None
     mfn_version: str = __version__
 
-    def __post_init__(self, expansion_factor: int | None = None, **kwargs: Any) -> None:
-        if int(self.mfn_version.split(".")[0]) > int(__version__.split(".")[0]):
-            raise ValueError(
-                f"this model was written by modeling_mfn {self.mfn_version}, newer than the installed {__version__}; "
-                "upgrade modeling_mfn to load it"
-            )
+    def __post_init__(self, expansion_factor: float | None = None, **kwargs: Any) -> None:
+        _check_version(self.mfn_version)
         self.text_config = _own_text_config(self.text_config)
         kwargs = self.share_with_base(kwargs)
-        self.layers = check_layers(self.layers, self.text_config.num_hidden_layers)
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
-        for name in EDITS:
-            setattr(self, name, check_features(name, getattr(self, name), self.layers, self.num_features))
-        _check_removed(self)
-        check_k(self.k, self.num_features, self.most_removed)
-        self.alpha = check_alpha(self.alpha)
-        _check_choice("codes", self.codes, ("stream", "update"))
-        for name, least in (("coding_rounds", 1), ("refine_steps", 0)):
-            if not is_whole(getattr(self, name)) or getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least {least}")
-        _check_choice("blend_into", self.blend_into, ("residual", "mlp"))
-        _check_choice("input_norm", self.input_norm, ("layer", "none"))
-        read_presets(self.steering_presets, self.layers, self.num_features)
-        _check_norms(self.direction_norms, self.layers, self.num_features)
+        self._check_settings(CHECKS)
         # the base class sets text_config's attention and flag to its own; start from those that text_config has
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         kwargs.setdefault("output_attentions", self.text_config.output_attentions)
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute. A setting that the constructor would refuse is a `ValueError` and changes nothing."""
+        if name in TYPES:
+            check_type(name, value, TYPES[name])
+        if name in CHECKS and "_name_or_path" in self.__dict__:  # the constructor is through
+            before = {each: self.__dict__[each] for each in CHECKS}
+            try:
+                self.__dict__[name] = value
+                self._check_settings([name] if name not in NEEDED_BY_OTHERS else CHECKS)
+            except ValueError:
+                self.__dict__.update(before)
+                raise
+        else:
+            super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Makes a config as transformers does. Settings among the keyword arguments are checked together."""
+        given = {name: kwargs.pop(name) for name in (*TYPES, *CHECKS) if name in kwargs}
+        return super().from_dict(config_dict | given, **kwargs)
+
+    def _check_settings(self, names: Iterable[str]) -> None:
+        """Checks settings, each in terms of those before it in `CHECKS`, and keeps them in their final form."""
+        for name in names:
+            self.__dict__[name] = CHECKS[name](self, self.__dict__[name])
 
     @property
     def codes_by_pursuit(self) -> bool:
@@ -194,7 +209,7 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
         return max(map(len, self.removed_encoder_rows.values()), default=0)
 
     @classmethod
-    def paper(cls, text_config: dict | PreTrainedConfig, **settings: Any) -> MFNConfig:
+    def paper(cls, text_config: dict | PreTrainedConfig, **settings: Any) -> "MFNConfig":
         """Makes a config with every setting of the paper, before the keyword arguments, which are the class's own.
 
         Eq. 1 reads the residual itself, eq. 2 has no bias, and eq. 3 replaces `h_MLP`, the MLP's input alone.
@@ -218,47 +233,94 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
         return layer, index
 
 
-def _check_removed(config: MFNConfig) -> None:
-    """Checks that only pruned features have no direction, and only features without a direction have no encoder."""
-    for inner, outer in itertools.pairwise(EDITS[::-1]):
-        for layer, features in getattr(config, inner).items():
-            if more := set(features) - set(getattr(config, outer).get(layer, [])):
-                raise ValueError(f"{inner} has L{layer}/{min(more)}, which is not in {outer}")
-    if config.shared_decoder and config.removed_decoder_rows:
-        raise ValueError("shared_decoder is True, so removed_decoder_rows must be empty: other layers use these rows")
+def _check_version(version: str) -> None:
+    major = re.match(r"[0-9]{1,9}(?=[.])", version)
+    if major is None:
+        raise ValueError(f"mfn_version is {shown(version)}; it must be a version such as {__version__}")
+    if int(major[0]) > int(__version__.split(".")[0]):
+        raise ValueError(
+            f"this model was written by modeling_mfn {version}, newer than the installed {__version__}; "
+            "upgrade modeling_mfn to load it"
+        )
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-
-
-def _check_norms(norms: Any, layers: list[int], num_features: int) -> None:
-    for feature, norm in norms.items():
-        existing_feature(feature, layers, num_features)
-        if not math.isfinite(norm) or norm < 0:
-            raise ValueError(f"direction_norms gives {feature} the norm {norm}; it must be finite and at least 0")
-
-
-def _own_text_config(text_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+def _own_text_config(text_config: Any) -> PreTrainedConfig:
     if isinstance(text_config, PreTrainedConfig):
         return copy.deepcopy(text_config)
-    if isinstance(text_config, dict) and text_config.get("model_type") in CONFIG_MAPPING:
-        return CONFIG_MAPPING[text_config["model_type"]](**text_config)
-    raise ValueError(
-        f"text_config is {text_config!r}; it must be the base model's config, or a dict of it with its model_type"
-    )
+    model_type = text_config.get("model_type") if isinstance(text_config, dict) else None
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"text_config is {shown(text_config)}; it must be the base model's config, or a dict of it with its "
+            "model_type"
+        )
+    try:
+        return CONFIG_MAPPING[model_type](**text_config)
+    except Exception as error:  # each config of transformers has its own
+        raise ValueError(f"text_config is not the config of a {model_type} model: {error}") from error
 
 
-def _resolve_num_features(num_features: int | None, expansion_factor: int | None, hidden_size: int) -> int:
+def _resolve_num_features(num_features: Any, expansion_factor: Any, hidden_size: int) -> int:
     if (num_features is None) == (expansion_factor is None):
         raise ValueError(
-            f"num_features is {num_features} and expansion_factor is {expansion_factor}; give exactly one of them"
+            f"num_features is {shown(num_features)} and expansion_factor is {shown(expansion_factor)}; give exactly "
+            "one of them"
         )
-    features = num_features if num_features is not None else expansion_factor * hidden_size  # type: ignore[operator]
-    if features != int(features) or features < 1:
-        raise ValueError(f"num_features is {features}; it must be a whole number of at least 1")
-    return int(features)
+    if num_features is None:
+        num_features = as_number("expansion_factor", expansion_factor) * hidden_size
+    elif not is_whole(num_features):
+        num_features = as_number("num_features", num_features)
+    return as_whole("num_features", int(num_features) if num_features == int(num_features) else num_features, 1)
 
+
+def _check_edit(name: str, config: MFNConfig, given: Any) -> dict[str, list[int]]:
+    """Returns edited features as `check_features` does. Each list of features must be a part of the one before."""
+    checked = check_features(name, given, config.layers, config.num_features)
+    outer = dict(zip(EDITS[1:], EDITS, strict=False)).get(name)
+    for layer, features in checked.items() if outer else ():
+        if more := set(features) - set(getattr(config, str(outer)).get(layer, [])):
+            raise ValueError(f"{name} has L{layer}/{min(more)}, which is not in {outer}")
+    if name == "removed_decoder_rows" and config.shared_decoder and checked:
+        raise ValueError("shared_decoder is True, so removed_decoder_rows must be empty: other layers use these rows")
+    return checked
+
+
+def _check_norms(config: MFNConfig, norms: dict) -> dict:
+    check_type("direction_norms", norms, dict)
+    for feature, norm in norms.items():
+        try:
+            existing_feature(feature, config.layers, config.num_features)
+        except ValueError as error:
+            raise ValueError(f"direction_norms: {error}") from error
+        as_number(f"norm of {feature} in direction_norms", norm, 0, allowed="finite and at least 0")
+    return norms
+
+
+def _check_presets(config: MFNConfig, presets: dict) -> dict:
+    read_presets(presets, config.layers, config.num_features)
+    return presets
+
+
+CHECKS: dict[str, Callable[[MFNConfig, Any], Any]] = {
+    "num_features": lambda config, given: as_whole("num_features", given, 1, MAX_FEATURES),
+    "layers": lambda config, given: check_layers(given, config.text_config.num_hidden_layers),
+    **{name: partial(_check_edit, name) for name in EDITS},
+    "k": lambda config, given: check_k(given, config.num_features, config.most_removed),
+    "alpha": lambda config, given: check_alpha(given),
+    "coding_rounds": lambda config, given: as_whole("coding_rounds", given, 1),
+    "refine_steps": lambda config, given: as_whole("refine_steps", given, 0),
+    "steering_presets": _check_presets,
+    "direction_norms": _check_norms,
+}
+"""Setting -> function that returns its final form. Each needs only settings that stand before its own."""
+
+TYPES = {
+    each.name: each.type
+    for each in fields(MFNConfig)
+    if each.name in MFNConfig.__annotations__ and each.name not in {"text_config", *CHECKS}
+}
+"""Settings for which the type says all."""
+
+NEEDED_BY_OTHERS = {"num_features", "layers", *EDITS}
+"""Settings with which others must fit."""
 
 __all__ = ["MFNConfig"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import logging
 
+from .checks import as_number, as_whole, is_whole, shown
 from .configuration_mfn import MFNConfig
-from .feature_names import format_feature, is_whole
+from .feature_names import format_feature
 from .feature_rows import FeatureRows
 from .mfn_layer import FeatureWeights, MFNLayer, WeightRows
 from .presets import depending_on, read_presets
@@ -170,13 +172,15 @@ class FeatureEditing:
         """Returns each feature once, in the order given; `ValueError` if one is missing, or pruned and must not be."""
         values: Any = indices.tolist() if hasattr(indices, "tolist") else indices
         if isinstance(values, str) or not isinstance(values, Iterable):
-            raise ValueError(f"features are {values!r}; give a list of indices")
-        chosen = list(dict.fromkeys(values))
-        for index in chosen:
+            raise ValueError(f"features are {shown(values)}; give a list of indices")
+        self.config.check_feature((layer, 0), pruned=True)
+        chosen = []
+        for index in values:
             if not is_whole(index):
-                raise ValueError(f"features contain {index!r}; an index is a whole number")
+                raise ValueError(f"features contain {shown(index)}; an index is a whole number")
             self.config.check_feature((layer, index), pruned)
-        return chosen
+            chosen.append(index)
+        return list(dict.fromkeys(chosen))
 
     def _layer(self, layer: int) -> MFNLayer:
         mfn = self.mfn_layers[layer]
@@ -253,8 +257,8 @@ def find_duplicates(
         ValueError: on a layer without features, or a threshold out of range.
     """
     model.config.check_feature((layer, 0), pruned=True)
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must be a cosine above 0 and at most 1")
+    as_number("threshold", threshold, math.ulp(0.0), 1, "a cosine above 0 and at most 1")
+    as_whole("block", block, 1)
     pruned = set(model.config.pruned_features.get(str(layer), []))
     kept = torch.tensor(sorted(set(range(model.config.num_features)) - pruned), dtype=torch.long)
     weights = model.mfn_layers[layer].rows_of(kept)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from .checks import as_number, shown
 from .feature_names import FeatureName, existing_feature, format_feature, parse_feature
 
 
@@ -30,10 +30,8 @@ class Intervention:
 
     def __post_init__(self) -> None:
         for name in (each.name for each in fields(self) if each.name != "when"):
-            number = getattr(self, name)
-            if not hasattr(number, "__float__") or not math.isfinite(number):
-                raise ValueError(f"{self}: {name} is {number!r}, not finite; an intervention needs a finite number")
-            object.__setattr__(self, name, float(number))
+            number = as_number(f"{name} of {type(self).__name__}", getattr(self, name))
+            object.__setattr__(self, name, number)
         if self.when is not None:
             object.__setattr__(self, "when", format_feature(*parse_feature(self.when)))
         if self.above < 0 or (self.above and self.when is None):
@@ -137,15 +135,17 @@ def write_intervention(intervention: Intervention) -> dict[str, Any]:
 
 
 def _made(kind: Any, settings: dict[str, Any], given: Any) -> Intervention:
-    made = KINDS.get(str(kind))
+    made = KINDS.get(kind) if isinstance(kind, str) else None
     if made is None:
         raise ValueError(
-            f"{given!r} is not an intervention; use Clamp, Scale, Add or Ablate, or a mapping such as "
+            f"{shown(given)} is not an intervention; use Clamp, Scale, Add or Ablate, or a mapping such as "
             f'{{"kind": "clamp", "value": 4.0}}, whose kind must be one of {", ".join(KINDS)}'
         )
     needed = {each.name for each in fields(made) if not each.kw_only}
     if not needed <= set(settings) <= needed | {"when", "above"}:
-        raise ValueError(f"{given!r} is not an intervention; it needs {sorted(needed)}, and may have when and above")
+        raise ValueError(
+            f"{shown(given)} is not an intervention; it needs {sorted(needed)}, and may have when and above"
+        )
     return made(**settings)
 
 
@@ -154,7 +154,7 @@ def check_interventions(
 ) -> CheckedInterventions:
     """Returns interventions by (layer, index); `ValueError` if a model with these MFN layers cannot have one."""
     if not isinstance(interventions, Mapping):
-        raise ValueError(f"{interventions!r} is not a mapping of features to interventions")
+        raise ValueError(f"{shown(interventions)} is not a mapping of features to interventions")
     checked: CheckedInterventions = {}
     for name, given in interventions.items():
         layer, index = existing_feature(name, layers, num_features)

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .configuration_mfn import MFNConfig, check_alpha, check_k
+from .configuration_mfn import MFNConfig
 from .conversion import convert, readable_weights
 from .families import family_of
 from .feature_editing import FeatureEditing
@@ -151,12 +151,10 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
 
     def set_blend(self, alpha: float) -> None:
         """Sets alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
-        check_alpha(alpha)
-        self.config.alpha = float(alpha)
+        self.config.alpha = alpha
 
     def set_k(self, k: int) -> None:
         """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
-        check_k(k, self.config.num_features, self.config.most_removed)
         self.config.k = k
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from .checks import shown
 from .feature_names import FeatureName, format_feature, is_among
 from .interventions import Intervention, check_interventions, read_intervention, write_intervention
 
@@ -24,10 +25,11 @@ def make_preset(interventions: Any, positions: Any, layers: Collection[int], num
     """Makes a preset for a model with these MFN layers; `ValueError` if the interventions cannot be one."""
     if not isinstance(positions, str) or positions not in POSITIONS:
         raise ValueError(
-            f"positions of a preset are {positions!r}; they can be {', '.join(POSITIONS)}; a mask belongs to one batch"
+            f"positions of a preset are {shown(positions)}; they can be {', '.join(POSITIONS)}; a mask belongs to one "
+            "batch"
         )
     if not isinstance(interventions, Mapping):
-        raise ValueError(f"{interventions!r} is not a mapping of features to interventions, for every row alike")
+        raise ValueError(f"{shown(interventions)} is not a mapping of features to interventions, for every row alike")
     checked = check_interventions(interventions, layers, num_features)
     return Preset({format_feature(*feature): each for feature, each in checked.items()}, positions)
 
@@ -65,7 +67,7 @@ def write_preset(preset: Preset) -> dict[str, Any]:
 def read_presets(written: Any, layers: Collection[int], num_features: int) -> dict[str, Preset]:
     """Reads the presets of a config; `ValueError` names a preset that a model with these MFN layers cannot have."""
     if not isinstance(written, Mapping):
-        raise ValueError(f"steering_presets is {written!r}; it must map names to presets")
+        raise ValueError(f"steering_presets is {shown(written)}; it must map names to presets")
     return {name: _read_preset(name, each, layers, num_features) for name, each in written.items()}
 
 
@@ -73,20 +75,20 @@ def _read_preset(name: Any, written: Any, layers: Collection[int], num_features:
     try:
         check_name(name)
         if not isinstance(written, Mapping) or set(written) != {"positions", "interventions"}:
-            raise ValueError(f"{written!r} does not hold just positions and interventions")
+            raise ValueError(f"{shown(written)} does not hold just positions and interventions")
         interventions = written["interventions"]
         if not isinstance(interventions, Mapping):
-            raise ValueError(f"interventions are {interventions!r}, not a mapping")
+            raise ValueError(f"interventions are {shown(interventions)}, not a mapping")
         read = {feature: read_intervention(each) for feature, each in interventions.items()}
         return make_preset(read, written["positions"], layers, num_features)
     except ValueError as error:
-        raise ValueError(f"steering preset {name!r}: {error}") from error
+        raise ValueError(f"steering preset {shown(name)}: {error}") from error
 
 
 def check_name(name: Any) -> str:
     """Returns the name of a preset; `ValueError` unless it is text that prints on one line."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ValueError(f"{name!r} is not a name for a preset; it must be text on one line")
+        raise ValueError(f"{shown(name)} is not a name for a preset; it must be text on one line")
     return name
 
 

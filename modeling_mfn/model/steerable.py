@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .checks import shown
 from .configuration_mfn import MFNConfig
 from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, Interventions, check_interventions
@@ -167,8 +168,8 @@ class SteerableModel:
 
     def _written_preset(self, name: str) -> Preset:
         presets = self._written_presets()
-        if name not in presets:
-            raise ValueError(f"there is no preset {name!r}; this model has {', '.join(sorted(presets)) or 'none'}")
+        if not isinstance(name, str) or name not in presets:
+            raise ValueError(f"there is no preset {shown(name)}; this model has {', '.join(sorted(presets)) or 'none'}")
         return presets[name]
 
 

@@ -6,12 +6,14 @@ import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from ..model.checks import as_number, check_type, is_whole, shown
 from ..model.configuration_mfn import MFNConfig, check_alpha, check_k
 from ..model.feature_names import parse_feature
 from .schedules import Schedule, Shape, resolve_steps
@@ -139,12 +141,12 @@ class MFNTrainingArguments(TrainingArguments):
     log_layers: bool = _option(False, "Log every figure per MFN layer, too.")
 
     def __post_init__(self) -> None:
+        self._check_types()
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would warn at every start
         self.trainable_features = parse_trainable_features(self.trainable_features)
         self._check_losses()
-        self._check_choices()
         self._check_numbers()
         self._check_k_and_alpha()
         self._check_optimizer()
@@ -171,11 +173,16 @@ class MFNTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor != 0:
             raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; MFN models are trained without")
 
-    def _check_choices(self) -> None:
-        for name, hint in get_type_hints(MFNTrainingArguments).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                allowed = ", ".join(get_args(hint))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {allowed}")
+    def _check_types(self) -> None:
+        """Checks the types of MFN's own options, and of those of the Trainer that are numbers or switches."""
+        for name, kind in get_type_hints(MFNTrainingArguments).items():
+            parts = set(get_args(kind) if get_origin(kind) is UnionType else [kind])
+            own = name in MFNTrainingArguments.__annotations__ and name != "trainable_features"
+            value = getattr(self, name)
+            if own or parts <= {int, float, bool, NoneType}:
+                check_type(name, value, kind)
+            if is_whole(value) or (own and isinstance(value, float)):
+                as_number(name, value)
 
     def _check_numbers(self) -> None:
         for name in ("alpha_anneal", "k_anneal", "mfn_warmup"):
@@ -199,8 +206,8 @@ class MFNTrainingArguments(TrainingArguments):
             raise ValueError(f"rate_floor is {self.rate_floor}; it is a share of rho, from 0 to 1")
 
     def _check_k_and_alpha(self) -> None:
-        check_alpha(self.alpha_start)
-        check_alpha(self.alpha_end)
+        check_alpha(self.alpha_start, "alpha_start")
+        check_alpha(self.alpha_end, "alpha_end")
         if (self.k_start is None) != (self.k_end is None):
             raise ValueError(f"k_start is {self.k_start} and k_end is {self.k_end}; give both or neither")
 
@@ -298,10 +305,12 @@ def parse_trainable_features(given: Any) -> dict[str, list[int]] | None:
         return None
     try:
         features = sorted({(int(layer), operator.index(index)) for layer, index in _pairs(given)})
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError):
         features = []
     if not features:
-        raise ValueError(f'trainable_features is {given!r}; it must name features, {{"6": [7, 9]}} or ["L6/7", "L6/9"]')
+        raise ValueError(
+            f'trainable_features is {shown(given)}; it must name features, {{"6": [7, 9]}} or ["L6/7", "L6/9"]'
+        )
     chosen: dict[str, list[int]] = {}
     for layer, index in features:
         chosen.setdefault(str(layer), []).append(index)

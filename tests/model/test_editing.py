@@ -469,7 +469,7 @@ def test_weights_that_cannot_be_edited():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pruned_features": {"1": [3]}}, r"pruned_features has layer 1; layers with features are \[0, 2\]"),
+        ({"pruned_features": {"1": [3]}}, r"pruned_features has layer '1'; layers with features are \[0, 2\]"),
         ({"pruned_features": {"0": [80]}}, "pruned_features has L0/80; features are 0 to 79"),
         ({"removed_decoder_rows": {"0": [3]}}, "removed_decoder_rows has L0/3, which is not in pruned_features"),
         (

@@ -213,7 +213,7 @@ def test_a_feature_that_is_not_there(model, feature, message):
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", [Clamp, Add, Scale])
 def test_a_number_that_is_not_finite(kind, number):
-    with pytest.raises(ValueError, match=f"{kind.__name__}.*{number}.*not finite"):
+    with pytest.raises(ValueError, match=f"(value|factor) of {kind.__name__} is {number}; it must be a finite number"):
         kind(number)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...model.checks import as_number, shown
 from ...model.feature_names import FeatureName, format_feature, parse_feature
 
 SOURCES = ("human", "imported", "automatic", "llm")
@@ -32,14 +34,18 @@ class Label:
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature", format_feature(*parse_feature(self.feature)))
         if not isinstance(self.label, str) or not self.label.strip():
-            raise ValueError(f"label of {self.feature} is {self.label!r}; it must be text that is not empty")
-        if not re.fullmatch(r"(?s)human|imported|automatic|llm:.+", self.source):
+            raise ValueError(f"label of {self.feature} is {shown(self.label)}; it must be text that is not empty")
+        if not isinstance(self.source, str) or not re.fullmatch(r"(?s)human|imported|automatic|llm:.+", self.source):
             raise ValueError(
-                f"source of the label of {self.feature} is {self.source!r}; "
+                f"source of the label of {self.feature} is {shown(self.source)}; "
                 "it must be human, imported, automatic or llm:MODEL"
             )
-        if self.score is not None and not math.isfinite(self.score):
-            raise ValueError(f"score of the label of {self.feature} is {self.score}; it must be a finite number")
+        if self.score is not None:
+            object.__setattr__(self, "score", as_number(f"score of the label of {self.feature}", self.score))
+        if not _is_json(self.details):
+            raise ValueError(
+                f"details of the label of {self.feature} are {shown(self.details)}; they must be a mapping of JSON"
+            )
         taken = {"feature", "label", "source", "score"} & set(self.details)
         if taken:
             raise ValueError(f"details of the label of {self.feature} cannot be called {', '.join(sorted(taken))}")
@@ -56,6 +62,14 @@ class Label:
             raise ValueError(f"{str(record)[:100]} is not a label; it needs a feature and a label")
         own = {name: record[name] for name in ("feature", "label", "source", "score") if name in record}
         return cls(**own, details={name: value for name, value in record.items() if name not in own})
+
+
+def _is_json(details: Any) -> bool:
+    """Returns True for a mapping that a file of labels can hold."""
+    try:
+        return isinstance(details, Mapping) and bool(json.dumps(dict(details)))
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 class Labels:

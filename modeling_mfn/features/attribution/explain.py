@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ...model.feature_names import is_whole
+from ...model.checks import is_whole
 from ...model.modes import frozen
 from ...model.sparse_code import SparseCode
 from .explanation import Explanation

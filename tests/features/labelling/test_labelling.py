@@ -269,6 +269,6 @@ def test_bad_input_is_named(built, data, options, message):
 
 def test_an_atlas_of_another_model_is_refused(built, data):
     model = planted.model()
-    model.config.num_features = 31
+    model.config.num_features = 33
     with pytest.raises(ValueError, match="the atlas is of layers"):
         label((model, built[1]), data)
