@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -62,10 +61,12 @@ def atlas(
     Example: mfn atlas gpt2-mfn-trained --text corpus.txt --tokens 1000000
     """
     from ..features.atlas import FeatureAtlas
+    from ..features.atlas.storage import check_atlas_folder
     from ..features.atlas.table import atlas_table, interesting_features
     from ..utils.processes import join_processes
 
     folder = _output_folder(model, output)
+    check_atlas_folder(folder)
     harvests = _must_harvest(folder, concepts is not None or labels is not None, resume, overwrite)
     reads = harvests or concepts is not None
     if reads and not text:
@@ -102,10 +103,7 @@ class _Reader(NamedTuple):
 def _output_folder(model: str, output: Path | None) -> Path:
     if output is None and not Path(model).is_dir():
         raise ValueError(f"{model} is not a folder to write an atlas into; name one: mfn atlas {model} OUTPUT ...")
-    folder = output if output is not None else Path(model)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; the output must be a folder")
-    return folder
+    return output if output is not None else Path(model)
 
 
 def _must_harvest(folder: Path, labels_given: bool, resume: bool, overwrite: bool) -> bool:
@@ -162,14 +160,14 @@ def _harvest(reader: _Reader, folder: Path, resume: bool, overwrite: bool) -> Fe
     """Builds the atlas. Labels by people are taken over from the atlas that it replaces."""
     from ..features.atlas import FeatureAtlas
     from ..features.atlas.schema import FOLDER
-    from ..features.atlas.storage import read_labels
+    from ..features.atlas.storage import read_labels, remove_harvest
     from ..utils.processes import join_processes
 
     process = join_processes()
     state_folder = folder / f".{FOLDER}-harvest"
     if overwrite and not resume:
         if process.is_main_process:
-            shutil.rmtree(state_folder, ignore_errors=True)
+            remove_harvest(state_folder)
         process.wait_for_everyone()
     model, tokenizer, windows, batch_size = reader
     made = FeatureAtlas.build(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..utils.files import new_folder
+from ..utils.files import check_space, new_folder
 from .options import Overwrite, console
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def convert(
 
     from ..model.modeling_mfn import MFNForCausalLM
 
-    with new_folder(output, overwrite, source=base) as folder:
+    with new_folder(output, overwrite, inputs=[base, *([calibrate_on] if calibrate_on else [])]) as folder:
+        check_space(folder, _bytes_of_weights(base))
         calibration = None if calibrate_on is None else _calibration_inputs(base, calibrate_on)
         with console.status(f"converting {base}"):
             model = MFNForCausalLM.from_base(
@@ -104,6 +105,11 @@ def _calibration_inputs(base: str, text: str) -> dict[str, Tensor]:
     window = min(CALIBRATION_WINDOW, positions)
     rows = pack(load_text([text]), AutoTokenizer.from_pretrained(base), window)
     return {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, CALIBRATION_ROWS)])}
+
+
+def _bytes_of_weights(base: str) -> int:
+    """Bytes of the base model's weights in a local folder; 1 where they are not known."""
+    return sum(file.stat().st_size for file in Path(base).glob("*.safetensors")) or 1
 
 
 def _parse_layers(layers: str) -> str | list[int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..utils.extras import needs
+from ..utils.files import check_space
 from .options import console
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ def _check(options: _Options, chosen: Sequence[str]) -> None:
     output, window = options.output, options.window
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; the output must be a folder")
+    for folder in (output, *filter(Path.is_dir, map(Path, options.models))):  # perplexities go next to the weights
+        check_space(folder)
     if options.base is not None and not options.train_texts:
         raise ValueError("base is given without train-text; baselines need text to learn from")
     if options.dense and options.source is None:

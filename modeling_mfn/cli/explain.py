@@ -35,7 +35,7 @@ def explain(
     from ..model.modeling_mfn import MFNForCausalLM
 
     if output is not None:
-        check_output(output, overwrite, source=model)
+        check_output(output, overwrite, inputs=[model])
     mfn = MFNForCausalLM.from_pretrained(model)
     atlas = find_atlas(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -43,5 +43,5 @@ def explain(
         explanation = explain_token(mfn, tokenizer, text, position, token=token, top=top, atlas=atlas)
     console.print(explanation.table())
     if output is not None:
-        with new_folder(output, overwrite, source=model) as folder:
+        with new_folder(output, overwrite, inputs=[model]) as folder:
             explanation.save(folder)

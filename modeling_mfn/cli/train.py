@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 from dataclasses import fields
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from ..utils.files import check_output
+from ..utils.files import begin_unfinished, check_output, check_space, is_filled, replace_folder, unfinished
 from .options import Overwrite, console
 
 if TYPE_CHECKING:
@@ -56,17 +55,32 @@ def train(
 
     Example: mfn train gpt2-mfn gpt2-mfn-trained --text corpus.txt --steps 2000
     """
-    if not resume:
-        check_output(output, overwrite, source=model)
-    arguments = _arguments(output, steps, batch_size, training)
+    folder = _training_folder(output, resume)
+    if not resume or folder != output:
+        check_output(output, overwrite or resume, inputs=[model, *text])
+    arguments = _arguments(folder, steps, batch_size, training)
     tokenizer, windows = _windows(model, text, text_column, split, window, arguments.seed)
     trainer = _trainer(model, arguments, windows, tokenizer)
-    if overwrite and not resume:
-        shutil.rmtree(output, ignore_errors=True)
+    check_space(folder, _bytes_of_a_checkpoint(trainer.model))
+    if folder != output and not resume:
+        begin_unfinished(output)
     trainer.train(resume_from_checkpoint=resume)
     _save(trainer, dtype)
+    if folder != output:
+        replace_folder(folder, output)
     alpha = trainer.model.config.alpha
     console.print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {alpha:g}")
+
+
+def _training_folder(output: Path, resume: bool) -> Path:
+    """Folder in which the training writes: beside an older model, which is replaced when the new one is complete."""
+    beside = unfinished(output)
+    return beside if (beside.exists() if resume else is_filled(output)) else output
+
+
+def _bytes_of_a_checkpoint(model: Any) -> int:
+    """Bytes of all weights and of the optimizer's two moments of those that are trained."""
+    return sum(each.nbytes * (3 if each.requires_grad else 1) for each in model.parameters())
 
 
 def _arguments(output: Path, steps: int, batch_size: int, training: dict[str, Any]) -> MFNTrainingArguments:

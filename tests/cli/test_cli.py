@@ -1,6 +1,7 @@
 """Tests of the command line, run as a user runs it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from modeling_mfn import Clamp
+from modeling_mfn import Clamp, MFNForCausalLM, MFNTrainer
 from modeling_mfn.cli.main import main
 
 
@@ -144,17 +145,90 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(folder, capsys, argumen
     assert not (folder / "out").exists()
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_overwrite_replaces_and_a_failure_keeps_the_old_folder(folder):
     mfn = converted(folder)
-    (mfn / "note").write_text("old")
-    weights = (mfn / "model.safetensors").read_bytes()
+    before = contents(folder)
     assert run("convert", folder / "base", mfn, "--num-features", 64, "--k", 99, "--overwrite") == 2
-    assert (mfn / "note").read_text() == "old"
-    assert (mfn / "model.safetensors").read_bytes() == weights
+    assert contents(folder) == before
     assert run("convert", folder / "base", mfn, "--num-features", 32, "--k", 8, "--overwrite") == 0
-    assert not (mfn / "note").exists()
     assert AutoModelForCausalLM.from_pretrained(mfn).config.num_features == 32
     assert {path.name for path in folder.iterdir()} == {"base", "mfn", "text.txt"}
+
+
+def test_overwrite_deletes_only_what_is_ours(folder, capsys, monkeypatch):
+    """No folder with an input, a stranger's file, the current folder or a home is replaced."""
+    project, small = folder / "project", ("--num-features", 32, "--k", 8, "--overwrite")
+    (project / "models").mkdir(parents=True)
+    shutil.move(folder / "base", project / "models" / "base")
+    shutil.move(folder / "text.txt", project / "corpus.txt")
+    base, text = project / "models" / "base", project / "corpus.txt"
+    mfn = project / "models" / "mfn"
+    assert run("convert", base, mfn, *small) == 0
+    (folder / "elsewhere").symlink_to(project / "models")
+    before = contents(folder)
+    train = ("--window", 16, "--steps", 1, "--overwrite", "--text", text)
+    for command, message in [
+        (("convert", base, project / "models", *small), f"contains {base}"),
+        (("convert", base, folder / "elsewhere", *small), f"contains {base}"),
+        (("train", mfn, project, *train), f"contains {mfn}"),
+        (("train", mfn, mfn, *train), "is the model itself"),
+        (("convert", base, mfn.parent / "mfn", "--calibrate-on", mfn, *small), "is the model itself, or its text"),
+        (("explain", mfn, "w5", "--output", project, "--overwrite"), f"contains {mfn}"),
+    ]:
+        assert run(*command) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert contents(folder) == before
+    other = folder / "other"
+    shutil.copytree(mfn, other)
+    (other / "checkpoint-3").mkdir()
+    for place in ("notes.md", "train.py", "checkpoint-3/notes.md"):
+        (other / place).write_text("mine")
+        assert run("convert", base, other, *small) == 2
+        assert f"other holds {place}, which mfn did not write" in " ".join(capsys.readouterr().err.split())
+        (other / place).unlink()
+    shutil.copytree(base, folder / "plain")
+    assert run("convert", base, folder / "plain", *small) == 2
+    assert "shows that mfn wrote it" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.chdir(other / "checkpoint-3")
+    assert run("convert", base, "..", *small) == 2
+    assert "contains the current folder" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(other))
+    assert run("convert", base, other, *small) == 2
+    assert "contains your home folder" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setenv("HOME", str(folder))
+    assert run("convert", base, other, *small) == 0
+    assert not (other / "checkpoint-3").exists()
+
+
+def test_a_training_replaces_an_older_model_last(folder, capsys, monkeypatch):
+    """A training that fails leaves the older model. It can be resumed, and replaces that model at its end."""
+    mfn, out = converted(folder), folder / "out"
+    command = ("train", mfn, out, "--text", folder / "text.txt", "--window", 16, "--batch-size", 4, "--save-steps", 1)
+    assert run(*command, "--steps", 1) == 0
+    before = contents(out)
+
+    def full(self, *args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MFNForCausalLM, "save_pretrained", full)
+        assert run(*command, "--steps", 2, "--overwrite") == 2
+    assert "No space left" in capsys.readouterr().err
+    assert contents(out) == before
+    assert run(*command, "--steps", 2, "--overwrite") == 0
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(MFNTrainer, "end_training", full)
+        assert run(*command, "--steps", 3, "--overwrite") == 2
+    assert not (out / "checkpoint-3").exists()
+    assert run(*command, "--steps", 3, "--resume") == 0
+    assert (out / "checkpoint-3").exists()
+    assert {path.name for path in folder.iterdir()} == {"base", "mfn", "text.txt", "out"}
 
 
 def test_damaged_weights_are_named(folder, capsys):

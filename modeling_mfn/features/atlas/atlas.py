@@ -56,6 +56,7 @@ class FeatureAtlas:
         self.labels = Labels() if labels is None else labels
         self._index = FeatureIndex(features)
         self._examples = examples  # a folder until the examples are asked for
+        self._harvest_state: Path | None = None
 
     @classmethod
     def build(
@@ -91,7 +92,7 @@ class FeatureAtlas:
             skip_first: Tokens at the start of each window that are left out of all statistics. Attention rests on the
                 first token. Its residual is like no other, and features that fire on it would seem frequent and strong.
             examples: Limits on the number of examples per feature and on their context.
-            state_folder: Folder that keeps the state of an interrupted harvest. It is removed in the end.
+            state_folder: Folder that keeps the state of the harvest. `save_pretrained` of the atlas removes it.
             resume: True to go on from the state in `state_folder`, if there is one. Model, data, settings and number of
                 processes must be the same. The result is the same, bit for bit.
             save_every: Windows between two savings of the state.
@@ -106,7 +107,9 @@ class FeatureAtlas:
         limits = examples or ExampleLimits()
         folder = None if state_folder is None else Path(state_folder)
         options = HarvestOptions(tokens, batch_size, skip_first, limits, folder, resume, save_every, progress)
-        return cls(*harvest_tables(model, tokenizer, dataset, options))
+        atlas = cls(*harvest_tables(model, tokenizer, dataset, options))
+        atlas._harvest_state = folder
+        return atlas
 
     @classmethod
     def from_pretrained(
@@ -134,6 +137,9 @@ class FeatureAtlas:
         If several processes built the atlas, let one of them save it.
         """
         storage.write_atlas(Path(folder), self.metadata, self.features, self.examples, self.labels)
+        if self._harvest_state is not None:
+            storage.remove_harvest(self._harvest_state)
+            self._harvest_state = None
 
     @cached_property
     def examples(self) -> pa.Table:

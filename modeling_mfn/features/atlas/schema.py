@@ -11,6 +11,8 @@ SCHEMA_VERSION = 1
 FOLDER = "features"
 METADATA_FILE, FEATURES_FILE = "atlas.json", "features.parquet"
 EXAMPLES_FILE, LABELS_FILE = "examples.parquet", "labels.json"
+HARVEST_FILES = "harvest-*-of-*.safetensors"
+"""Names of the files, one per process, that keep the state of a harvest."""
 
 BINS_PER_OCTAVE, FIRST_OCTAVE, LAST_OCTAVE = 4, -12, 16
 HISTOGRAM_EDGES = np.exp2(
@@ -135,6 +137,7 @@ def check_schema(table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
 __all__ = [
     "EXAMPLES",
     "FEATURES",
+    "HARVEST_FILES",
     "HISTOGRAM_EDGES",
     "NEURONPEDIA",
     "NUM_BINS",

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...utils.files import write_whole
+from ...utils.files import (
+    begin_unfinished,
+    check_space,
+    is_filled,
+    replace_folder,
+    trace_of_replacement,
+    write_whole,
+)
+from ...utils.ours import ATLAS, check_ours
 from .labels import Label, Labels
 from .schema import (
     EXAMPLES,
@@ -19,6 +27,7 @@ from .schema import (
     FEATURES,
     FEATURES_FILE,
     FOLDER,
+    HARVEST_FILES,
     LABELS_FILE,
     METADATA_FILE,
     SCHEMA_VERSION,
@@ -47,6 +56,8 @@ def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = N
         for folder in (given / FOLDER, given):
             if (folder / METADATA_FILE).is_file():
                 return folder
+        if trace := trace_of_replacement(given / FOLDER):
+            raise ValueError(trace)
         raise AtlasNotFoundError(f"{given} has no {FOLDER}/{METADATA_FILE}; the command `mfn atlas` writes an atlas")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -66,19 +77,38 @@ def find_folder(folder_or_repo: str | os.PathLike[str], revision: str | None = N
 
 def write_atlas(folder: Path, metadata: dict[str, Any], features: pa.Table, examples: pa.Table, labels: Labels) -> None:
     """Writes `folder/features/`; an earlier atlas there stays until the new one is complete."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; an atlas is saved into a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{FOLDER}-") as scratch:
-        made = Path(scratch) / FOLDER
-        made.mkdir()
+    check_atlas_folder(folder)
+    made = begin_unfinished(folder / FOLDER)
+    try:
         pq.write_table(features, made / FEATURES_FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
         pq.write_table(examples, made / EXAMPLES_FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
         write_labels(made / LABELS_FILE, labels)
         (made / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        if (folder / FOLDER).exists():
-            os.replace(folder / FOLDER, Path(scratch) / "replaced")
-        os.replace(made, folder / FOLDER)
+        replace_folder(made, folder / FOLDER)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def check_atlas_folder(folder: Path) -> None:
+    """Checks that an atlas can be written into a folder.
+
+    Raises:
+        ValueError: If the folder is a file, or its `features/` holds files that are not an atlas'.
+        OSError: If the folder is read-only, or the disk is full.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the output must be a folder")
+    if is_filled(folder / FOLDER):
+        check_ours(folder / FOLDER, ATLAS)
+    check_space(folder)
+
+
+def remove_harvest(folder: Path) -> None:
+    """Removes the states of a harvest from their folder, and the folder if nothing else is in it."""
+    for file in (*folder.glob(HARVEST_FILES), *folder.glob(f".{HARVEST_FILES}.part")):
+        file.unlink(missing_ok=True)
+    if folder.is_dir() and not is_filled(folder):
+        folder.rmdir()
 
 
 def write_labels(file: Path, labels: Labels) -> None:
@@ -138,11 +168,13 @@ def _read_json(file: Path) -> Any:
 
 __all__ = [
     "AtlasNotFoundError",
+    "check_atlas_folder",
     "find_folder",
     "read_examples",
     "read_features",
     "read_labels",
     "read_metadata",
+    "remove_harvest",
     "write_atlas",
     "write_labels",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import pyarrow as pa
 from ...data.tokens import token_text
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.version import __version__
-from ...utils.processes import join_processes
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
 from .harvest import HarvestOptions, harvest
@@ -48,13 +46,7 @@ def harvest_tables(model: MFNForCausalLM, tokenizer: Any, dataset: Any, options:
             f"no token is left to count: windows have at most {options.skip_first} tokens, and these are skipped"
         )
     state.sort_sources()
-    tables = _tables(state, model, tokenizer, options.skip_first)
-    if options.state_folder is not None:
-        process = join_processes()
-        process.wait_for_everyone()  # another process may still need its state
-        if process.is_main_process:
-            shutil.rmtree(options.state_folder, ignore_errors=True)
-    return tables
+    return _tables(state, model, tokenizer, options.skip_first)
 
 
 def _tables(state: HarvestState, model: MFNForCausalLM, tokenizer: Any, skip_first: int) -> AtlasTables:

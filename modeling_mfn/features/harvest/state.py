@@ -16,6 +16,7 @@ from accelerate.utils import broadcast
 from ...utils.files import write_whole
 from ...utils.processes import join_processes
 from ..atlas.records import ExampleLimits
+from ..atlas.schema import HARVEST_FILES
 from .firings import TokenBatch
 from .statistics import LayerStatistics
 
@@ -167,7 +168,7 @@ def own_file(folder: Path, resume: bool) -> Path:
     """
     process = join_processes()
     ending = f"-of-{process.num_processes:05d}.safetensors"
-    found = sorted(folder.glob("harvest-*-of-*.safetensors"))
+    found = sorted(folder.glob(HARVEST_FILES))
     if found and not resume:
         raise ValueError(f"{folder} holds an interrupted harvest; resume it (--resume), or begin it anew (--overwrite)")
     if others := [file for file in found if not file.name.endswith(ending)]:

@@ -1,0 +1,117 @@
+"""Files that this package writes, told by their names. A folder with any other file is never replaced."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+ATLAS = ("atlas.json", "features.parquet", "examples.parquet", "labels.json")
+MODEL = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model*.safetensors.index*.json"),
+    *("adapter_config.json", "adapter_model.safetensors", "README.md", "LICENSE*", "NOTICE*"),
+)
+TOKENIZER = (
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*", "*.jinja"),
+    *("vocab*", "merges.txt", "*.model", "*.spm", "*.codes", "*.tiktoken"),
+)
+TRAINING = (
+    *("training_record.json", "trainer_state.json", "training_args.bin", "feature_statistics.safetensors"),
+    *("optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "events.out.tfevents.*"),
+)
+RESULTS = ("evaluation.json", "explanation.json", "explanation.png", "explanation.svg", "figures.json")
+STATE = ("harvest-*-of-*.safetensors", "activations.json", "*.npy", ".*.part")
+FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE)
+FOLDERS = (
+    *("checkpoint-*", "features", "features.replaced", "features.unfinished", ".features-harvest"),
+    *("runs", "???[0-9][0-9]_[0-9][0-9]-[0-9][0-9]-[0-9][0-9]_*"),
+    *("additional_chat_templates", "model", "training", "cache", ".saving", ".saved", ".explanation-*", ".card-*"),
+)
+"""Folders inside an output, with those of a training's log and those that a killed command may leave."""
+MARKERS = (
+    *("training_record.json", "feature_statistics.safetensors", "atlas.json", "explanation.json", "activations.json"),
+    *("harvest-*-of-*.safetensors",),
+)
+"""Files that no other program writes."""
+RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
+
+
+def check_ours(folder: Path, names: Iterable[str] = FILES, marked: bool = True) -> None:
+    """Checks that this package wrote everything in a folder, so that it may be replaced.
+
+    Args:
+        folder: The folder.
+        names: Patterns of the names of its files.
+        marked: Ask for a file that only this package writes, too.
+
+    Raises:
+        ValueError: If the folder has a file of another name, or no file that only this package writes.
+    """
+    if foreign := next(_foreign(folder, tuple(names)), None):
+        raise ValueError(
+            f"{folder} holds {foreign.relative_to(folder)}, which mfn did not write, and is not replaced; move that "
+            "file away, or choose another folder"
+        )
+    if marked and not any(map(_is_marker, folder.rglob("*"))):
+        raise ValueError(f"no file in {folder} shows that mfn wrote it, and it is not replaced; choose another folder")
+
+
+def _foreign(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    code = _code(folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            if _matches(path.name, FOLDERS):
+                yield from _foreign(path, names)
+            elif path.name != "__pycache__":
+                yield path
+        elif not _matches(path.name, names) and path.name not in code:
+            yield path
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _is_marker(path: Path) -> bool:
+    if path.name == "config.json":
+        return _object(path).get("model_type") == "mfn"
+    return path.is_file() and _matches(path.name, MARKERS)
+
+
+def _code(folder: Path) -> set[str]:
+    """Names of the code files that a model or its tokenizer names in its config, and of those that they import."""
+    found: set[str] = set()
+    wanted = {name for file in ("config.json", "tokenizer_config.json") for name in _named_modules(folder / file)}
+    while wanted:
+        found |= wanted
+        imported = {
+            module
+            for name in wanted
+            if (folder / f"{name}.py").is_file()
+            for module in RELATIVE_IMPORT.findall((folder / f"{name}.py").read_text(encoding="utf-8", errors="replace"))
+        }
+        wanted = imported - found
+    return {f"{name}.py" for name in found}
+
+
+def _named_modules(file: Path) -> Iterator[str]:
+    named = _object(file).get("auto_map")
+    for target in named.values() if isinstance(named, dict) else ():
+        for each in target if isinstance(target, list) else (target,):
+            if isinstance(each, str):
+                yield each.partition(".")[0]
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """Content of a JSON file; {} if it holds no object. A damaged file says nothing of who wrote it."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+__all__ = ["ATLAS", "check_ours"]
