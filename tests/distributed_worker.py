@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import make_base, make_mfn
+from datasets import Dataset
 from safetensors.torch import save_file
 from trainings import rows
 
@@ -30,6 +31,18 @@ def allow_fsdp_on_cpu():
     PartialState.__init__ = as_if_on_gpus
 
 
+def poisoned(model, data):
+    """Makes the embedding of one token nan, and puts this token into a row of the second step and second process."""
+
+    def poison(module, arguments, embeddings):
+        return embeddings.masked_fill((arguments[0] == 1).unsqueeze(-1), torch.nan)
+
+    model.get_input_embeddings().register_forward_hook(poison)
+    columns = data.to_dict()
+    columns["input_ids"][16 + 12][3] = 1
+    return Dataset.from_dict(columns)
+
+
 def run_training(settings):
     """Trains a model and writes logs and weights into the output folder."""
     output = Path(settings["arguments"]["output_dir"])
@@ -41,6 +54,8 @@ def run_training(settings):
         short = [1] * 2 + [0] * 10
         masks = [short if place % 16 >= 8 else mask for place, mask in enumerate(data["attention_mask"])]
         data = data.remove_columns("attention_mask").add_column("attention_mask", masks)
+    if settings["poisoned"]:
+        data = poisoned(model, data)
     trainer = MFNTrainer(model, arguments, train_dataset=data)
     trainer.train(resume_from_checkpoint=settings["resume"])
     trainer.save_model()

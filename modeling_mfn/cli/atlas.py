@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from .loading import load_mfn
 from .options import console
 
 if TYPE_CHECKING:
@@ -149,11 +150,10 @@ def _open_reader(
     from transformers import AutoTokenizer
 
     from ..data.text import TextWindows
-    from ..model.modeling_mfn import MFNForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     windows = TextWindows(text, tokenizer, window, tokens, column, split)
-    return _Reader(MFNForCausalLM.from_pretrained(model), tokenizer, windows, batch_size)
+    return _Reader(load_mfn(model), tokenizer, windows, batch_size)
 
 
 def _harvest(reader: _Reader, folder: Path, resume: bool, overwrite: bool) -> FeatureAtlas:

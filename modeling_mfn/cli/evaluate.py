@@ -14,6 +14,7 @@ import typer
 
 from ..utils.extras import needs
 from ..utils.files import check_space
+from .loading import load_mfn, with_finite_weights
 from .options import console
 
 if TYPE_CHECKING:
@@ -243,12 +244,13 @@ def _load_models(options: _Options) -> _Models:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ..model.modeling_mfn import MFNForCausalLM
-
     return _Models(
-        [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in options.models],
-        [MFNForCausalLM.from_pretrained(each, dtype=torch.float32) for each in options.no_rate],
-        [AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in options.dense],
+        [load_mfn(each, dtype=torch.float32) for each in options.models],
+        [load_mfn(each, dtype=torch.float32) for each in options.no_rate],
+        [
+            with_finite_weights(AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32), each)
+            for each in options.dense
+        ],
         AutoTokenizer.from_pretrained(options.models[0]),
     )
 

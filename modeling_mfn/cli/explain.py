@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..utils.files import check_output, new_folder
+from .loading import load_mfn
 from .options import Overwrite, console
 
 
@@ -32,11 +33,10 @@ def explain(
 
     from ..features.atlas.atlas import find_atlas
     from ..features.attribution import explain as explain_token
-    from ..model.modeling_mfn import MFNForCausalLM
 
     if output is not None:
         check_output(output, overwrite, inputs=[model])
-    mfn = MFNForCausalLM.from_pretrained(model)
+    mfn = load_mfn(model)
     atlas = find_atlas(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     with console.status("tracing"):

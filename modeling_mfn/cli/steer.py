@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..model.feature_names import parse_feature
 from ..utils.display import for_terminal, visible, visible_lines
+from .loading import load_mfn
 from .options import console
 
 if TYPE_CHECKING:
@@ -56,14 +57,12 @@ def steer(
     """
     from transformers import AutoTokenizer
 
-    from ..model.modeling_mfn import MFNForCausalLM
-
     if not interventions and preset is None:
         raise ValueError("there is nothing to steer with; give --set, --preset or both")
     chosen = _read_settings(interventions or [], model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     inputs = tokenizer(prompt, return_tensors="pt")
-    mfn = MFNForCausalLM.from_pretrained(model)
+    mfn = load_mfn(model)
     _check_length(inputs["input_ids"].shape[1], max_new_tokens, mfn.config)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": sample}
     with mfn.steer(preset or {}, positions), mfn.steer(chosen, positions):

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..utils.files import begin_unfinished, check_output, check_space, is_filled, replace_folder, unfinished
+from .loading import load_mfn
 from .options import Overwrite, console
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def train(
 
     Example: mfn train gpt2-mfn gpt2-mfn-trained --text corpus.txt --steps 2000
     """
+    from ..training.progress import showing_progress
+
     folder = _training_folder(output, resume)
     if not resume or folder != output:
         check_output(output, overwrite or resume, inputs=[model, *text])
@@ -64,7 +67,8 @@ def train(
     check_space(folder, _bytes_of_a_checkpoint(trainer.model))
     if folder != output and not resume:
         begin_unfinished(output)
-    trainer.train(resume_from_checkpoint=resume)
+    with showing_progress(trainer):
+        trainer.train(resume_from_checkpoint=resume)
     _save(trainer, dtype)
     if folder != output:
         replace_folder(folder, output)
@@ -123,14 +127,10 @@ def _windows(
 def _trainer(model: str, arguments: MFNTrainingArguments, windows: Any, tokenizer: Any) -> Any:
     import torch
 
-    from ..model.modeling_mfn import MFNForCausalLM
-    from ..training.progress import show_progress
     from ..training.trainer import MFNTrainer
 
-    mfn = MFNForCausalLM.from_pretrained(model, dtype=torch.float32)  # small steps are lost in lower precision
-    trainer = MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
-    show_progress(trainer)
-    return trainer
+    mfn = load_mfn(model, dtype=torch.float32)  # small steps are lost in lower precision
+    return MFNTrainer(mfn, arguments, train_dataset=windows, processing_class=tokenizer)
 
 
 def _save(trainer: Any, dtype: str) -> None:

@@ -32,7 +32,7 @@ from ..model.interventions import Clamp
 from ..model.modeling_mfn import MFNForCausalLM
 from ..model.modes import as_base
 from ..training.activation_cache import ActivationCache, CachedResiduals
-from ..training.progress import show_progress
+from ..training.progress import showing_progress
 from ..training.record import write_record
 from ..training.trainer import MFNTrainer, MFNTrainingArguments
 from ..utils.display import visible_lines
@@ -177,8 +177,8 @@ def _train(
         MFNTrainer(model, arguments[1], train_dataset=material.train.skip(CACHED_WINDOWS)),
     ]
     for trainer, description in zip(trainers, ("MFN layers alone", "whole model"), strict=True):
-        show_progress(trainer, description)
-        trainer.train()
+        with showing_progress(trainer, description):
+            trainer.train()
     model.eval()
     shutil.rmtree(folder / "cache")
     tokens = (CACHED_WINDOWS * WINDOW, JOINT_STEPS * BATCH * WINDOW)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..data.windows import Windows, input_batches
+from ..model.masks import tokens_that_count
 from ..model.mfn_layer import MFNLayer
 from ..model.modeling_mfn import MFNForCausalLM
 from ..model.modes import evaluating
@@ -123,12 +124,11 @@ def activations_of(
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     with evaluating(model), _streams_before(model, chosen if residuals else ()) as streams:
         out = model.model(**inputs, output_codes=True, use_cache=False)
-    mask = inputs.get("attention_mask")
-    counted = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+    counted = tokens_that_count(inputs).bool()
     return TokenActivations(
         inputs["input_ids"].cpu().numpy(),
         counted.cpu().numpy(),
-        {layer: as_csr(out.codes[layer].tokens(mask)) for layer in chosen},
+        {layer: as_csr(out.codes[layer].tokens(counted)) for layer in chosen},
         {layer: h[counted.to(h.device)].float().cpu().numpy() for layer, h in streams.items()},
     )
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .configuration_mfn import EDITS, MFNConfig
+from .finite import non_finite_weight
+from .masks import tokens_that_count
 from .mfn_layer import mfn_parameters
 from .modes import as_base
 
@@ -129,6 +131,8 @@ def _check_weights(base: PreTrainedModel) -> None:
             f"the base model lies on {', '.join(sorted(devices))}; convert it on one device, save the MFN model, and "
             "load that with device_map"
         )
+    if (name := non_finite_weight(base)) is not None:
+        raise ValueError(f"weight {name} of the base model is not finite; the file is damaged, or training diverged")
 
 
 @torch.no_grad()
@@ -149,10 +153,14 @@ def _check_parity(model: Any, base: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _calibrate(model: Any, batch: Mapping[str, Tensor]) -> None:
+    counted = tokens_that_count(batch).bool()
+    if not counted.any():
+        raise ValueError("calibration has no token that counts: its attention_mask is 0 everywhere")
     with as_base(model):
-        reconstructions = model(**batch, logits_to_keep=1, output_reconstructions=True).reconstructions
-    mask = batch.get("attention_mask")
-    for layer, reconstruction in reconstructions.items():
-        h = reconstruction.residual
-        real = torch.ones(h.shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
-        model.mfn_layers[layer].calibrate(h[real.to(h.device)])
+        # without a cache, positions that start again keep packed texts apart
+        outputs = model(**batch, logits_to_keep=1, use_cache=False, output_reconstructions=True)
+    for layer, reconstruction in outputs.reconstructions.items():
+        h = reconstruction.residual[counted.to(reconstruction.residual.device)]
+        if not h.isfinite().all():
+            raise ValueError(f"residual streams of block {layer} are not finite on the tokens of calibration")
+        model.mfn_layers[layer].calibrate(h)

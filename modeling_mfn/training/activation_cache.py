@@ -150,8 +150,11 @@ def _inputs(windows: Mapping[str, Sequence[Any]], length: int, device: torch.dev
 
 def _as_stored(residual: Tensor, padding: Tensor, layer: int, dtype: str) -> np.ndarray:
     """Returns residual streams (B, T, d) in the dtype of the cache, 0 at padding (B, T)."""
+    given = residual.float().masked_fill(padding[..., None], 0).cpu().numpy()
+    if not np.isfinite(given).all():
+        raise ValueError(f"residuals of block {layer} are not finite; a weight is not, or is far too large")
     with np.errstate(over="ignore"):  # the check below reports it
-        stored = residual.float().masked_fill(padding[..., None], 0).cpu().numpy().astype(dtype)
+        stored = given.astype(dtype)
     if not np.isfinite(stored).all():
         raise ResidualsTooLarge(f'residuals of block {layer} are too large for {dtype}; use dtype="float32"')
     return stored

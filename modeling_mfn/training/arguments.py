@@ -20,6 +20,8 @@ from .schedules import Schedule, Shape, resolve_steps
 
 LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux", "streams", "named")
 """Parts of the objective; `lambda_<part>` is the weight of each."""
+OF_THE_MODEL = ("util", "streams")
+"""Parts that are not means over MFN layers."""
 AUX_SHARE = 1 / 32
 """lambda_aux as a share of lambda_recon, by default: the weight of AuxK in Gao et al. 2024."""
 ON_CACHED_RESIDUALS = {
@@ -138,6 +140,9 @@ class MFNTrainingArguments(TrainingArguments):
     k_anneal: float = _option(0.5, "Amount of training in which k moves, after the warm-up.")
     k_shape: Literal["linear", "cosine"] = _option("linear", "Shape of the path of k.")
 
+    skip_nonfinite_steps: int = _option(
+        0, "Steps with a loss or gradient that is not finite that a training leaves out. The next one stops it."
+    )
     log_layers: bool = _option(False, "Log every figure per MFN layer, too.")
 
     def __post_init__(self) -> None:
@@ -193,9 +198,9 @@ class MFNTrainingArguments(TrainingArguments):
         for name in ("stability_fraction", "mfn_learning_rate"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number above 0")
-        for name in ("rate_window", "aux_k"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1")
+        for name, least in (("rate_window", 1), ("aux_k", 1), ("skip_nonfinite_steps", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least {least}")
         if self.stability_fraction > 1:
             raise ValueError(f"stability_fraction is {self.stability_fraction}; it is a share, at most 1")
         if self.rho is not None and not 0 < self.rho < 1:

@@ -79,14 +79,19 @@ def _slope(values: Tensor, pre_activations: Tensor) -> Tensor:
     return (distance.abs() <= 0.5) / w
 
 
-def _bernoulli_kl(rates: Tensor, rho: float, least: float) -> Tensor:
-    """sum_i KL(Bernoulli(p_i) || Bernoulli(rho)). The value is exact at p = 0 and 1. The gradient is infinite there:
-    that at `least` and at 1 - `least` is taken instead."""
-    inside = rates.clamp(least, 1 - least)
-    gradient = (torch.log(inside / rho) - torch.log((1 - inside) / (1 - rho))).detach()
+def rate_divergence(rates: Tensor, rho: float) -> Tensor:
+    """sum_i KL(Bernoulli(p_i) || Bernoulli(rho)) of firing rates (m,), without a gradient; exact at p = 0 and 1."""
     p = rates.detach().clamp(0, 1)
     value = torch.special.xlogy(p, p / rho) + torch.special.xlogy(1 - p, (1 - p) / (1 - rho))
-    return value.sum() + (gradient * (rates - rates.detach())).sum()
+    return value.sum()
+
+
+def _bernoulli_kl(rates: Tensor, rho: float, least: float) -> Tensor:
+    """Divergence of firing rates, with its gradient. At p = 0 and 1 that is infinite: that at `least` and at
+    1 - `least` is taken instead."""
+    inside = rates.clamp(least, 1 - least)
+    gradient = (torch.log(inside / rho) - torch.log((1 - inside) / (1 - rho))).detach()
+    return rate_divergence(rates, rho) + (gradient * (rates - rates.detach())).sum()
 
 
 def competition_loss(code: SparseCode, mask: Tensor | None = None, normalize: bool = False) -> Tensor:
@@ -158,9 +163,7 @@ def distillation_loss(logits: Tensor, base_logits: Tensor, counted: Tensor) -> T
 
 def token_mean(per_token: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of (...) over the tokens that count; 0 if none counts."""
-    if mask is None:
-        return per_token.mean()
-    counts = mask.to(per_token)
+    counts = torch.ones_like(per_token) if mask is None else mask.to(per_token)
     # where() instead of a product: padding may hold inf or nan
     return torch.where(counts > 0, per_token, 0).sum() / counts.sum().clamp_min(1)
 
@@ -182,4 +185,11 @@ def _mean_square(code: SparseCode) -> Tensor:
     return (values.square().sum() / max(len(values), 1)).clamp_min(LEAST_MEAN_SQUARE)
 
 
-__all__ = ["competition_loss", "distillation_loss", "rate_loss", "reconstruction_loss", "stability_loss"]
+__all__ = [
+    "competition_loss",
+    "distillation_loss",
+    "rate_divergence",
+    "rate_loss",
+    "reconstruction_loss",
+    "stability_loss",
+]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..model.configuration_mfn import MFNConfig
 from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from ..model.sparse_code import SparseCode
-from .arguments import MFNTrainingArguments
+from .arguments import OF_THE_MODEL, MFNTrainingArguments
 from .distributed import gather_code, unshard_for_gradients
 from .losses import competition_loss, rate_loss, reconstruction_loss, stability_loss
 
@@ -50,6 +50,10 @@ class FeatureObjective:
     def rho(self) -> float:
         """Target firing rate."""
         return self.args.rho if self.args.rho is not None else self.config.k / self.config.num_features
+
+    def weight(self, part: str) -> float:
+        """Weight of a part of the objective in the whole loss; parts of layers are means over layers."""
+        return self.args.weight(part) * (1 if part in OF_THE_MODEL else len(self.config.layers))
 
     @property
     def aux_k(self) -> int:
@@ -158,14 +162,6 @@ class FeatureObjective:
         return reconstruction_loss(error, item.revived, mask)
 
 
-def tokens_that_count(batch: Mapping[str, Any]) -> Tensor:
-    """Mask (B, T) of a batch for the model, nonzero where a token counts."""
-    if batch.get("attention_mask") is not None:
-        return batch["attention_mask"]
-    tokens = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
-    return torch.ones(tokens.shape, dtype=torch.long, device=tokens.device)
-
-
 def choose(tokens: Tensor, share: float) -> Tensor:
     """Draws a share of tokens (N,) at random, at least one."""
     count = max(1, round(share * len(tokens)))
@@ -178,4 +174,4 @@ def tokens_of(code: SparseCode, chosen: Tensor) -> SparseCode:
     return code._replace(indices=code.indices.flatten(0, -2)[chosen], values=code.values.flatten(0, -2)[chosen])
 
 
-__all__ = ["FeatureObjective", "Perturbation", "choose", "tokens_of", "tokens_that_count"]
+__all__ = ["FeatureObjective", "Perturbation", "choose", "tokens_of"]

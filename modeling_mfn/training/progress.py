@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import (
@@ -47,11 +49,21 @@ class FeatureProgressCallback(ProgressCallback):
         self.training_bar.set_postfix_str(figures)
 
 
-def show_progress(trainer: Trainer, description: str = "training") -> None:
-    """Makes a trainer show one progress bar and print no logs. The logs stay in `trainer.state.log_history`."""
+@contextmanager
+def showing_progress(trainer: Trainer, description: str = "training") -> Iterator[None]:
+    """Makes a trainer show one progress bar and print no logs. The logs stay in `trainer.state.log_history`.
+
+    The bar ends with the context, also after an error.
+    """
     for own in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(own)
-    trainer.add_callback(FeatureProgressCallback(description))
+    progress = FeatureProgressCallback(description)
+    trainer.add_callback(progress)
+    try:
+        yield
+    finally:
+        if progress.training_bar is not None:
+            progress.training_bar.close()
 
 
-__all__ = ["FeatureProgressCallback", "show_progress"]
+__all__ = ["FeatureProgressCallback", "showing_progress"]

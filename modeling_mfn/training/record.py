@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -66,7 +67,15 @@ def write_record(folder: str | Path, args: MFNTrainingArguments, state: TrainerS
         "k": config.k,
         "figures": {name: value for name, value in figures.items() if name not in ("alpha", "k")},
     }
-    (Path(folder) / RECORD_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(_without_nan(record), indent=2, sort_keys=True, allow_nan=False)
+    (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    """Returns a value of JSON, null in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _chosen(args: MFNTrainingArguments) -> dict[str, Any]:

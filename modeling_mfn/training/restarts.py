@@ -42,11 +42,15 @@ class RestartCallback(TrainerCallback):
             error = layers[number].input_and_error(item)[1]
             self._errors[number] = error[mask.bool().to(error.device)]
 
+    def drop_step(self) -> None:
+        """Forgets the errors of the last batch."""
+        self._errors = {}
+
     def on_step_end(
         self, args: MFNTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Restarts dead features, before the step is logged and saved."""
-        if state.global_step % args.reinit_dead_every:
+        if state.global_step % args.reinit_dead_every or not self._errors:
             return
         layers, shared = kwargs["model"].mfn_layers, kwargs["model"].config.shared_decoder
         for group in [list(layers)] if shared else [[number] for number in layers]:

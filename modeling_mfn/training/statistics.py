@@ -64,6 +64,10 @@ class FeatureStatistics:
         self.common = torch.lerp(self.common, sums.standardised / tokens, newest)
         self.silent_for = torch.where(sums.fired > 0, 0, self.silent_for + tokens)
 
+    def drop_step(self) -> None:
+        """Forgets the batches since the last step."""
+        self._step = self._nothing
+
     def variation(self) -> list[float]:
         """Varying share of the residual stream per layer; 1 before any token was seen."""
         return varying_share(self.common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..model.masks import tokens_that_count
 from ..model.mfn_layer import mfn_parameters
 from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from .arguments import MFNTrainingArguments
@@ -20,17 +22,16 @@ from .distillation import base_outputs, streams_loss
 from .distributed import unshard_for_gradients
 from .feature_sums import FeatureSums
 from .losses import distillation_loss
-from .measurements import Measurements
+from .measurements import Evaluation, Measurements
 from .named_features import CONCEPTS, NamedFeatures
-from .objective import FeatureObjective, tokens_that_count
+from .objective import FeatureObjective
 from .record import find_complete_checkpoint, write_record
 from .restarts import RestartCallback
 from .statistics import FeatureStatistics
+from .step_guard import StepGuard, check_weights
 from .trainable_features import TrainableFeatures
 from .trained_parts import check_trained_parts, freeze_backbone, set_learning_rate
 
-OF_THE_MODEL = ("util", "streams")
-"""Losses that are not means over MFN layers."""
 OF_ALL_PROCESSES = ("rate", "comp")
 """Losses of the whole batch, which every process computes alike."""
 
@@ -105,7 +106,9 @@ class MFNTrainer(Trainer):
         # `objective` is the Trainer's own name for the figure of a hyperparameter search
         self.feature_objective = FeatureObjective(args, config)
         self.statistics = FeatureStatistics(config, args.rate_window, args.device)
-        self._in_training, self._in_evaluation = (Measurements(config, args.device) for _ in range(2))
+        self._in_training = Measurements(config, args.device)
+        self._in_evaluation = Evaluation(config, self.feature_objective, args.device)
+        self._guard = StepGuard(self.accelerator, args.skip_nonfinite_steps)
         self._restarts = RestartCallback(self.statistics) if args.reinit_dead_every else None
         own: list[TrainerCallback | None] = [
             ScheduleCallback(),
@@ -165,12 +168,14 @@ class MFNTrainer(Trainer):
         self.accelerator.end_training()
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Returns the batches of an optimizer step, and counts their real tokens in all processes."""
+        """Begins an optimizer step: returns its batches, and counts their real tokens in all processes."""
+        self._in_training.begin_step()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = torch.tensor(float(sum(int(tokens_that_count(batch).sum()) for batch in batches)), device=device)
-        self._tokens_in_step = reduce(tokens, "sum")
+        tokens = reduce(tokens, "sum")
         if self.args.include_num_input_tokens_seen == "no":  # otherwise the Trainer counts them itself
-            self.state.num_input_tokens_seen += int(self._tokens_in_step)
+            self.state.num_input_tokens_seen += int(tokens)
+        self._tokens_in_step = tokens.clamp_min(1)
         if num_items is not None:
             # without labels, as in text for features alone, the utility loss is 0 and not 0 / 0
             num_items = torch.as_tensor(num_items, device=device).clamp_min(1)
@@ -182,6 +187,19 @@ class MFNTrainer(Trainer):
         if self._chosen is not None:  # before gradients are clipped
             self._chosen.mask_gradients(self.model)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
+        """Returns the norm of the step's gradient, after dropping a step that is not finite.
+
+        Private to the Trainer, and called once between the gradients and the optimizer. Callbacks do not get the norm.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self._guard.is_finite(norm, self.state.global_step):
+            self.optimizer.zero_grad()  # without gradients the optimizer moves nothing
+            for part in (self._in_training, self.statistics, self._restarts):
+                if part is not None:
+                    part.drop_step()
+        return norm
 
     def compute_loss(
         self,
@@ -208,16 +226,18 @@ class MFNTrainer(Trainer):
                 layers[layer]["stab"] = loss
         share = self._share(mask, num_items_in_batch)
         parts |= self._means(layers, share)
-        named = {f"{name}_loss": part for name, part in parts.items()}
-        if self.args.log_layers:
-            for layer, losses in layers.items():
-                named |= {f"layer_{layer}/{name}_loss": loss * share for name, loss in losses.items()}
-        self._measure(named, sums, len(mask), num_items_in_batch)
-        if self._restarts is not None and self.model.training:
-            self._restarts.observe(self.model.mfn_layers, items, mask)
-        total = sum(
-            self.args.weight(name) * part * (1 if name in OF_THE_MODEL else len(layers)) for name, part in parts.items()
-        )
+        total: Any = sum(self.feature_objective.weight(name) * part for name, part in parts.items())
+        if self.model.training:
+            named = {f"{name}_loss": part for name, part in parts.items()}
+            if self.args.log_layers:
+                for layer, losses in layers.items():
+                    named |= {f"layer_{layer}/{name}_loss": loss * share for name, loss in losses.items()}
+            self._measure(named, sums, num_items_in_batch)
+            self._guard.observe(total, parts, layers)
+            if self._restarts is not None:
+                self._restarts.observe(self.model.mfn_layers, items, mask)
+        else:
+            self._in_evaluation.add_batch(parts, layers, sums, self._predicted(inputs, mask, num_items_in_batch))
         if not return_outputs:
             return total
         return total, type(outputs)(**{name: value for name, value in outputs.items() if name != "reconstructions"})
@@ -255,7 +275,8 @@ class MFNTrainer(Trainer):
         measured = None if self.model.training else labels
         outputs = model(**plain, labels=measured, reconstruction_request=inputs["reconstruction_request"])
         if measured is not None:
-            self._in_evaluation.add({"next_token_loss": outputs.loss}, len(measured), len(measured))
+            predicted = (measured[:, 1:] != -100).sum()
+            self._in_evaluation.add({"next_token_loss": outputs.loss}, predicted, predicted)
         mask = tokens_that_count(inputs)
         counted = (mask if labels is None else labels != -100)[:, 1:]
         parts = {"util": distillation_loss(outputs.logits[:, :-1], target.logits[:, :-1], counted)}
@@ -273,8 +294,8 @@ class MFNTrainer(Trainer):
         self, items: Mapping[int, Reconstruction], mask: Tensor, request: ReconstructionRequest, sums: FeatureSums
     ) -> dict[int, dict[str, Tensor]]:
         """Layer -> feature losses of this batch, without their lambdas."""
-        # an evaluation measures the same whatever was trained on before
-        variation = self.statistics.variation() if self.model.training else sums.variation()
+        # an evaluation divides by the share of all its tokens, at its end
+        variation = self.statistics.variation() if self.model.training else [1.0] * len(items)
         layers = {}
         for (layer, item), share in zip(items.items(), variation, strict=True):
             parts = self.feature_objective.losses(item, mask, request, share)
@@ -307,16 +328,20 @@ class MFNTrainer(Trainer):
             for name in next(iter(layers.values()))
         }
 
-    def _measure(self, named: Mapping[str, Tensor], sums: FeatureSums, rows: int, num_items: Any) -> None:
-        """Adds a batch to the figures of the training or of the evaluation."""
-        if self.model.training:
-            share_of_step = 1 / self.current_gradient_accumulation_steps
-            self._in_training.add(named, share_of_step if self._divides(num_items) else 1, share_of_step)
-            self._in_training.count(sums)
-            self.statistics.add(sums)
-        else:
-            self._in_evaluation.add(named, rows, rows)
-            self._in_evaluation.count(sums)
+    def _measure(self, named: Mapping[str, Tensor], sums: FeatureSums, num_items: Any) -> None:
+        """Adds a batch to the figures of the training."""
+        share_of_step = 1 / self.current_gradient_accumulation_steps
+        self._in_training.add(named, share_of_step if self._divides(num_items) else 1, share_of_step)
+        self._in_training.count(sums)
+        self.statistics.add(sums)
+
+    def _predicted(self, inputs: Mapping[str, Any], mask: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """Tokens that the utility loss of a batch in evaluation is a mean over."""
+        if num_items is not None:  # of all processes, unless each process averages on its own
+            across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return torch.as_tensor(num_items, device=mask.device) / across
+        labels = inputs.get("labels")
+        return (mask.bool() if labels is None else labels != -100)[:, 1:].sum()
 
     def prediction_step(
         self,
@@ -341,14 +366,17 @@ class MFNTrainer(Trainer):
             config = self.accelerator.unwrap_model(self.model).config
             logs |= {"alpha": config.alpha, "k": config.k}
             logs |= self._in_training.take(self.args.log_layers, dead=self.statistics.silent())
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # of a step that was left out
+            del logs["grad_norm"]
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Runs the evaluation, and adds the parts of the loss and the figures of the features to its metrics."""
-        self._in_evaluation = Measurements(self.model.config, self.args.device)
+        self._in_evaluation = Evaluation(self.model.config, self.feature_objective, self.args.device)
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         found = self._in_evaluation.take(self.args.log_layers)
+        output.metrics.pop(f"{prefix}_loss", None)  # a mean over batches
         output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         return output
 
@@ -357,7 +385,11 @@ class MFNTrainer(Trainer):
 
         A checkpoint also gets the statistics of the features. Both are written before the Trainer's state, so that a
         checkpoint with a state is complete, and before the Trainer pushes the folder.
+
+        Raises:
+            ValueError: if a weight is not finite; nothing is written then.
         """
+        check_weights(self.model)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,43 @@ def test_the_stability_loss_of_the_command_line(folder):  # noqa: F811
     assert expected["layer"] != expected["model"]
 
 
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_training_that_diverges_ends_with_one_line(folder, capsys, steps):  # noqa: F811
+    line = ("train", converted(folder), folder / "out", "--text", folder / "text.txt", *SHORT)
+    capsys.readouterr()
+    assert run(*line, "--steps", steps, "--learning-rate", 1e30, "--save-steps", 1) == 2
+    error = capsys.readouterr().err
+    assert [each for each in error.splitlines() if each.startswith("mfn: ")] == [error.splitlines()[-1]]
+    assert "not finite" in error
+    assert not list((folder / "out").glob("**/*.safetensors"))
+
+
+@pytest.mark.parametrize("weight", ["lm_head.weight", "model.backbone.layers.1.mfn.encoder.bias"])
+def test_no_verb_takes_a_model_whose_weights_are_not_finite(folder, capsys, weight):  # noqa: F811
+    source, text = converted(folder), ("--text", folder / "text.txt")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    with torch.no_grad():
+        model.get_parameter(weight).view(-1)[7] = torch.nan
+    model.save_pretrained(source)
+    for verb in (
+        ("train", source, folder / "out", *text, *SHORT),
+        ("atlas", source, *text, "--window", 16),
+        ("steer", source, "w5 w6", "--set", "L0/5=ablate"),
+        ("explain", source, "w5 w6"),
+        ("evaluate", source, "--output", folder / "results", *text, "--window", 16),
+        ("convert", folder / "damaged", folder / "out", "--num-features", 64),
+    ):
+        if verb[0] == "convert":
+            base = AutoModelForCausalLM.from_pretrained(folder / "base")
+            with torch.no_grad():
+                base.lm_head.weight[3, 7] = torch.inf
+            base.save_pretrained(folder / "damaged")
+        capsys.readouterr()
+        assert run(*verb) == 2, verb
+        assert "is not finite" in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "out").exists()
+
+
 def test_the_options_are_those_of_the_dataclass(folder, capsys, monkeypatch):  # noqa: F811
     """Options have the names and defaults of MFNTrainingArguments and may stand anywhere on the line.
 

@@ -34,7 +34,15 @@ FSDP = {
 
 
 def training(
-    folder, processes=1, padded=False, unequal=False, resume=None, base="llama-tied", codes="stream", **arguments
+    folder,
+    processes=1,
+    padded=False,
+    unequal=False,
+    poisoned=False,
+    resume=None,
+    base="llama-tied",
+    codes="stream",
+    **arguments,
 ):
     """Returns the worker's settings of a training with 16 rows per step."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,8 +59,8 @@ def training(
         "disable_tqdm": True,
         "train_sampling_strategy": "sequential",
     }
-    model = {"base": base, "codes": codes}
-    return {"arguments": defaults | arguments, "padded": padded, "unequal": unequal, "resume": resume} | model
+    data = {"padded": padded, "unequal": unequal, "poisoned": poisoned}
+    return {"arguments": defaults | arguments, "resume": resume, "base": base, "codes": codes} | data
 
 
 def command(folder, trainings, processes=1):
@@ -97,6 +105,9 @@ LOSSES = {
         "padded": True, "unequal": True, "alpha_start": 0.5, "lambda_recon": 0.0, "lambda_util": 0.0,
         "lambda_aux": 0.0, "lambda_rate": 0.5, "lambda_comp": 50.0, "learning_rate": 0.5,
     },
+    "nan in one process": {
+        "padded": False, "poisoned": True, "skip_nonfinite_steps": 1, "alpha_start": 0.5, "rate_floor": 1.0,
+    },
 }  # fmt: skip
 HALF_WAY = {"alpha_start": 0.5, "rate_floor": 1.0, "codes": "update", **FIVE}
 # no gradient reaches a block's output in the warm-up and in the second pass
@@ -133,7 +144,10 @@ def test_two_processes_have_the_losses_of_one(tmp_path, two_processes, name):
     (one, expected), (two, weights) = in_this_process(tmp_path, **LOSSES[name]), result(two_processes / name)
     assert len(one) == len(two) == 4
     for ours, theirs in zip(two, one, strict=True):
-        for part in set(PARTS) & set(theirs):
+        assert set(ours) == set(theirs)
+        of_features = "active_features" in theirs  # otherwise the step was left out
+        assert of_features or name == "nan in one process"
+        for part in set(PARTS) & set(theirs) if of_features else ():
             assert ours[part] == pytest.approx(theirs[part], rel=1e-5, abs=1e-6), part
     for parameter, tensor in expected.items():
         torch.testing.assert_close(weights[parameter], tensor, atol=1e-4, rtol=1e-4)

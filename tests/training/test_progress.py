@@ -7,7 +7,7 @@ from trainings import arguments, rows
 from transformers import PrinterCallback, ProgressCallback
 
 from modeling_mfn import MFNTrainer
-from modeling_mfn.training.progress import FeatureProgressCallback, show_progress
+from modeling_mfn.training.progress import FeatureProgressCallback, showing_progress
 
 
 def test_one_bar_has_the_loss_and_explained_variance(tmp_path, capsys):
@@ -18,11 +18,11 @@ def test_one_bar_has_the_loss_and_explained_variance(tmp_path, capsys):
         trainer = MFNTrainer(
             make_mfn(make_base("llama-tied"), alpha=0.0), args, train_dataset=rows(16), eval_dataset=rows(4)
         )
-        show_progress(trainer, "learning")
-        shown = [each for each in trainer.callback_handler.callbacks if isinstance(each, ProgressCallback)]
-        assert [type(each) for each in shown] == [FeatureProgressCallback]
-        assert not any(isinstance(each, PrinterCallback) for each in trainer.callback_handler.callbacks)
-        trainer.train()
+        with showing_progress(trainer, "learning"):
+            shown = [each for each in trainer.callback_handler.callbacks if isinstance(each, ProgressCallback)]
+            assert [type(each) for each in shown] == [FeatureProgressCallback]
+            assert not any(isinstance(each, PrinterCallback) for each in trainer.callback_handler.callbacks)
+            trainer.train()
         printed = capsys.readouterr()
         assert printed.out == ""
         assert "{" not in printed.err

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import make_base, make_mfn
+from datasets import Dataset
 from trainings import arguments, history, rows
 
 from modeling_mfn import MFNTrainer
@@ -18,18 +19,49 @@ def test_evaluation_reports_the_parts(tmp_path):
     batch = {name: torch.tensor(data[name]) for name in data.column_names}
     out = model(**batch, output_reconstructions=True)
     shares = []
-    for item in out.reconstructions.values():  # batches of 8 rows, padding left out
-        for half in (slice(8), slice(8, 16)):
-            h, h_hat = (of[half][batch["attention_mask"][half].bool()].double() for of in item[:2])
-            std = h.std(-1, unbiased=False, keepdim=True)
-            x, error = (h - h.mean(-1, keepdim=True)) / std, (h - h_hat) / std
-            shares.append(error.square().sum(-1).mean() / x.var(0).sum())
+    for item in out.reconstructions.values():  # padding left out
+        h, h_hat = (of[batch["attention_mask"].bool()].double() for of in item[:2])
+        std = h.std(-1, unbiased=False, keepdim=True)
+        x, error = (h - h.mean(-1, keepdim=True)) / std, (h - h_hat) / std
+        shares.append(error.square().sum(-1).mean() / x.var(0).sum())
     assert metrics["eval_recon_loss"] == pytest.approx(torch.stack(shares).mean().item(), rel=1e-4)
     # the losses of 3 layers add up, and their mean is reported
     assert metrics["eval_loss"] == pytest.approx(
         0.5 * 3 * metrics["eval_recon_loss"] + 2 * metrics["eval_util_loss"], rel=1e-5
     )
     assert trainer.predict(data).predictions.shape == (16, 12, 96)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
+@pytest.mark.parametrize("settings", [{}, {"util_target": "kl", "trainable": "mfn", "lambda_streams": 1.0}])
+def test_an_evaluation_is_the_same_in_batches_of_any_size(tmp_path, name, settings):
+    """Rows differ in padding, and some have no label at all."""
+    model, data = make_mfn(make_base(name), alpha=0.5, k=6), rows(16, padded=True).to_dict()
+    data["labels"][3:6] = [[-100] * 12] * 3
+    results = []
+    for size in (1, 3, 16):
+        args = arguments(tmp_path, lambda_rate=0.1, per_device_eval_batch_size=size, log_layers=True, **settings)
+        metrics = MFNTrainer(model, args, eval_dataset=Dataset.from_dict(data)).evaluate()
+        results.append({name: value for name, value in metrics.items() if not name.endswith(("time", "second"))})
+    assert {"eval_loss", "eval_util_loss", "eval_recon_loss", "eval_rate_loss"} <= set(results[0])
+    for found in results[1:]:
+        assert found == pytest.approx(results[0], rel=1e-4)
+
+
+def test_labels_that_do_not_count_have_no_share_in_an_evaluation(tmp_path):
+    """The loss is the cross entropy per label, computed here; without any label there is none."""
+    model, data = make_mfn(make_base("llama-tied"), alpha=0.0, k=6), rows(16).to_dict()
+    data["labels"][4:9] = [[-100] * 12] * 5
+    args = arguments(tmp_path, per_device_eval_batch_size=4)
+    some = MFNTrainer(model, args, eval_dataset=Dataset.from_dict(data)).evaluate()
+    labels = torch.tensor(data["labels"])[:, 1:]
+    logits = model(torch.tensor(data["input_ids"])).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert some["eval_util_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    none = MFNTrainer(model, args, eval_dataset=Dataset.from_dict(data | {"labels": [[-100] * 12] * 16})).evaluate()
+    assert none["eval_recon_loss"] == pytest.approx(some["eval_recon_loss"])
+    assert none["eval_loss"] == pytest.approx(3 * some["eval_recon_loss"])
+    assert "eval_util_loss" not in none
 
 
 def test_evaluation_counts_what_the_features_do(tmp_path):

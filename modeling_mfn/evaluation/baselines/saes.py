@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from ...model.modeling_mfn import MFNForCausalLM
 from ...training.activation_cache import ActivationCache, CachedResiduals
 from ...training.arguments import MFNTrainingArguments
-from ...training.progress import show_progress
+from ...training.progress import showing_progress
 from ...training.trainer import MFNTrainer
 
 CALIBRATION_WINDOWS = 16
@@ -185,8 +185,8 @@ def train_sae(
         }
         chosen = MFNTrainingArguments(**(settings | RECIPE | arguments | RECONSTRUCTION_ALONE))
         trainer = MFNTrainer(layers, chosen, train_dataset=Subset(cache, rows))
-        show_progress(trainer, "SAE")
-        trainer.train()
+        with showing_progress(trainer, "SAE"):
+            trainer.train()
     layers.to(device, dtype)
     sae.eval()
 

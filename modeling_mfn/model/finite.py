@@ -1,0 +1,34 @@
+"""Weights that a model can compute with: neither NaN nor infinite, nor so large that their norm is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SUMMABLE_BYTES = 2
+"""Bytes of the narrowest floating-point numbers that norms are taken of; packed weights of fewer bits are left out."""
+
+
+@torch.no_grad()
+def non_finite_weight(model: nn.Module) -> str | None:
+    """Returns the name of the first parameter whose norm is not finite in float32, or `None`.
+
+    Every process of a sharded model must call it.
+    """
+    return next((name for name, each in model.named_parameters() if not _has_finite_norm(each)), None)
+
+
+def _has_finite_norm(weight: Tensor) -> bool:
+    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < SUMMABLE_BYTES:
+        return True
+    norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    return bool(whole(norm).isfinite())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor that FSDP2 may have spread over processes as one tensor."""
+    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return full
+
+
+__all__ = ["non_finite_weight", "whole"]
