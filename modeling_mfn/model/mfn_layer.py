@@ -136,8 +136,7 @@ class MFNLayer(AdapterCopy):
     def forward(self, h: Tensor, mfn_pass: MFNPass | None = None) -> Tensor:
         """Blends the residual stream with its reconstruction, eqs. 1 to 3: (B, T, d) -> (B, T, d)."""
         mfn_pass = mfn_pass or MFNPass()
-        alpha = self.config.alpha
-        if alpha == 0 and not mfn_pass.collects and not torch.is_grad_enabled():
+        if self.alpha == 0 and not mfn_pass.collects and not torch.is_grad_enabled():
             return h
         u = self.coded_part(h, mfn_pass)
         read = self.standardise(u)
@@ -164,7 +163,7 @@ class MFNLayer(AdapterCopy):
         """h' = alpha h_hat + (1 - alpha) h, exact at both ends."""
         before = mfn_pass.stream_before(self.layer_index)
         h_hat = u_hat if before is None else before.to(h.device) + u_hat
-        return torch.lerp(h, h_hat.to(h.dtype), self.config.alpha)
+        return torch.lerp(h, h_hat.to(h.dtype), self.alpha)
 
     def standardise(self, h: Tensor) -> Standardised:
         """Returns the encoder's input for a residual stream (..., d), with the mean and std taken out of it, if any."""
@@ -202,12 +201,12 @@ class MFNLayer(AdapterCopy):
     @property
     def _chosen_by_encoder(self) -> int:
         """C, features of the first round: all K of eq. 1, less those of further rounds."""
-        return self.config.k - (self._rounds - 1) * (self.config.k // self._rounds)
+        return self.k - (self._rounds - 1) * (self.k // self._rounds)
 
     @property
     def _rounds(self) -> int:
         """Rounds that choose at least one feature each."""
-        return min(self.config.coding_rounds, self.config.k)
+        return min(self.config.coding_rounds, self.k)
 
     def _complete(self, code: SparseCode, x: Tensor, chosen: Tensor | None = None) -> SparseCode:
         """Completes the code (..., C) of the first round: -> (..., K). `chosen` is as in [`pursue`]."""
@@ -215,7 +214,7 @@ class MFNLayer(AdapterCopy):
         if not config.codes_by_pursuit:
             return code
         target = x if self.decoder.bias is None else x - self.decoder.bias
-        per_round = config.k // self._rounds
+        per_round = self.k // self._rounds
         return pursue(code, target, self.directions(), self._rounds, per_round, config.refine_steps, chosen)
 
     def _mixture(self, code: SparseCode) -> Tensor:
@@ -245,7 +244,7 @@ class MFNLayer(AdapterCopy):
         if self.layer_index in mfn_pass.edits:
             edited = mfn_pass.edit(self.layer_index, through)
             return edited, read.undo(self._mixture(edited)), reconstruction
-        if self.config.alpha == 0 and request.reaches_all:
+        if self.alpha == 0 and request.reaches_all:
             return through, h, reconstruction  # a gradient of 0 needs no graph here; the loss has its own
         if through is z:
             return z, read.undo(x_hat), reconstruction

@@ -14,12 +14,13 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .configuration_mfn import MFNConfig
+from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_weights
 from .families import family_of
 from .feature_editing import FeatureEditing
 from .mfn_layer import FeatureDecoder, MFNLayer
 from .mfn_pass import EMBEDDINGS, MFNPass, Reconstruction
+from .peft_copies import AdapterCopy, show_settings
 from .sparse_code import SparseCode
 from .steerable import SteerableModel
 from .steering import edits_in_force, generating
@@ -89,7 +90,7 @@ def _leave_embeddings(block: nn.Module, arguments: tuple[Tensor, ...], options: 
 class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
     """Base class of MFN models: MFN layers, editing, steering, and what transformers asks of an architecture."""
 
-    config: MFNConfig
+    config_class = MFNConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_flash_attn = True
@@ -98,6 +99,17 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
+
+    @property
+    def config(self) -> MFNConfig:
+        """The model's config. With PEFT adapters its alpha and k are those of the adapter or model in force."""
+        if AdapterCopy.any_own and hasattr(self.base_model, "backbone"):
+            show_settings(self._config, list(self._layers(self._config).values()))
+        return self._config
+
+    @config.setter
+    def config(self, config: MFNConfig) -> None:
+        self._config = config
 
     def initialize_weights(self) -> None:
         """Sets starting weights of MFN layers and backbone that no checkpoint gave."""
@@ -146,16 +158,25 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
     @property
     def mfn_layers(self) -> dict[int, MFNLayer]:
         """MFN layers by block index, in order."""
-        blocks = getattr(self.base_model.backbone, family_of(self.config.text_config).blocks)
-        return {layer: blocks[layer].mfn for layer in self.config.layers}
+        return self._layers(self.config)
+
+    def _layers(self, config: MFNConfig) -> dict[int, MFNLayer]:
+        blocks = getattr(self.base_model.backbone, family_of(config.text_config).blocks)
+        return {layer: blocks[layer].mfn for layer in config.layers}
 
     def set_blend(self, alpha: float) -> None:
         """Sets alpha of eq. 3, in [0, 1], for all MFN layers and in the config."""
-        self.config.alpha = alpha
+        self._change_settings(check_alpha(alpha), self.config.k)
 
     def set_k(self, k: int) -> None:
         """Sets K of eq. 1, from 1 to num_features, for all MFN layers and in the config."""
-        self.config.k = k
+        self._change_settings(self.config.alpha, check_k(k, self.config.num_features, self.config.most_removed))
+
+    def _change_settings(self, alpha: float, k: int) -> None:
+        for layer in self.mfn_layers.values():
+            if layer.own is not None:  # belongs to an adapter, or to a model with adapters
+                layer.take(alpha, k)
+        self.config.alpha, self.config.k = alpha, k
 
 
 class MFNModel(MFNPreTrainedModel):

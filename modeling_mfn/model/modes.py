@@ -11,19 +11,20 @@ import torch
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Puts a model into evaluation mode, and back into its mode afterwards."""
-    was_training = model.training
+    """Puts a model into evaluation mode, and each of its modules back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 @contextmanager
 def at_alpha(model: Any, alpha: float) -> Iterator[None]:
     """Sets a model's alpha, in [0, 1], and sets it back afterwards."""
-    before = model.config.alpha
+    before = next(iter(model.mfn_layers.values())).alpha
     model.set_blend(alpha)
     try:
         yield
@@ -41,18 +42,14 @@ def as_base(model: Any) -> Iterator[None]:
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """Puts a model into evaluation mode with gradients for codes and inputs alone, not for its parameters."""
-    training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     model.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 __all__ = ["as_base", "at_alpha", "evaluating", "frozen"]

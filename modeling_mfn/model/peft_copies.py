@@ -1,10 +1,10 @@
-"""Copies of an MFN layer that PEFT's `modules_to_save` makes: they follow their model and save its alpha and k."""
+"""Copies of an MFN layer that PEFT's `modules_to_save` makes: each has an alpha and a k of its own, and saves them."""
 
 from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,37 +16,117 @@ SETTINGS = "_extra_state"
 tensor of the module behind it."""
 
 
+class Settings(NamedTuple):
+    """Alpha and k, which an adapter brings with its MFN layers."""
+
+    alpha: float
+    k: int
+
+
 class AdapterCopy(nn.Module):
     """Base class of the MFN layer that lets PEFT copy and save it.
 
-    A model keeps alpha and k in its config, not in its state dict. A PEFT folder has no such config, so the copied
-    layer saves both among its weights, and loading sets them in the model's config.
+    A model keeps alpha and k in its config, not in its state dict. PEFT copies a layer for each adapter, keeps the
+    original for the model without adapters, and calls one of them. So from then on each of them has its own alpha and
+    k. A PEFT folder has no config of the model, so a copied layer saves both among its weights.
+
+    `merge_and_unload` keeps the copy. `unload` brings the original back: PEFT asks a copied layer for that as it asks
+    its own layers, by `merge`, `base_layer` and `get_base_layer`.
     """
 
     config: MFNConfig
+    own: Settings | None = None
+    """Alpha and k of this layer; `None` where those of the config hold."""
+    any_own: ClassVar[bool] = False
+    """True once any layer of this process has its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._original: list[AdapterCopy] = []
+        """Layer that this one was copied from. In a list, as it is no part of this layer."""
+
+    @property
+    def alpha(self) -> float:
+        """Blend of eq. 3."""
+        return self.config.alpha if self.own is None else self.own.alpha
+
+    @property
+    def k(self) -> int:
+        """K of eq. 1."""
+        return self.config.k if self.own is None else self.own.k
+
+    def take(self, alpha: float, k: int) -> None:
+        """Gives the layer its own alpha and k."""
+        self.own = Settings(alpha, k)
+        AdapterCopy.any_own = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdapterCopy:
-        if not memo:  # the layer alone is copied, not its model: the copy goes on reading the model's config
+        alone = not memo
+        if alone:  # without its model: the copy goes on reading the model's config
             memo[id(self.config)] = self.config
+            self.take(self.alpha, self.k)
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        if alone:
+            copied._original = [self]
         return copied
+
+    @property
+    def base_layer(self) -> AdapterCopy:
+        """Layer that this one was copied from."""
+        if not self._original:
+            raise AttributeError("base_layer")
+        return self._original[0]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Puts this layer in the place of the one that it was copied from."""
+        self._original = []
+
+    def get_base_layer(self) -> AdapterCopy:
+        """Returns the layer that stays when PEFT unloads its adapters."""
+        return self._original[0] if self._original else self
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # PEFT asks the layer alone for its names, and the model for their values
         if not prefix or ".modules_to_save." in prefix:
-            text = json.dumps({"alpha": self.config.alpha, "k": self.config.k})
+            text = json.dumps({"alpha": self.alpha, "k": self.k})
             # bytes: no cast rounds them, and every device can hold them
             destination[prefix + SETTINGS] = torch.tensor(list(text.encode()), dtype=torch.uint8)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        settings = state_dict.pop(prefix + SETTINGS, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if settings is not None:
-            given = json.loads(bytes(settings.tolist()))
-            check_k(given["k"], self.config.num_features, self.config.most_removed)
-            self.config.alpha, self.config.k = check_alpha(given["alpha"]), given["k"]
+    def set_extra_state(self, state: Tensor) -> None:
+        """Sets alpha and k that an adapter brings."""
+        given = json.loads(bytes(state.to(torch.uint8).tolist()))
+        check_k(given["k"], self.config.num_features, self.config.most_removed)
+        self.take(check_alpha(given["alpha"]), given["k"])
+        self.config.alpha, self.config.k = self.alpha, self.k
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        *further: Any,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *further)
+        if prefix + SETTINGS in missing_keys:  # a model has them in its config
+            missing_keys.remove(prefix + SETTINGS)
 
 
-__all__ = ["AdapterCopy"]
+def show_settings(config: MFNConfig, layers: list[Any]) -> None:
+    """Makes a model's config show alpha and k of the layers in force.
+
+    Args:
+        config: config of the model.
+        layers: its MFN layers, or PEFT's wrappers around them, which pass attributes on to the layer in force.
+    """
+    for layer in layers:
+        if layer.own is not None:
+            config.alpha, config.k = layer.own
+            if isinstance(layer, AdapterCopy):  # no adapter wraps it any longer
+                layer.own = None
+
+
+__all__ = ["AdapterCopy", "show_settings"]

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from conftest import make_base, make_mfn, tokens
+from conftest import enable_checkpointing, make_base, make_mfn, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers_for_tests import numbered_words
 from trainings import arguments, rows
 from transformers import AutoModelForCausalLM
 
 from modeling_mfn import Clamp, MFNTrainer, explain
+from modeling_mfn.model.modes import as_base
 
 TEXT = "w9 w33 w5 w71 w20 w9 w60"
 
@@ -97,6 +98,106 @@ def test_an_adapter_brings_its_alpha_and_k_in_any_precision(family_base, tmp_pat
     merged = loaded.merge_and_unload()
     assert set(merged.state_dict()) == names
     assert (merged.config.alpha, merged.config.k) == (0.3, 5)
+
+
+def perturbed(adapted):
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    return adapted
+
+
+@pytest.mark.parametrize("reentrant", [None, False], ids=["", "checkpointing"])
+def test_without_its_adapter_the_model_is_as_it_was(model, reentrant):
+    """An adapter's alpha and k come and go with it: DPO takes its reference from `disable_adapter`."""
+    batch, labels = tokens(2, 6), tokens(2, 6)["input_ids"]
+    model.set_blend(0.2)
+    before = model(**batch).logits
+    adapted = perturbed(get_peft_model(model, lora(model, modules_to_save=["mfn"], init_lora_weights=False)))
+    if reentrant is not None:
+        adapted.train()
+        for module in adapted.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        enable_checkpointing(model, {"use_reentrant": reentrant})
+    adapted.set_blend(0.7)
+    adapted.set_k(3)
+    out = adapted(**batch, labels=labels)
+    with adapted.disable_adapter(), torch.no_grad():
+        assert torch.equal(adapted(**batch).logits, before)
+        assert (model.config.alpha, model.config.k) == (0.2, 8)
+        with as_base(adapted):
+            adapted(**batch)
+        assert torch.equal(adapted(**batch).logits, before)
+    out.loss.backward()  # blocks that run again have the adapter's alpha
+    found = {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
+    adapted.zero_grad()
+    again = adapted(**batch, labels=labels)
+    assert torch.equal(again.logits, out.logits)
+    assert (adapted.config.alpha, adapted.config.k) == (0.7, 3)
+    again.loss.backward()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, adapted.get_parameter(name).grad)
+    merged = copy.deepcopy(adapted).eval().merge_and_unload()
+    assert (merged.config.alpha, merged.config.k) == (0.7, 3)
+    torch.testing.assert_close(merged(**batch).logits, out.logits)
+    plain = adapted.unload()
+    assert (plain.config.alpha, plain.config.k) == (0.2, 8)
+    assert torch.equal(plain(**batch).logits, before)
+    plain.config.alpha = 0.0  # an ordinary model again
+    assert not torch.allclose(plain(**batch).logits, before)
+
+
+def test_each_of_several_adapters_has_its_own_alpha_and_k(model, tmp_path):
+    batch, expected = tokens(2, 6), {}
+    model.set_blend(0.0)
+    model.save_pretrained(tmp_path / "model")
+    expected["none"] = model(**batch).logits
+    for number, name in enumerate(("default", "other")):
+        torch.manual_seed(number)
+        settings = lora(model, modules_to_save=["mfn"], init_lora_weights=False)
+        adapted = perturbed(get_peft_model(copy.deepcopy(model), settings))
+        adapted.set_blend(0.3 + 0.5 * number)
+        adapted.set_k(3 + number)
+        expected[name] = adapted(**batch).logits
+        adapted.save_pretrained(tmp_path / name)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "default")
+    loaded.load_adapter(tmp_path / "other", "other")
+    for name in ("default", "other", "default"):
+        loaded.set_adapter(name)
+        torch.testing.assert_close(loaded(**batch).logits, expected[name])
+        assert loaded.config.alpha == (0.3 if name == "default" else 0.8)
+        with loaded.disable_adapter():
+            assert torch.equal(loaded(**batch).logits, expected["none"])
+    loaded.save_pretrained(tmp_path / "both")
+    again = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "both" / "other")
+    torch.testing.assert_close(again(**batch).logits, expected["other"])
+    loaded.delete_adapter("default")
+    torch.testing.assert_close(loaded(**batch).logits, expected["other"])
+
+    # transformers' own way to adapters
+    direct = type(model).from_pretrained(tmp_path / "model", dtype=torch.float64)
+    direct.load_adapter(tmp_path / "default")
+    torch.testing.assert_close(direct(**batch).logits, expected["default"])
+    direct.load_adapter(tmp_path / "other", "other")
+    direct.set_adapter("other")
+    torch.testing.assert_close(direct(**batch).logits, expected["other"])
+    direct.disable_adapters()
+    assert torch.equal(direct(**batch).logits, expected["none"])
+
+
+def test_an_adapter_loads_as_a_model(model, tmp_path):
+    model.set_blend(0.3)
+    model.save_pretrained(tmp_path / "model")
+    from_disk = type(model).from_pretrained(tmp_path / "model", dtype=torch.float64)
+    adapted = perturbed(get_peft_model(from_disk, lora(model, modules_to_save=["mfn"], init_lora_weights=False)))
+    adapted.set_blend(0.6)
+    adapted.set_k(4)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float64)
+    torch.testing.assert_close(loaded(**tokens(2, 6)).logits, adapted(**tokens(2, 6)).logits)
+    assert (loaded.config.alpha, loaded.config.k) == (0.6, 4)
 
 
 @pytest.mark.parametrize(

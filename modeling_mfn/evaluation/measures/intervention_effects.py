@@ -240,7 +240,7 @@ def moved(layer: MFNLayer, vectors: Tensor) -> Iterator[None]:
     def move(module: MFNLayer, arguments: tuple[Tensor, MFNPass], output: Tensor) -> Tensor:
         std = module.standardise(module.coded_part(*arguments)[:, 0]).std
         output = output.clone()
-        output[:, 0] += module.config.alpha * vectors * (1 if std is None else std)
+        output[:, 0] += module.alpha * vectors * (1 if std is None else std)
         return output
 
     handle = layer.register_forward_hook(move)
