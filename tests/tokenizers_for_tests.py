@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz,.é"
 IDS = {character: 3 + place for place, character in enumerate(CHARACTERS)}
@@ -32,6 +32,17 @@ def train_tokenizer(texts):
     trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
     bpe.train([str(text) for text in texts], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>")
+
+
+def as_they_come(family, texts, vocabulary=350, **settings):
+    """Trains the tokenizer of a family, with its own special tokens.
+
+    GPT-2's begins a text with no token, Llama's with one. Neither has a token for padding.
+    """
+    untrained = (
+        GPT2Tokenizer(**settings) if family == "gpt2" else LlamaTokenizer(**({"add_bos_token": True} | settings))
+    )
+    return untrained.train_new_from_iterator(texts, vocabulary)
 
 
 def numbered_words(words=()):

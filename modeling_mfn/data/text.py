@@ -186,7 +186,7 @@ def _rows(parts: Sequence[Path | str], column: str, split: str) -> Iterator[dict
 
 def _documents(part: Path | str, column: str, split: str) -> Iterator[TextIO]:
     if isinstance(part, Path) and part.suffix.lower() not in TABLE_FORMATS:
-        with open(part, encoding="utf-8") as document:
+        with open(part, encoding="utf-8-sig") as document:  # a byte order mark is not text
             yield document
     elif not isinstance(part, Path) or part.stat().st_size:  # the loaders fail on an empty file
         table = _open_table(part, split)
@@ -267,11 +267,15 @@ def _tokenizer_batches(texts: Iterable[dict[str, Any]]) -> Iterator[list[dict[st
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Tokens before and after a document: those the tokenizer adds on its own, and the end-of-text token."""
+    """Tokens before and after a document: those that the tokenizer adds on its own, and one end-of-text token.
+
+    A tokenizer that begins a text with the end-of-text token puts it between documents, too.
+    """
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
     start = next(start for start in range(len(whole) + 1) if whole[start : start + len(bare)] == bare)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return whole[:start], whole[start + len(bare) :] + end
+    before, after = whole[:start], whole[start + len(bare) :]
+    end = tokenizer.eos_token_id
+    return before, after if end is None or end in before + after else [*after, end]
 
 
 __all__ = ["TextWindows", "check_window", "load_text", "pack"]

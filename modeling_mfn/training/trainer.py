@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..model.masks import tokens_that_count
@@ -80,6 +80,8 @@ class MFNTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs; start with accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
         super().__init__(model, args, *others, **kwargs)
+        if isinstance(self.data_collator, DataCollatorWithPadding) and self.data_collator.tokenizer.pad_token is None:
+            self.data_collator = default_data_collator  # packed windows have one length, and nothing to pad with
         if args.reinit_dead_every and self.is_fsdp_enabled:
             raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
         for name in ("trainable_features", "named_features"):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import make_base
 from datasets import Dataset, IterableDataset, load_dataset_builder
-from tokenizers_for_tests import BOS, CHARACTERS, EOS, IDS, make_tokenizer
+from tokenizers_for_tests import BOS, CHARACTERS, EOS, IDS, as_they_come, make_tokenizer
 from transformers import Trainer, TrainingArguments
 
 from modeling_mfn.cli.main import main
@@ -37,7 +37,7 @@ def test_windows_are_those_of_the_joined_documents(tmp_path, monkeypatch, piece,
     monkeypatch.setattr(data, "PIECE_LENGTH", piece)
     monkeypatch.setattr(data, "TOKENISED_AT_ONCE", 8 * piece)
     monkeypatch.setattr(data, "STREAM_ABOVE", large)
-    before, after = ([BOS], [EOS, EOS]) if adds_special_tokens else ([], [EOS])
+    before, after = ([BOS] if adds_special_tokens else []), [EOS]
     joined = []
     for text in DOCUMENTS.values():
         joined += [*before, *(IDS[character] for character in text.replace("\r\n", "\n")), *after] if text else []
@@ -51,6 +51,36 @@ def test_windows_are_those_of_the_joined_documents(tmp_path, monkeypatch, piece,
         assert [row["input_ids"] for row in rows] == expected
         assert [row["labels"] for row in rows] == expected
     assert max(len(row["text"]) for row in texts) <= 2 * piece
+
+
+def test_one_end_of_text_token_stands_between_documents(tmp_path):
+    """GPT-2's tokenizer may begin a text with it, and Llama's may end a text with it."""
+    texts = load_text(write(tmp_path, {"a.txt": "the king", "b.txt": "the queen"}))
+    for family, settings, begins in (
+        ("gpt2", {}, "{}"),
+        ("gpt2", {"add_bos_token": True}, "e{}"),
+        ("llama", {}, "b{}"),
+        ("llama", {"add_eos_token": True}, "b{}"),
+    ):
+        tokenizer = as_they_come(family, ["the king", "the queen"] * 9, **settings)
+        special = {"b": tokenizer.bos_token_id, "e": tokenizer.eos_token_id}
+        expected = []
+        for text in ("the king", "the queen"):
+            before = [special[letter] for letter in begins.format("")]
+            after = [] if special["e"] in before else [special["e"]]
+            expected += [*before, *tokenizer(text, add_special_tokens=False)["input_ids"], *after]
+        ids = [token for row in pack(texts, tokenizer, 2) for token in row["input_ids"]]
+        assert ids == expected[: len(expected) // 2 * 2]
+        assert ids.count(special["e"]) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "the king"), ("a.csv", "text,n\nthe king,1\n"), ("a.jsonl", '{"text": "the king"}\n')],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert [row["text"] for row in load_text([tmp_path / name])] == ["the king"]
 
 
 def test_pieces_end_with_a_line_unless_it_is_too_long(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ ORDINARY, LEFT_OUT = -1, -2
 def read_concepts(file: str | os.PathLike[str]) -> Concepts:
     """Reads concepts from a JSON file; raises `ValueError` if it contains something else."""
     try:
-        concepts = json.loads(Path(file).read_text(encoding="utf-8"))
+        concepts = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         check_concepts(concepts)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as concepts: {error}") from error
