@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from ..data.text import check_window
 from ..model.configuration_mfn import MFNConfig
+from ..model.twins import is_a
 from ..training.record import RECORD_FILE
 from ..utils.files import read_json
 
@@ -32,7 +33,7 @@ def check_alike(
         ValueError: if a size differs, the first model is not an MFN model, or windows are too long for it.
     """
     first = AutoConfig.from_pretrained(models[0])
-    if not isinstance(first, MFNConfig):
+    if not is_a(first, MFNConfig):
         raise ValueError(f"{models[0]} is a {first.model_type} model; give an MFN model, as mfn convert makes them")
     check_window(window, first)
     _check_same(models[0], _place_and_size(first), [*models[1:], *no_rate], _place_and_size)

@@ -18,6 +18,7 @@ from .offloading import in_memory
 from .peft_copies import AdapterCopy
 from .pursuit import pursue
 from .sparse_code import SparseCode, attach_encoder, decode, encode, pass_to_input, rank_features, rectify
+from .twins import is_a
 
 RESET_ENCODER_SCALE = 0.2
 """Norm of a reset feature's encoder row, as a share of the average row's. Bricken et al. (2023) use the same, so that
@@ -379,7 +380,7 @@ def mfn_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{path}.{name}" if path else name: parameter
         for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, MFNLayer) and not path.endswith("original_module")
+        if is_a(module, MFNLayer) and not path.endswith("original_module")
         for name, parameter in module.named_parameters(remove_duplicate=False)
     }
 

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from ..model.mfn_layer import MFNLayer
+from ..model.twins import is_a
 from .arguments import MFNTrainingArguments
 from .statistics import FeatureStatistics
 from .trained_parts import backbone_parameters
@@ -97,7 +98,7 @@ class UnitNormCallback(TrainerCallback):
 
 def _trained_layers(model: nn.Module) -> list[MFNLayer]:
     """Layers whose decoder is trained; one of the layers that share it."""
-    layers = (module for module in model.modules() if isinstance(module, MFNLayer))
+    layers = (module for module in model.modules() if is_a(module, MFNLayer))
     return list({each.decoder.weight: each for each in layers if each.decoder.weight.requires_grad}.values())
 
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from ..model.families import MFNBlock
 from ..model.mfn_pass import Reconstruction
 from ..model.sparse_code import SparseCode
+from ..model.twins import is_a
 
 
 def gather_code(code: SparseCode, mask: Tensor | None = None) -> SparseCode:
@@ -43,7 +44,7 @@ def unshard_for_gradients(model: nn.Module, reconstructions: Mapping[int, Recons
     from torch.distributed.fsdp import FSDPModule
 
     for block in model.modules():
-        if isinstance(block, FSDPModule) and isinstance(block, MFNBlock):
+        if isinstance(block, FSDPModule) and is_a(block, MFNBlock):
             for tensor in tree_leaves(reconstructions[block.mfn.layer_index]):
                 if torch.is_tensor(tensor) and tensor.requires_grad:
                     tensor.register_hook(lambda gradient, block=block: block.unshard())

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ...data.tokens import token_text
 from ...model.modeling_mfn import MFNForCausalLM
+from ...model.twins import is_a
 from ...model.version import __version__
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
@@ -37,7 +38,7 @@ class AtlasTables(NamedTuple):
 
 def harvest_tables(model: MFNForCausalLM, tokenizer: Any, dataset: Any, options: HarvestOptions) -> AtlasTables:
     """Makes the tables of an atlas in one pass over a data set; see `FeatureAtlas.build` for arguments and errors."""
-    if not isinstance(model, MFNForCausalLM):
+    if not is_a(model, MFNForCausalLM):
         raise ValueError(f"model is a {type(model).__name__}; an atlas is made of an MFNForCausalLM")
     options.check()
     state = harvest(model, dataset, options)

@@ -17,6 +17,7 @@ from ...data.windows import column_batches, first_length
 from ...model.feature_names import format_feature
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
+from ...model.twins import is_a
 from ...utils.display import for_terminal
 from ..atlas.atlas import FeatureAtlas
 from ..atlas.labels import Label, Labels
@@ -280,7 +281,7 @@ def _check(
     tokens: int | None,
     batch_size: int,
 ) -> None:
-    if not isinstance(model, MFNForCausalLM):
+    if not is_a(model, MFNForCausalLM):
         raise ValueError(f"model is a {type(model).__name__}; features are those of an MFNForCausalLM")
     made_of, config = atlas.metadata["model"], model.config
     if (list(made_of["layers"]), made_of["num_features"]) != (list(config.layers), config.num_features):

@@ -1,0 +1,19 @@
+"""Classes of this package and their twins.
+
+transformers loads the code that came with a model as modules of its own. Such a model's classes are twins of this
+package's: they have the same names and the same code, and `isinstance` does not know them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard, TypeVar
+
+T = TypeVar("T")
+
+
+def is_a(thing: Any, kind: type[T]) -> TypeGuard[T]:
+    """Returns True if `thing` is an instance of a class of this package or of its twin."""
+    return any(each.__name__ == kind.__name__ for each in type(thing).__mro__)
+
+
+__all__ = ["is_a"]
