@@ -27,7 +27,10 @@ class FeatureRows(nn.Module):
         self.config = config
         self.layer = layer
         for name, table in self._tables().items():
-            self.register_buffer(name, table, persistent=False)
+            if table is None:  # accelerate cannot offload a buffer without a value
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, table, persistent=False)
 
     @classmethod
     def of(cls, config: MFNConfig, layer: int) -> FeatureRows | None:
