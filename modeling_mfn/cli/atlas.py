@@ -13,7 +13,9 @@ from .options import console
 if TYPE_CHECKING:
     from ..data.text import TextWindows
     from ..features.atlas import FeatureAtlas
+    from ..features.atlas.labels import Label
     from ..features.labelling.concepts import Concepts
+    from ..model.configuration_mfn import MFNConfig
     from ..model.modeling_mfn import MFNForCausalLM
 
 SOURCES_KEPT = ("human", "imported")
@@ -160,9 +162,10 @@ def _harvest(reader: _Reader, folder: Path, resume: bool, overwrite: bool) -> Fe
     """Builds the atlas. Labels by people are taken over from the atlas that it replaces."""
     from ..features.atlas import FeatureAtlas
     from ..features.atlas.schema import FOLDER
-    from ..features.atlas.storage import read_labels, remove_harvest
+    from ..features.atlas.storage import remove_harvest
     from ..utils.processes import join_processes
 
+    kept = _labels_to_keep(folder, reader.model.config)
     process = join_processes()
     state_folder = folder / f".{FOLDER}-harvest"
     if overwrite and not resume:
@@ -173,10 +176,28 @@ def _harvest(reader: _Reader, folder: Path, resume: bool, overwrite: bool) -> Fe
     made = FeatureAtlas.build(
         model, tokenizer, windows, batch_size=batch_size, state_folder=state_folder, resume=resume
     )
-    for label in read_labels(_labels_file(folder)):
-        if label.source in SOURCES_KEPT and label.feature in made:
+    for label in kept:
+        if label.feature in made:
             made.labels.add(label)
     return made
+
+
+def _labels_to_keep(folder: Path, config: MFNConfig) -> list[Label]:
+    """Labels by people in the atlas that is replaced; `ValueError` if they are of features of other weights."""
+    from ..features.atlas.belonging import check_model
+    from ..features.atlas.schema import FOLDER
+    from ..features.atlas.storage import read_labels, read_metadata
+
+    kept = [label for label in read_labels(_labels_file(folder)) if label.source in SOURCES_KEPT]
+    if kept:
+        try:
+            check_model(read_metadata(folder / FOLDER), config)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder} has {len(kept)} labels by people, and not of these features: {error}; to lose the labels, "
+                f"delete {_labels_file(folder)}"
+            ) from error
+    return kept
 
 
 def _label(

@@ -16,6 +16,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
+from ..features.atlas.belonging import check_model
+from ..features.atlas.schema import FOLDER
+from ..features.atlas.storage import read_metadata
 from ..model.configuration_mfn import MFNConfig
 from ..model.feature_names import format_feature, is_among
 from ..model.interventions import Ablate, Clamp, Intervention, write_intervention
@@ -57,7 +60,8 @@ def model_card(
         The card; `write_card` saves it.
 
     Raises:
-        ValueError: If a file is damaged, or the folder has no config of an MFN model.
+        ValueError: If a file is damaged, or the folder has no config of an MFN model. Also if the atlas or
+            `evaluation.json` is of other weights.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -66,7 +70,10 @@ def model_card(
     if base_model is not None:
         validate_repo_id(base_model)
     perplexities = read_perplexities(folder)
-    atlas = _without_pruned(read_atlas(folder), config)
+    atlas = read_atlas(folder)
+    if atlas is not None:
+        check_model(read_metadata(folder / FOLDER), config, str(folder))
+    atlas = _without_pruned(atlas, config)
     record = read_json(folder / RECORD_FILE) or {}
     data = ModelCardData(
         base_model=base_model,

@@ -1,6 +1,10 @@
 """The file `evaluation.json` next to the weights: perplexities that the model card shows.
 
-{"perplexity": [{"data": "what text", "tokens": 4096, "base": 40.6, "alpha_0": 40.6, "alpha_1": 54.2}]}
+{"perplexity": [{"data": "what text", "tokens": 4096, "base": 40.6, "alpha_0": 40.6, "alpha_1": 54.2,
+                 "weights": "22cbca9fb0ff7732", "k": 32}]}
+
+`weights` is the digest of the weights that were measured. Rows without `weights` and `k`, as people write them, are
+taken as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +16,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ..utils.files import read_json, write_whole
+
+logger = logging.get_logger(__name__)
 
 EVALUATION_FILE = "evaluation.json"
 PERPLEXITY = re.compile(r"base|alpha_\d+(\.\d+)?(e-\d+)?")
@@ -23,9 +31,30 @@ def read_perplexities(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the perplexities of a model's folder, one row per text; [] if there is no file.
 
     Raises:
-        ValueError: If the file is damaged, or a row lacks its text or a finite perplexity.
+        ValueError: If the file is damaged, or a row lacks its text or a finite perplexity. Also if a row is of other
+            weights than the folder's, or of another k.
     """
     file = Path(folder) / EVALUATION_FILE
+    rows = _read_rows(file)
+    measured = _measured(folder)
+    for row in rows:
+        for name, own in measured.items():
+            if row.get(name, own) != own:
+                raise ValueError(
+                    f"{file} has a perplexity on {row['data']!r} of {name} {row[name]}, and the model has {own}; "
+                    "measure it again (mfn evaluate), or delete the file"
+                )
+    return rows
+
+
+def _measured(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a perplexity depends on: digest of the folder's weights, and k; {} where the config does not say."""
+    config = read_json(Path(folder) / "config.json") or {}
+    found = {"weights": config.get("weights_digest"), "k": config.get("k")}
+    return found if found["weights"] else {}
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
     rows = (read_json(file) or {}).get("perplexity", [])
     for row in rows:
         values = [row[name] for name in perplexity_names([row])] if isinstance(row, dict) else []
@@ -38,15 +67,20 @@ def read_perplexities(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def add_perplexities(folder: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
-    """Writes perplexities into a model's folder. A row replaces an earlier row of the same `data`; all else stays.
+    """Writes perplexities of the model in a folder. A row replaces an earlier row of the same `data`.
+
+    Rows of other weights or another k are dropped, with a warning. All else stays.
 
     Raises:
         ValueError: If the file is damaged.
     """
     file = Path(folder) / EVALUATION_FILE
-    new = {row["data"] for row in rows}
-    kept = [row for row in read_perplexities(folder) if row["data"] not in new]
-    content = (read_json(file) or {}) | {"perplexity": kept + rows}
+    measured, new = _measured(folder), {row["data"] for row in rows}
+    others = [row for row in _read_rows(file) if row["data"] not in new]
+    kept = [row for row in others if all(row.get(name, own) == own for name, own in measured.items())]
+    if dropped := [row["data"] for row in others if row not in kept]:
+        logger.warning(f"{file} loses the perplexity on {dropped[0]!r}, which was of other weights or another k")
+    content = (read_json(file) or {}) | {"perplexity": kept + [row | measured for row in rows]}
     write_whole(file, json.dumps(content, indent=2) + "\n")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,21 +17,31 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
+from ..features.atlas.belonging import check_model as check_atlas
+from ..features.atlas.schema import FOLDER, METADATA_FILE
+from ..features.atlas.storage import read_metadata
 from ..model.modeling_mfn import MFNForCausalLM
+from ..model.weights_digest import INDEX, WEIGHTS, weight_files
+from ..model.whole_files import check_folder
+from ..utils.files import read_json
 from .card import CARD_FILE, base_of, model_card, read_config, write_card
+from .evaluation_file import read_perplexities
 
 logger = logging.get_logger(__name__)
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARED = (
     *("config.json", "generation_config.json", "model*.safetensors", INDEX),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "*.model"),
+    *("additional_chat_templates/*.jinja", "vocab.json", "merges.txt", "vocab.txt", "*.model", "*.spm", "*.tiktoken"),
     *("features/*.json", "features/*.parquet", "training_record.json", "evaluation.json"),
     *(CARD_FILE, "LICENSE*", "NOTICE*"),
 )
-"""Files of a folder that become public, next to the code that `config.json` names. Nothing else is ever uploaded: the
-folder of a training also holds optimizer states, pickled arguments and perhaps private notes."""
+"""Files of a folder that become public, next to the code that `config.json` and `tokenizer_config.json` name.
+
+Nothing else is ever uploaded: the folder of a training also holds optimizer states, pickled arguments and perhaps
+private notes."""
+CODE_NAME = re.compile(r"(?:(?P<repository>[\w./-]+)--)?(?P<module>\w+)\.\w+")
+"""Class in an `auto_map`: a module of the folder, or of another repository."""
 
 SAVE_AGAIN = "load the folder with modeling_mfn imported and `save_pretrained` it again"
 
@@ -39,17 +49,35 @@ SAVE_AGAIN = "load the folder with modeling_mfn imported and `save_pretrained` i
 def check_model(folder: str | os.PathLike[str]) -> list[str]:
     """Checks that a folder holds a complete MFN model: config, every weight in its shape, and the code that loads it.
 
-    Only the headers of the weight files are read.
-
     Returns:
         Names of the files to share, relative to the folder.
 
     Raises:
-        ValueError: If a file is missing or damaged, or a weight does not fit the config.
+        ValueError: If a file is missing or damaged, or a link; if a weight does not fit the config; or if the weights,
+            the atlas or `evaluation.json` are those of another model.
     """
     folder = Path(folder)
     _check_weights(folder, _expected_shapes(folder))
-    return sorted({*_code(folder), *_matching(folder)})
+    files = sorted({*_code(folder), *_matching(folder)})
+    _check_links(folder, files)
+    check_folder(folder)
+    read_perplexities(folder)
+    if f"{FOLDER}/{METADATA_FILE}" in files:
+        check_atlas(read_metadata(folder / FOLDER), read_config(folder), str(folder))
+    return files
+
+
+def _check_links(folder: Path, files: list[str]) -> None:
+    """Checks that files are in the folder themselves. A link would publish a file from elsewhere.
+
+    A snapshot in the Hub's own cache is made of links into `blobs`.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    for name in files:
+        place = (home / name).resolve()
+        if place != home / name and not (blobs != home and place.is_relative_to(blobs)):
+            raise ValueError(f"{folder / name} is a link to {place}, which is not shared; copy the file into {folder}")
 
 
 def push(
@@ -202,30 +230,45 @@ def _check_weights(folder: Path, expected: dict[str, list[int]]) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
+    files = weight_files(folder)
+    if not files:
         raise ValueError(f"{folder} has no weights ({WEIGHTS}); give a folder that `save_pretrained` wrote")
-    try:
-        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / INDEX} is damaged: {error!r}") from error
-    return [folder / Path(name).name for name in sorted(names)]
+    return files
 
 
 def _code(folder: Path) -> set[str]:
-    """Names of the code files that load the model where this package is not installed."""
-    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
-    modules = {f"{target.partition('.')[0]}.py" for target in named.values()}
+    """Names of the code files that load the model and its tokenizer where this package is not installed."""
+    modules = {
+        f"{named['module']}.py"
+        for file in ("config.json", "tokenizer_config.json")
+        for named in _named_code(folder / file)
+        if not (named["repository"] and file == "tokenizer_config.json")  # it stays there
+    }
     try:
         needed = {Path(file).name for module in modules for file in get_relative_import_files(folder / module)}
     except FileNotFoundError as error:
         raise ValueError(
             f"{error.filename} is missing, and the model cannot be loaded without it; {SAVE_AGAIN}"
         ) from error
-    if not modules:
+    if not any(map(bool, _named_code(folder / "config.json"))):
         raise ValueError(f"{folder} has no code, and the model cannot be loaded without it; {SAVE_AGAIN}")
     return modules | needed
+
+
+def _named_code(file: Path) -> list[re.Match[str]]:
+    """Classes that the `auto_map` of a file names; `ValueError` if it holds something else."""
+    written = (read_json(file) or {}).get("auto_map") or {}
+    targets = written.values() if isinstance(written, dict) else [written]
+    named = []
+    for target in targets:
+        for each in target if isinstance(target, list) else [target]:
+            match = CODE_NAME.fullmatch(each) if isinstance(each, str) else None
+            if match is None and each is not None:
+                raise ValueError(
+                    f"{file} has {each!r} in auto_map; it must name a module and a class, as 'module.Class'"
+                )
+            named += [match] if match else []
+    return named
 
 
 def _matching(folder: Path) -> set[str]:

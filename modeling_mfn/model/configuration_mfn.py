@@ -127,6 +127,11 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
             Layer -> features without effect. `MFNForCausalLM.prune_features` adds to them.
         removed_decoder_rows, removed_encoder_rows (`dict[str, list[int]]`, *optional*, defaults to `{}`):
             Pruned features whose weights `MFNForCausalLM.compact` removed; the layer has so many rows less.
+        weights_digest (`str`, *optional*):
+            Digest of the weights that this config was saved with. `from_pretrained` refuses other weights next to it.
+        features_digest (`str`, *optional*):
+            Digest of the weights as the last training left them, which names the features. Casts, edits and shards keep
+            it. An atlas with another name is of other features.
         mfn_version (`str`, *optional*):
             Version of this package that wrote the config. One of a newer major version is refused.
     """
@@ -154,6 +159,8 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     pruned_features: Any = None
     removed_decoder_rows: Any = None
     removed_encoder_rows: Any = None
+    weights_digest: str | None = None
+    features_digest: str | None = None
     mfn_version: str = __version__
 
     def __post_init__(self, expansion_factor: float | None = None, **kwargs: Any) -> None:

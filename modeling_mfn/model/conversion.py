@@ -21,7 +21,9 @@ from .mfn_layer import mfn_parameters
 from .modes import as_base
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
-MODEL_OWNED_FIELDS = {"text_config", "mfn_version", "steering_presets", "direction_norms", *EDITS}
+MODEL_OWNED_FIELDS = {
+    "text_config", "mfn_version", "steering_presets", "direction_norms", "weights_digest", "features_digest", *EDITS
+}  # fmt: skip
 CONVERSION_DEFAULTS = {"codes": "update"}
 """Settings of a conversion whose default differs from the config's, which saved models keep to."""
 OWN_FIELDS = {field.name for field in fields(MFNConfig)} & set(MFNConfig.__annotations__)

@@ -133,6 +133,12 @@ class MFNLayer(AdapterCopy):
         )
         self.encoder = FeatureEncoder(config.hidden_size, encoders)
         self.decoder = FeatureDecoder(config.hidden_size, directions, config.decoder_bias)
+        self.was_trained = False
+
+    def train(self, mode: bool = True) -> MFNLayer:
+        """Sets the mode as torch does. A layer that was in training may have other features when it is saved."""
+        self.was_trained |= mode
+        return super().train(mode)
 
     def forward(self, h: Tensor, mfn_pass: MFNPass | None = None) -> Tensor:
         """Blends the residual stream with its reconstruction, eqs. 1 to 3: (B, T, d) -> (B, T, d)."""

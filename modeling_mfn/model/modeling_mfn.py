@@ -24,6 +24,7 @@ from .peft_copies import AdapterCopy, show_settings
 from .sparse_code import SparseCode
 from .steerable import SteerableModel
 from .steering import edits_in_force, generating
+from .whole_files import WholeFiles
 
 
 @dataclass
@@ -87,7 +88,7 @@ def _leave_embeddings(block: nn.Module, arguments: tuple[Tensor, ...], options: 
     mfn_pass.position_ids = options.get("position_ids")
 
 
-class MFNPreTrainedModel(SteerableModel, FeatureEditing, PreTrainedModel):
+class MFNPreTrainedModel(SteerableModel, FeatureEditing, WholeFiles, PreTrainedModel):
     """Base class of MFN models: MFN layers, editing, steering, and what transformers asks of an architecture."""
 
     config_class = MFNConfig

@@ -23,10 +23,12 @@ from tqdm.auto import tqdm
 
 from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
+from ..model.feature_names import is_whole
 from ..model.mfn_layer import MFNLayer
 from ..model.mfn_pass import MFNPass, ReconstructionRequest
 from ..model.modeling_mfn import MFNForCausalLM, MFNModelOutput
 from ..model.modes import as_base
+from ..utils.files import allocate, read_json, write_whole
 
 DESCRIPTION = "activations.json"
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -46,16 +48,20 @@ class ActivationCache(torch.utils.data.Dataset):
     had one. [`CachedResiduals`] takes these rows.
 
     Raises:
-        ValueError: The folder has no cache.
+        ValueError: The folder has no cache, or its description names anything but a cache's own files.
     """
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         if not (folder / DESCRIPTION).exists():
             raise ValueError(f"{folder} holds no cached activations: it has no {DESCRIPTION}")
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        self.layers: list[int] = description["layers"]
-        columns = description.get("columns", ["input_ids"])
+        description = read_json(folder / DESCRIPTION) or {}
+        layers, columns = description.get("layers"), description.get("columns", ["input_ids"])
+        if not isinstance(layers, list) or not all(is_whole(layer) and layer >= 0 for layer in layers):
+            raise ValueError(f"{folder / DESCRIPTION} has layers {layers!r}; they must be numbers of blocks")
+        if not isinstance(columns, list) or not set(map(str, columns)) <= set(KEPT_COLUMNS):
+            raise ValueError(f"{folder / DESCRIPTION} has columns {columns!r}; known are {', '.join(KEPT_COLUMNS)}")
+        self.layers: list[int] = layers
         self._columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in columns}
         self._residuals = [np.load(folder / f"layer_{layer}.npy", mmap_mode="r") for layer in self.layers]
 
@@ -91,6 +97,7 @@ class ActivationCache(torch.utils.data.Dataset):
 
         Raises:
             ValueError: The data set is streamed, the windows differ in length, or a given dtype is too small.
+            OSError: The disk has too little space for the whole cache. No part of it is written then.
         """
         if not hasattr(windows, "__len__"):
             raise ValueError(
@@ -119,7 +126,7 @@ class ActivationCache(torch.utils.data.Dataset):
         for file in (*columns.values(), *residuals.values()):
             file.flush()
         description = {"layers": model.config.layers, "columns": list(columns)}
-        (folder / DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
+        write_whole(folder / DESCRIPTION, json.dumps(description) + "\n")
         return cls(folder)
 
 
@@ -128,12 +135,23 @@ def _new_files(
 ) -> tuple[dict[str, np.memmap], dict[int, np.memmap]]:
     """Opens a file per kept column, and one per MFN layer."""
     shape = (len(windows), len(windows[0]["input_ids"]))
+    made: list[Path] = []
 
     def new(name: str, kind: str, shape: tuple[int, ...]) -> np.memmap:
-        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(kind), shape)
+        made.append(folder / f"{name}.npy")
+        mapped = np.lib.format.open_memmap(made[-1], "w+", np.dtype(kind), shape)
+        with open(made[-1], "r+b") as file:  # a map of a file without space would kill the process when it is written
+            allocate(file.fileno(), made[-1].stat().st_size)
+        return mapped
 
-    columns = {name: new(name, "int32", shape) for name in KEPT_COLUMNS if name in windows[0]}
-    return columns, {layer: new(f"layer_{layer}", dtype, (*shape, config.hidden_size)) for layer in config.layers}
+    try:
+        columns = {name: new(name, "int32", shape) for name in KEPT_COLUMNS if name in windows[0]}
+        return columns, {layer: new(f"layer_{layer}", dtype, (*shape, config.hidden_size)) for layer in config.layers}
+    except OSError as error:
+        for file in made:
+            file.unlink(missing_ok=True)
+        size = np.prod(shape) * config.hidden_size * np.dtype(dtype).itemsize * len(config.layers)
+        raise OSError(f"{folder} cannot take {size / 1e9:.3g} GB of residual streams: {error.strerror}") from error
 
 
 def _inputs(windows: Mapping[str, Sequence[Any]], length: int, device: torch.device) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..model.configuration_mfn import MFNConfig
 from ..model.version import __version__
+from ..utils.files import write_whole
 from .arguments import MFNTrainingArguments
 
 RECORD_FILE = "training_record.json"
@@ -68,7 +69,7 @@ def write_record(folder: str | Path, args: MFNTrainingArguments, state: TrainerS
         "figures": {name: value for name, value in figures.items() if name not in ("alpha", "k")},
     }
     text = json.dumps(_without_nan(record), indent=2, sort_keys=True, allow_nan=False)
-    (Path(folder) / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+    write_whole(Path(folder) / RECORD_FILE, text + "\n")
 
 
 def _without_nan(value: Any) -> Any:

@@ -384,8 +384,39 @@ BREAK = {
     ),
     "sparse_code.py is missing": lambda folder: (folder / "sparse_code.py").unlink(),
     "has no tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
-    "is damaged": lambda folder: (folder / "features" / "atlas.json").write_text("{"),
+    "atlas.json cannot be read": lambda folder: (folder / "features" / "atlas.json").write_text("{"),
+    "README.md is a link to": lambda folder: link(folder, "README.md"),
+    "tokenizer.json is a link to": lambda folder: link(folder, "tokenizer.json"),
+    "atlas.json is a link to": lambda folder: link(folder, "features"),
+    "config.json has 5 in auto_map": lambda folder: set_field(folder / "config.json", auto_map={"AutoModel": 5}),
+    "config.json has '../notes.Model' in auto_map": lambda folder: set_field(
+        folder / "config.json", auto_map=["../notes.Model"]
+    ),
+    "tokenizer_config.json has {} in auto_map": lambda folder: set_field(
+        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [{}, None]}
+    ),
+    "config.json is of other weights (0123)": lambda folder: set_field(folder / "config.json", weights_digest="0123"),
+    "has a perplexity on 'x' of weights 0123": lambda folder: (folder / "evaluation.json").write_text(
+        '{"perplexity": [{"data": "x", "base": 2.0, "weights": "0123"}]}'
+    ),
+    "has the features": lambda folder: make_mfn(make_base("llama-tied"), seed=12, layers=[0, 2]).save_pretrained(
+        folder
+    ),
 }
+
+
+def link(folder, name):
+    """Moves a file or folder elsewhere and leaves a link to it."""
+    elsewhere = folder.parent / "elsewhere"
+    if (folder / name).exists():
+        (folder / name).rename(elsewhere)
+    else:
+        elsewhere.write_text("secret")
+    (folder / name).symlink_to(elsewhere)
+
+
+def set_field(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
 @pytest.mark.parametrize("message", BREAK)
@@ -397,7 +428,30 @@ def test_what_is_not_whole_is_refused_before_anything_is_sent(folder, capsys, me
     assert leaving.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("mfn: "))
     assert message in line
-    assert not (folder / "README.md").exists()
+    assert not (folder / "README.md").exists() or message.startswith("README.md")
+
+
+def test_a_tokenizer_is_shared_with_its_templates_and_its_code(folder):
+    (folder / "additional_chat_templates").mkdir()
+    new = {"chat_template.jinja", "additional_chat_templates/tools.jinja", "tokenization_own.py", "own_words.py"}
+    for name in new:
+        (folder / name).write_text("from .own_words import WORDS" if name.startswith("tokenization") else "")
+    set_field(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]})
+    assert new <= set(check_model(folder))
+    set_field(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": "owner/name--tokenization_own.OwnTokenizer"})
+    assert not {"tokenization_own.py", "own_words.py"} & set(check_model(folder))
+
+
+def test_the_links_of_the_hubs_cache_are_shared(folder):
+    """A snapshot is a folder of links into `blobs`."""
+    cache = folder.parent / "models--me--trained"
+    snapshot = cache / "snapshots" / "abc"
+    shutil.move(folder, cache / "blobs")
+    for file in (path for path in (cache / "blobs").rglob("*") if path.is_file()):
+        place = snapshot / file.relative_to(cache / "blobs")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(file)
+    assert set(check_model(snapshot)) == set(check_model(cache / "blobs"))
 
 
 def test_errors_before_the_first_byte(folder, capsys):

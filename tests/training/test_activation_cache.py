@@ -1,6 +1,7 @@
 """Training on cached activations, compared with training through the whole model."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -106,6 +107,42 @@ def test_bad_caches(tmp_path):
         "columns": ["input_ids"],
     }
     assert np.isfinite(cache[1]["residuals"].numpy()).all()
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    """A write into a map of a file without space would kill the process. A limit on sizes stands for the disk."""
+    model = make_mfn(make_base("llama-tied"), layers=[0, 1])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cache cannot take .* GB of residual streams: File too large"):
+            ActivationCache.write(model, rows(20), tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "cache").iterdir())
+    cache = ActivationCache.write(model, rows(20), tmp_path / "cache")
+    files = [path.stat() for path in (tmp_path / "cache").glob("layer_*.npy")]
+    assert all(file.st_blocks * 512 >= file.st_size for file in files)  # none is sparse
+    assert len(cache) == 20
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("columns", ["/etc/secret"]),
+        ("columns", ["../secret"]),
+        ("columns", 5),
+        ("layers", ["1/../../secret"]),
+        ("layers", None),
+    ],
+)
+def test_a_cache_names_only_its_own_files(tmp_path, field, value):
+    model = make_mfn(make_base("llama-tied"), layers=[1])
+    ActivationCache.write(model, rows(2), tmp_path)
+    description = tmp_path / "activations.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=rf"activations\.json has {field}"):
+        ActivationCache(tmp_path)
 
 
 def test_windows_that_a_cache_cannot_hold(tmp_path):

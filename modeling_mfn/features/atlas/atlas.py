@@ -14,6 +14,7 @@ import pyarrow as pa
 from ...model.feature_names import FeatureName, format_feature, parse_feature
 from ...model.interventions import Intervention, Interventions
 from . import groups, storage
+from .belonging import check_model
 from .feature_index import FeatureIndex, feature_key, feature_keys
 from .label_files import read_label_file
 from .labels import Label, Labels
@@ -240,6 +241,7 @@ class FeatureAtlas:
         """
         from ..reading import read_text
 
+        check_model(self.metadata, model)
         scales = {int(layer): figures["logit_scale"] for layer, figures in self.metadata["layers"].items()}
         return read_text(text, model, tokenizer, k, self._index, self.labels, scales)
 
@@ -252,8 +254,10 @@ class FeatureAtlas:
                 atlas was built.
 
         Raises:
-            ValueError: If no feature shows this label, or only pruned ones do.
+            ValueError: If no feature shows this label, or only pruned ones do; if the atlas is of another model.
         """
+        if model is not None:
+            check_model(self.metadata, model)
         return groups.group(self._index, self.labels, label, model)
 
     def steering(
@@ -271,13 +275,16 @@ class FeatureAtlas:
                 A feature given by its name gets its own intervention, whatever groups it is in.
             unit: Unit of the values of `Clamp` and `Add`. `"typical"` is each feature's own mean activation over the
                 tokens on which it is active in the atlas; `"activation"` leaves values as they are.
-            model: Model, or its config, whose pruned features are left out of groups. By default those that were pruned
-                when the atlas was built.
+            model: Model, or its config, that is to be steered. Its pruned features are left out of groups, by default
+                those that were pruned when the atlas was built.
 
         Raises:
             ValueError: If a label has no feature that is not pruned, or a feature does not exist or is meant twice.
-                Also if a feature has no typical activation, but its intervention needs one.
+                Also if a feature has no typical activation, but its intervention needs one, and if the atlas is of
+                another model.
         """
+        if model is not None:
+            check_model(self.metadata, model)
         return groups.steering(self._index, self.labels, interventions, unit, model)
 
     def to_pandas(self, table: str = "features") -> pd.DataFrame:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...model.checks import is_whole
 from ...model.modes import frozen
 from ...model.sparse_code import SparseCode
+from ..atlas.belonging import check_model
 from .explanation import Explanation
 from .gradients import Attributed, TracedText
 from .records import AtlasEntry, ExampleText, FeatureAttribution, InputAttribution, LayerAttribution, Target
@@ -77,10 +78,12 @@ def explain(
 
     Raises:
         ValueError: At alpha 0, where the model reads no features. Also if the position or token does not exist, the
-            text has no tokens or more than the model reads, or logits are not finite.
+            text has no tokens or more than the model reads, logits are not finite, or the atlas is of another model.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     _check(model, method, steps=steps, top=top, trace=trace, verify=verify)
+    if atlas is not None:
+        check_model(atlas.metadata, model)
     ids = _read_tokens(model, tokenizer, text, position)
     with frozen(model):
         target, direction = _choose_target(model, tokenizer, ids, token, against)

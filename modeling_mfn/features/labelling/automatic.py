@@ -20,6 +20,7 @@ from ...model.modes import evaluating
 from ...model.twins import is_a
 from ...utils.display import for_terminal
 from ..atlas.atlas import FeatureAtlas
+from ..atlas.belonging import check_model
 from ..atlas.labels import Label, Labels
 from ..harvest.firings import Firings, TokenBatch
 from ..harvest.harvest import run_windows
@@ -283,12 +284,7 @@ def _check(
 ) -> None:
     if not is_a(model, MFNForCausalLM):
         raise ValueError(f"model is a {type(model).__name__}; features are those of an MFNForCausalLM")
-    made_of, config = atlas.metadata["model"], model.config
-    if (list(made_of["layers"]), made_of["num_features"]) != (list(config.layers), config.num_features):
-        raise ValueError(
-            f"the atlas is of layers {made_of['layers']} with {made_of['num_features']} features, the model has "
-            f"{config.layers} with {config.num_features}; label the atlas of this model"
-        )
+    check_model(atlas.metadata, model)
     if not 0 <= min_auroc <= 1:
         raise ValueError(f"min_auroc is {min_auroc}; it must be between 0 and 1")
     least = {"min_occurrences": min_occurrences, "min_words": min_words, "tokens": tokens, "batch_size": batch_size}

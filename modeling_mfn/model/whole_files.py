@@ -1,0 +1,145 @@
+"""Saving and loading of models whole: no mixture of an older and a newer model is left, or loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .weights_digest import digest_of_folder, names_features
+
+WRITING, COMPLETE = ".saving", ".saved"
+"""Folders inside a model's folder: of a model that is being written, and of one whose files are being renamed."""
+CONFIG, NAMES = "config.json", ".names.json"
+FOR_THE_HUB = ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags", "token")
+"""Arguments of `save_pretrained` that are for the upload."""
+
+
+class WholeFiles:
+    """Base class of MFN models that saves and loads them whole."""
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Loads a model as transformers does.
+
+        Raises:
+            ValueError: If the folder's config is not that of its weights, or if a weight is missing. With
+                `output_loading_info=True` the caller learns which are missing, and they start afresh.
+        """
+        if source is not None and kwargs.get("variant") is None:
+            check_folder(Path(source) / (kwargs.get("subfolder") or ""))
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            source, *args, output_loading_info=True, **kwargs
+        )
+        if output_loading_info:
+            return model, info
+        of_a_model = source is not None and not model._hf_peft_config_loaded
+        if of_a_model and (missing := sorted(info["missing_keys"])):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"the weights of {source} lack {missing[0]}{more}; save the model again as a whole")
+        return model
+
+    def save_pretrained(
+        self: Any, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Saves a model as transformers does, but as a whole: older files stay until the new ones are complete.
+
+        Raises:
+            OSError: If the folder cannot be written. The older files are then as they were.
+        """
+        folder, save = Path(save_directory), super().save_pretrained  # type: ignore[misc]
+        if kwargs.get("distributed_checkpoint"):  # every process writes a part, and the weights are in no one file
+            self.config.weights_digest = None
+            save(folder, is_main_process, *args, **kwargs)
+            return
+        push = kwargs.pop("push_to_hub", False)
+        upload = {name: kwargs.pop(name) for name in FOR_THE_HUB if push and name in kwargs}
+        if not self.should_save_on_this_rank(is_main_process):
+            with tempfile.TemporaryDirectory() as nothing:  # a process that only takes part in gathering
+                save(nothing, is_main_process, *args, **kwargs)
+            return
+        variant = kwargs.get("variant")
+        with _aside(folder, variant) as aside:
+            save(aside, is_main_process, *args, **kwargs)
+            if (aside / CONFIG).is_file():  # an adapter has none
+                names_features(self.mfn_layers.values(), self.config, None if variant else digest_of_folder(aside))
+                self.config.save_pretrained(aside)
+        if push:
+            self.push_to_hub(upload.pop("repo_id", folder.resolve().name), **upload)
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that the config of a saved model is that of its weights. Folders of earlier versions pass.
+
+    Raises:
+        ValueError: If they do not belong together.
+    """
+    if (folder / COMPLETE).is_dir():
+        raise ValueError(
+            f"a save into {folder} was killed between two renames: move the files of {folder / COMPLETE} into "
+            f"{folder}, which completes the newer model"
+        )
+    told = digest_in_config(folder)
+    found = None if told is None else digest_of_folder(folder)
+    if found != told and found is not None:
+        raise ValueError(
+            f"{folder / CONFIG} is of other weights ({told}) than those next to it ({found}); save the model again, or "
+            "take both from one place"
+        )
+
+
+def digest_in_config(folder: Path) -> str | None:
+    """Returns the digest of the weights that a folder's config names; `None` where it names none."""
+    try:
+        digest = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("weights_digest")
+    except (OSError, ValueError, AttributeError):
+        return None  # transformers says what is wrong with it
+    return digest if isinstance(digest, str) else None
+
+
+@contextmanager
+def _aside(folder: Path, variant: str | None) -> Iterator[Path]:
+    """Gives a folder for new files, which take the place of the older ones at the end of the context."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writing, complete = folder / WRITING, folder / COMPLETE
+    _complete(complete, folder, variant)  # of a save that was killed
+    try:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        yield writing
+        names = [file.name for file in writing.iterdir()]
+        (writing / NAMES).write_text(json.dumps(names), encoding="utf-8")
+        os.replace(writing, complete)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the model could not be saved in {folder}, which is as it was: {error}") from error
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    _complete(complete, folder, variant)
+
+
+def _complete(complete: Path, folder: Path, variant: str | None) -> None:
+    """Renames the files of a complete model to their places, weights first, and removes weights of an older one."""
+    if not complete.is_dir():
+        return
+    names = json.loads((complete / NAMES).read_text(encoding="utf-8"))
+    for file in sorted(complete.iterdir(), key=lambda file: (not file.name.startswith("model"), file.name)):
+        if file.name != NAMES:
+            os.replace(file, folder / file.name)
+    if any(name.endswith(".safetensors") for name in names):
+        own = f".{variant}" if variant else ""
+        weights = re.compile(rf"model{own}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{own}\.json")
+        for file in folder.iterdir():
+            if weights.fullmatch(file.name) and file.name not in names:
+                file.unlink()
+    shutil.rmtree(complete)
+
+
+__all__ = ["WholeFiles", "check_folder", "digest_in_config"]

@@ -1,0 +1,166 @@
+"""A model is saved whole, and a mixture of two models is refused. What an atlas belongs to outlives casts and edits."""
+
+import os
+import resource
+import shutil
+
+import pytest
+import torch
+from conftest import make_mfn, tokens
+from safetensors.torch import load_file, save_file
+
+from modeling_mfn import Clamp, MFNConfig, MFNForCausalLM, MFNModel
+from modeling_mfn.model.weights_digest import digest_of_folder, digest_of_model
+
+
+class Killed(BaseException):
+    """Stands for a kill between two renames."""
+
+
+def load(folder):
+    return MFNForCausalLM.from_pretrained(folder)
+
+
+@torch.no_grad()
+def logits(model):
+    return model(**tokens(2, 9)).logits
+
+
+@pytest.fixture
+def two(family_base):
+    """Two models of the same shapes, with other weights, k and alpha."""
+    return make_mfn(family_base), make_mfn(family_base, seed=12, k=5, alpha=0.5)
+
+
+@pytest.mark.parametrize(("old_size", "new_size"), [("1GB", "1GB"), ("1GB", "30kB"), ("30kB", "1GB"), ("20kB", "30kB")])
+def test_a_save_that_is_killed_leaves_no_mixture(two, tmp_path, monkeypatch, old_size, new_size):
+    """After a kill at any rename the older model loads, or one sentence says what to do. The next save is whole."""
+    old, new = two
+    real = os.replace
+    for survived in (0, 1, 2, 3, 5, 20, 100):
+        folder, calls = tmp_path / str(survived), []
+        old.save_pretrained(folder, max_shard_size=old_size)
+
+        def replace(*paths, calls=calls, survived=survived):
+            if len(calls) == survived:
+                raise Killed
+            calls.append(paths)
+            real(*paths)
+
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "replace", replace)
+                new.save_pretrained(folder, max_shard_size=new_size)
+        except Killed:
+            if survived:
+                with pytest.raises(ValueError, match=r"was killed between two renames: move the files of .*\.saved"):
+                    load(folder)
+            else:
+                assert torch.equal(logits(load(folder)), logits(old))
+                assert load(folder).config.k == 8
+            new.save_pretrained(folder, max_shard_size=new_size)
+        else:
+            assert survived > len(calls) > 20
+        assert torch.equal(logits(load(folder)), logits(new))
+        assert {path.name for path in folder.glob(".*")} == set()
+    again = tmp_path / "again"
+    new.save_pretrained(again, max_shard_size=new_size)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in again.iterdir()}
+
+
+def test_a_full_disk_leaves_the_older_model(two, tmp_path):
+    old, new = two
+    old.save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"could not be saved in {tmp_path}, which is as it was"):
+            new.save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_config_next_to_other_weights_is_refused(two, tmp_path):
+    old, new = two
+    old.save_pretrained(tmp_path / "old")
+    new.save_pretrained(tmp_path / "new", max_shard_size="30kB")
+    shutil.copy(tmp_path / "new" / "config.json", tmp_path / "old" / "config.json")
+    told, found = new.config.weights_digest, old.config.weights_digest
+    for model_class in (MFNForCausalLM, MFNModel):
+        with pytest.raises(ValueError, match=rf"config\.json is of other weights \({told}\).*\({found}\)"):
+            model_class.from_pretrained(tmp_path / "old")
+    shard = sorted((tmp_path / "new").glob("model-*.safetensors"))[1]
+    weights = load_file(shard)
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, shard, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="is of other weights"):
+        load(tmp_path / "new")
+
+
+def test_a_config_that_is_edited_or_saved_on_its_own_is_accepted(two, tmp_path):
+    model, _ = two
+    model.save_pretrained(tmp_path)
+    config = MFNConfig.from_pretrained(tmp_path)
+    config.k, config.alpha = 3, 0.25
+    config.save_pretrained(tmp_path)
+    assert (load(tmp_path).config.k, load(tmp_path).config.alpha) == (3, 0.25)
+
+
+def test_a_missing_tensor_is_an_error(two, tmp_path):
+    model, _ = two
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("mfn.encoder.bias"))
+    del weights[gone]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = MFNConfig.from_pretrained(tmp_path)
+    config.weights_digest = None  # as in a folder of an earlier version
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"the weights of .* lack {gone};"):
+        load(tmp_path)
+    assert MFNForCausalLM.from_pretrained(tmp_path, output_loading_info=True)[1]["missing_keys"] == {gone}
+
+
+def test_features_keep_their_name_until_they_are_trained(two, tmp_path):
+    """Shards, casts, edits and a change of mode leave the features as they are. A training does not."""
+    model, _ = two
+    model.save_pretrained(tmp_path / "model")
+    name = model.config.features_digest
+    assert name == model.config.weights_digest == digest_of_folder(tmp_path / "model") == digest_of_model(model)
+
+    def saved(model, **options):
+        model.save_pretrained(tmp_path / "again", **options)
+        return load(tmp_path / "again")
+
+    sharded = saved(load(tmp_path / "model"), max_shard_size="30kB")
+    assert sharded.config.weights_digest == sharded.config.features_digest == name
+    cast = saved(load(tmp_path / "model").to(torch.bfloat16))
+    assert cast.config.weights_digest != name
+    assert cast.config.features_digest == name
+    edited = load(tmp_path / "model")
+    edited.prune_features(0, [3, 4])
+    edited.compact()
+    edited.bake({"L1/5": Clamp(2.0)})
+    assert saved(edited).config.features_digest == name
+    unchanged = load(tmp_path / "model").train()
+    assert saved(unchanged).config.features_digest == name
+    trained = load(tmp_path / "model").train()
+    with torch.no_grad():
+        trained.mfn_layers[0].encoder.bias += 0.1
+    first = saved(trained.eval()).config.features_digest
+    assert first not in (None, name)
+    assert first == digest_of_folder(tmp_path / "again")
+
+
+def test_a_variant_stands_next_to_the_weights(two, tmp_path):
+    model, _ = two
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    model.to(torch.bfloat16).save_pretrained(tmp_path, variant="half")
+    whole = MFNForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(logits(whole), expected)
+    half = MFNForCausalLM.from_pretrained(tmp_path, variant="half", dtype="auto")
+    weights = dict(half.named_parameters())
+    assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
