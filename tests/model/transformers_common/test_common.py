@@ -123,7 +123,7 @@ class CommonTests(*SUITE):
 
     def test_sdpa_padding_matches_padding_free_with_position_ids(self) -> None:
         # The test is in bfloat16. There rounding may swap a token's K-th and next feature between packed and padded
-        # rows; tests/model/test_packed_rows.py says how often. MFN models are compared in float32.
+        # rows; tests/model/test_packed_codes.py says how often. MFN models are compared in float32.
         with patch.object(torch, "bfloat16", torch.float32 if self._is_composite else torch.bfloat16):
             super().test_sdpa_padding_matches_padding_free_with_position_ids()
 
