@@ -21,9 +21,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..model.checks import is_whole
 from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
-from ..model.feature_names import is_whole
 from ..model.mfn_layer import MFNLayer
 from ..model.mfn_pass import MFNPass, ReconstructionRequest
 from ..model.modeling_mfn import MFNForCausalLM, MFNModelOutput
