@@ -27,13 +27,16 @@ class WholeFiles:
     """Base class of MFN models that saves and loads them whole."""
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Loads a model as transformers does.
 
         Raises:
             ValueError: If the folder's config is not that of its weights, or if a weight is missing. With
                 `output_loading_info=True` the caller learns which are missing, and they start afresh.
         """
+        source = pretrained_model_name_or_path
         if source is not None and kwargs.get("variant") is None:
             check_folder(Path(source) / (kwargs.get("subfolder") or ""))
         model, info = super().from_pretrained(  # type: ignore[misc]

@@ -80,7 +80,8 @@ class MFNTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs; start with accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
         super().__init__(model, args, *others, **kwargs)
-        if isinstance(self.data_collator, DataCollatorWithPadding) and self.data_collator.tokenizer.pad_token is None:
+        collator: Any = vars(self)["data_collator"]
+        if isinstance(collator, DataCollatorWithPadding) and collator.tokenizer.pad_token is None:
             self.data_collator = default_data_collator  # packed windows have one length, and nothing to pad with
         if args.reinit_dead_every and self.is_fsdp_enabled:
             raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
