@@ -62,7 +62,7 @@ def _digest(tensors: dict[str, Callable[[str], Tensor]]) -> str:
     def line(name: str) -> tuple[str, str, list[int], int]:
         tensor = tensors[name](name)
         content = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-        return name, str(tensor.dtype), list(tensor.shape), zlib.crc32(memoryview(content))
+        return name, str(tensor.dtype), list(tensor.shape), zlib.crc32(content.data)
 
     with ThreadPoolExecutor() as pool:
         lines = list(pool.map(line, sorted(tensors)))
