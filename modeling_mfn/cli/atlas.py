@@ -163,7 +163,7 @@ def _harvest(reader: _Reader, folder: Path, resume: bool, overwrite: bool) -> Fe
     from ..features.atlas import FeatureAtlas
     from ..features.atlas.schema import FOLDER
     from ..features.atlas.storage import remove_harvest
-    from ..utils.processes import join_processes
+    from ..utils.processes import join_processes, wait_for_processes
 
     kept = _labels_to_keep(folder, reader.model.config)
     process = join_processes()
@@ -171,7 +171,7 @@ def _harvest(reader: _Reader, folder: Path, resume: bool, overwrite: bool) -> Fe
     if overwrite and not resume:
         if process.is_main_process:
             remove_harvest(state_folder)
-        process.wait_for_everyone()
+        wait_for_processes("the removal of an earlier harvest")
     model, tokenizer, windows, batch_size = reader
     made = FeatureAtlas.build(
         model, tokenizer, windows, batch_size=batch_size, state_folder=state_folder, resume=resume

@@ -103,6 +103,7 @@ def _read_settings(settings: Iterable[str], model: str) -> dict[tuple[int, int],
 def _by_label(labelled: dict[Any, Intervention], model: str) -> dict[tuple[int, int], Intervention]:
     """Finds the features of each label and prints their names. Reads the atlas and the config, but no weights."""
     from ..features.atlas.atlas import find_atlas
+    from ..features.atlas.belonging import check_model
     from ..model.configuration_mfn import MFNConfig
 
     atlas = find_atlas(model)
@@ -112,6 +113,7 @@ def _by_label(labelled: dict[Any, Intervention], model: str) -> dict[tuple[int, 
             "could be a label; the command `mfn atlas` makes one"
         )
     config = MFNConfig.from_pretrained(model)
+    check_model(atlas.metadata, config, model)
     for label in labelled:
         features = _features_of(atlas, label, config)
         more = f" and {len(features) - MAX_LISTED} more" if len(features) > MAX_LISTED else ""

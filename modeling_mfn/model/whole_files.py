@@ -27,22 +27,20 @@ class WholeFiles:
     """Base class of MFN models that saves and loads them whole."""
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a model as transformers does.
 
         Raises:
             ValueError: If the folder's config is not that of its weights, or if a weight is missing. With
                 `output_loading_info=True` the caller learns which are missing, and they start afresh.
         """
-        source = pretrained_model_name_or_path
+        source, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         if source is not None and kwargs.get("variant") is None:
             check_folder(Path(source) / (kwargs.get("subfolder") or ""))
         model, info = super().from_pretrained(  # type: ignore[misc]
             source, *args, output_loading_info=True, **kwargs
         )
-        if output_loading_info:
+        if tells:
             return model, info
         of_a_model = source is not None and not model._hf_peft_config_loaded
         if of_a_model and (missing := sorted(info["missing_keys"])):

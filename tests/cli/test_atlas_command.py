@@ -1,6 +1,7 @@
 """Tests of `mfn atlas` as a user runs it, on hostile text, and of the document that describes its files."""
 
 import json
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from atlas_data import HOSTILE
 from conftest import LLAMA, make_mfn
+from datasets import Dataset
 from rich.console import Console
 from test_cli import run
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
+from trainings import train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
@@ -20,6 +23,7 @@ from modeling_mfn.data.text import TextWindows
 from modeling_mfn.features.atlas import schema
 from modeling_mfn.features.atlas.table import atlas_table
 from modeling_mfn.features.labelling.automatic import label_features
+from modeling_mfn.model.feature_names import parse_feature
 from modeling_mfn.utils.display import visible
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "atlas_files.md"
@@ -117,6 +121,70 @@ def test_an_atlas_that_is_there_is_labelled_as_it_is(model, tmp_path, capsys):
     assert list(FeatureAtlas.from_pretrained(out).labels) == list(atlas.labels)
     assert {label.source for label in atlas.labels} == {"human", "imported", "automatic"}
     assert {file: file.read_bytes() for file in others} == others
+
+
+def test_the_atlas_of_other_features_is_refused(model, tmp_path, capsys):
+    """Edits and casts keep an atlas. Another training, or training on, makes it that of another model."""
+    (tmp_path / "text.txt").write_text("some words, and some more of them. " * 20)
+    command = ("--text", tmp_path / "text.txt", "--window", 16, "--tokens", 160)
+    own, trained = tmp_path / "own", tmp_path / "trained"
+    shutil.copytree(model, own)
+    assert run("atlas", own, *command) == 0
+    atlas = FeatureAtlas.from_pretrained(own)
+    used = next(name for name in atlas if atlas[name].firing_count)
+    atlas.label(used, "mine")
+    atlas.save_pretrained(own)
+    steer = ("some", "--set", "mine=clamp:2", "--max-new-tokens", 1)
+    loaded = MFNForCausalLM.from_pretrained(own).to(torch.bfloat16)
+    unused = next(index for layer, index in map(parse_feature, atlas) if (layer, index) != parse_feature(used))
+    loaded.prune_features(1, [unused])
+    loaded.compact()
+    loaded.save_pretrained(own)
+    assert run("steer", own, *steer) == 0
+    shutil.copytree(own, trained)
+    ids = {"input_ids": [[5, 6, 7, 8]] * 8, "labels": [[5, 6, 7, 8]] * 8}
+    further = MFNForCausalLM.from_pretrained(own, dtype=torch.float32)
+    train(trained, further, Dataset.from_dict(ids), max_steps=1).save_model()
+    capsys.readouterr()
+    for arguments in (
+        ("steer", trained, *steer),
+        ("explain", trained, "some"),
+        ("atlas", trained, *command, "--overwrite"),
+    ):
+        assert run(*arguments) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "the atlas is of own with the features" in error
+        assert "trained has the features" in error
+    assert FeatureAtlas.from_pretrained(trained)[used].label == "mine"
+    (trained / "features" / "labels.json").unlink()
+    assert run("atlas", trained, *command, "--overwrite") == 0
+
+
+def test_only_an_atlas_is_replaced(model, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("some words, and some more of them. " * 20)
+    (tmp_path / "out" / "features").mkdir(parents=True)
+    (tmp_path / "out" / "features" / "mine.csv").write_text("1")
+    command = ("atlas", model, tmp_path / "out", "--text", tmp_path / "text.txt", "--overwrite")
+    assert run(*command) == 2
+    assert "features holds mine.csv, which mfn did not write" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "out" / "features" / "mine.csv").read_text() == "1"
+
+
+def test_a_harvest_is_kept_until_its_atlas_is_saved(model, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("some words, and some more of them. " * 20)
+    out = tmp_path / "out"
+    command = ("atlas", model, out, "--text", tmp_path / "text.txt", "--window", 16, "--tokens", 160)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pyarrow.parquet.write_table", full)
+        assert run(*command) == 2
+    assert [file.name for file in out.iterdir()] == [".features-harvest"]
+    monkeypatch.setattr("modeling_mfn.features.harvest.harvest.count_batch", full)  # nothing is counted again
+    assert run(*command, "--resume") == 0
+    assert [file.name for file in out.iterdir()] == ["features"]
 
 
 def test_an_interrupted_harvest_is_resumed_or_started_anew(model, tmp_path, capsys):

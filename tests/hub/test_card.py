@@ -22,6 +22,7 @@ from transformers import LlamaConfig
 
 from modeling_mfn import Ablate, Clamp, FeatureAtlas, MFNConfig
 from modeling_mfn.hub.card import model_card, write_card
+from modeling_mfn.hub.evaluation_file import add_perplexities, read_perplexities
 from modeling_mfn.utils.display import for_table_cell, markdown_table, visible
 
 EVALUATION = [
@@ -289,6 +290,26 @@ def test_damaged_files_are_named(folder, file, content, message):
     with pytest.raises(ValueError, match=message):
         model_card(folder)
     assert not (folder / "README.md").exists()
+
+
+def test_perplexities_belong_to_their_weights(tmp_path, caplog):
+    """A card refuses those of other weights or another k. Measuring again drops them; what people wrote stays."""
+    model = make_mfn(make_base("llama-tied"), k=8)
+    model.save_pretrained(tmp_path)
+    add_perplexities(tmp_path, [{"data": "old", "base": 2.0}, {"data": "again", "base": 2.0}])
+    file = tmp_path / "evaluation.json"
+    written = json.loads(file.read_text())
+    assert {row["weights"] for row in written["perplexity"]} == {model.config.weights_digest}
+    written["perplexity"].append({"data": "by hand", "base": 5.0})
+    file.write_text(json.dumps(written))
+    assert "5" in str(model_card(tmp_path, "me/model"))
+    model.set_k(4)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a perplexity on 'old' of k 8, and the model has 4; measure it again"):
+        model_card(tmp_path, "me/model")
+    add_perplexities(tmp_path, [{"data": "again", "base": 3.0}])
+    assert "loses the perplexity on 'old'" in caplog.text
+    assert [(row["data"], row["base"]) for row in read_perplexities(tmp_path)] == [("by hand", 5.0), ("again", 3.0)]
 
 
 def test_figures_that_are_not_numbers_stay_out(folder):

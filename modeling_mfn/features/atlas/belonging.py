@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 
-def check_model(metadata: dict[str, Any], model: Any, source: str = "the model") -> None:
+def check_model(metadata: dict[str, Any], model: Any, source: str = "") -> None:
     """Checks that an atlas describes the features of a model. Atlases and models of earlier versions do not say.
 
     Args:
         metadata: Content of `atlas.json`.
         model: The model, or its config.
-        source: Name of the model in the error.
+        source: Name of the model in the error. Default: the one in its config.
 
     Raises:
         ValueError: If the model has other layers, or other features: of another training, or trained since.
     """
     config = getattr(model, "config", model)
+    source = source or getattr(config, "name_or_path", "") or "the model"
     try:
         made_of = metadata["model"]
         layers, num_features = list(made_of["layers"]), made_of["num_features"]
@@ -31,9 +32,8 @@ def check_model(metadata: dict[str, Any], model: Any, source: str = "the model")
     own = getattr(config, "features_digest", None)
     if theirs and own and theirs != own:
         raise ValueError(
-            f"the atlas is of {name} with the features {theirs}, {source} "
-            f"{getattr(config, 'name_or_path', '')} has the features {own}: of another training, or trained since; "
-            "make its own atlas (mfn atlas)"
+            f"the atlas is of {name} with the features {theirs}, {source} has the features {own}: of another "
+            "training, or trained since; make its own atlas (mfn atlas)"
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import broadcast
 
 from ...utils.files import write_whole
-from ...utils.processes import join_processes
+from ...utils.processes import join_processes, wait_for_processes
 from ..atlas.records import ExampleLimits
 from ..atlas.schema import HARVEST_FILES
 from .firings import TokenBatch
@@ -177,7 +177,8 @@ def own_file(folder: Path, resume: bool) -> Path:
             f"the harvest in {folder} had {processes} processes, this one has {process.num_processes}; "
             f"{RESUME_OR_BEGIN}"
         )
-    process.wait_for_everyone()  # no process may take another's first saved state for an earlier harvest's
+    # no process may take another's first saved state for an earlier harvest's
+    wait_for_processes("the start of the harvest")
     return folder / f"harvest-{process.process_index:05d}{ending}"
 
 
@@ -189,6 +190,7 @@ def merge_processes(state: HarvestState) -> HarvestState:
     process = join_processes()
     if process.num_processes == 1:
         return state
+    wait_for_processes("the end of its part of the harvest")
     merged = _empty_like(state)
     for rank in range(process.num_processes):
         data = state.to_bytes({}) if rank == process.process_index else b""
