@@ -72,7 +72,7 @@ def model_card(
     perplexities = read_perplexities(folder)
     atlas = read_atlas(folder)
     if atlas is not None:
-        check_model(read_metadata(folder / FOLDER), config, str(folder))
+        check_model(read_metadata(folder / FOLDER), config, str(folder), whole=True)
     atlas = _without_pruned(atlas, config)
     record = read_json(folder / RECORD_FILE) or {}
     data = ModelCardData(

@@ -63,7 +63,7 @@ def check_model(folder: str | os.PathLike[str]) -> list[str]:
     check_folder(folder)
     read_perplexities(folder)
     if f"{FOLDER}/{METADATA_FILE}" in files:
-        check_atlas(read_metadata(folder / FOLDER), read_config(folder), str(folder))
+        check_atlas(read_metadata(folder / FOLDER), read_config(folder), str(folder), whole=True)
     return files
 
 

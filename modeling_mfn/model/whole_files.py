@@ -32,10 +32,10 @@ class WholeFiles:
 
         Raises:
             ValueError: If the folder's config is not that of its weights, or if a weight is missing. With
-                `output_loading_info=True` the caller learns which are missing, and they start afresh.
+                `output_loading_info=True` the caller checks the weights: missing ones start afresh.
         """
         source, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        if source is not None and kwargs.get("variant") is None:
+        if source is not None and not tells and kwargs.get("variant") is None:
             check_folder(Path(source) / (kwargs.get("subfolder") or ""))
         model, info = super().from_pretrained(  # type: ignore[misc]
             source, *args, output_loading_info=True, **kwargs

@@ -139,7 +139,10 @@ def test_perplexities_go_into_the_models_card(folder, tmp_path):
     written = json.loads((mfn / "evaluation.json").read_text())
     kept, row = written.pop("perplexity")
     assert (kept, written) == (other, {"more": 1})
-    assert row == {"data": old["data"], "tokens": 128} | {n: pytest.approx(p, abs=1e-2) for n, p in expected.items()}
+    measured = {"weights": model.config.weights_digest, "k": model.config.k}
+    assert row == {"data": old["data"], "tokens": 128} | measured | {
+        n: pytest.approx(p, abs=1e-2) for n, p in expected.items()
+    }
     card = model_card(mfn)
     results = [result for result in card.data.eval_results if "court" in result.dataset_name]
     found = {result.metric_name: result.metric_value for result in results}

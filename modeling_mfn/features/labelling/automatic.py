@@ -284,7 +284,7 @@ def _check(
 ) -> None:
     if not is_a(model, MFNForCausalLM):
         raise ValueError(f"model is a {type(model).__name__}; features are those of an MFNForCausalLM")
-    check_model(atlas.metadata, model)
+    check_model(atlas.metadata, model, whole=True)
     if not 0 <= min_auroc <= 1:
         raise ValueError(f"min_auroc is {min_auroc}; it must be between 0 and 1")
     least = {"min_occurrences": min_occurrences, "min_words": min_words, "tokens": tokens, "batch_size": batch_size}
