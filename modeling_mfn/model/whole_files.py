@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .weights_digest import digest_of_folder, names_features
+from .weights_digest import digest_of_folder, name_features
 
 WRITING, COMPLETE = ".saving", ".saved"
 """Folders inside a model's folder: of a model that is being written, and of one whose files are being renamed."""
@@ -71,7 +71,7 @@ class WholeFiles:
         with _aside(folder, variant) as aside:
             save(aside, is_main_process, *args, **kwargs)
             if (aside / CONFIG).is_file():  # an adapter has none
-                names_features(self.mfn_layers.values(), self.config, None if variant else digest_of_folder(aside))
+                name_features(self.mfn_layers.values(), self.config, None if variant else digest_of_folder(aside))
                 self.config.save_pretrained(aside)
         if push:
             self.push_to_hub(upload.pop("repo_id", folder.resolve().name), **upload)
@@ -83,10 +83,10 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: If they do not belong together.
     """
-    if (folder / COMPLETE).is_dir():
+    for complete in folder.glob(f"{COMPLETE}*"):
         raise ValueError(
-            f"a save into {folder} was killed between two renames: move the files of {folder / COMPLETE} into "
-            f"{folder}, which completes the newer model"
+            f"a save into {folder} was killed between two renames: move the files of {complete} into {folder}, which "
+            "completes the newer model"
         )
     told = digest_in_config(folder)
     found = None if told is None else digest_of_folder(folder)
@@ -110,7 +110,8 @@ def digest_in_config(folder: Path) -> str | None:
 def _aside(folder: Path, variant: str | None) -> Iterator[Path]:
     """Gives a folder for new files, which take the place of the older ones at the end of the context."""
     folder.mkdir(parents=True, exist_ok=True)
-    writing, complete = folder / WRITING, folder / COMPLETE
+    rank = int(os.environ.get("RANK") or 0)  # processes that all save one folder must not take each other's files
+    writing, complete = (folder / (name + f"-{rank}" * (rank > 0)) for name in (WRITING, COMPLETE))
     _complete(complete, folder, variant)  # of a save that was killed
     try:
         shutil.rmtree(writing, ignore_errors=True)
@@ -139,7 +140,7 @@ def _complete(complete: Path, folder: Path, variant: str | None) -> None:
         weights = re.compile(rf"model{own}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{own}\.json")
         for file in folder.iterdir():
             if weights.fullmatch(file.name) and file.name not in names:
-                file.unlink()
+                file.unlink(missing_ok=True)
     shutil.rmtree(complete)
 
 

@@ -28,7 +28,7 @@ FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE)
 FOLDERS = (
     *("checkpoint-*", "features", "features.replaced", "features.unfinished", ".features-harvest"),
     *("runs", "???[0-9][0-9]_[0-9][0-9]-[0-9][0-9]-[0-9][0-9]_*"),
-    *("additional_chat_templates", "model", "training", "cache", ".saving", ".saved", ".explanation-*", ".card-*"),
+    *("additional_chat_templates", "model", "training", "cache", ".saving*", ".saved*", ".explanation-*", ".card-*"),
 )
 """Folders inside an output, with those of a training's log and those that a killed command may leave."""
 MARKERS = (

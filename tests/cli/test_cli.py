@@ -1,5 +1,6 @@
 """Tests of the command line, run as a user runs it."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -229,6 +230,32 @@ def test_a_training_replaces_an_older_model_last(folder, capsys, monkeypatch):
     assert run(*command, "--steps", 3, "--resume") == 0
     assert (out / "checkpoint-3").exists()
     assert {path.name for path in folder.iterdir()} == {"base", "mfn", "text.txt", "out"}
+
+
+@pytest.mark.parametrize("verb", ["convert", "train", "atlas", "evaluate", "explain"])
+def test_an_output_that_cannot_be_written_is_found_before_the_work(folder, capsys, monkeypatch, verb):
+    mfn = converted(folder)
+    text, out = ("--text", folder / "text.txt", "--window", 16), folder / "out"
+    command = {
+        "convert": (folder / "base", out, "--num-features", 64),
+        "train": (mfn, out, *text),
+        "atlas": (mfn, out, *text),
+        "evaluate": (mfn, *text, "--output", out, "--predictions", "P3"),
+        "explain": (mfn, "w5", "--output", out),
+    }
+
+    def read_only(**kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def works(*args, **kwargs):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    for model_class in (MFNForCausalLM, AutoModelForCausalLM):
+        monkeypatch.setattr(model_class, "from_pretrained", works)
+    assert run(verb, *command[verb]) == 2
+    assert "out cannot take 1 bytes: Read-only file system" in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
 
 
 def test_damaged_weights_are_named(folder, capsys):

@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling_mfn import Explanation, FeatureAtlas
+from modeling_mfn import Explanation, FeatureAtlas, MFNForCausalLM
 from modeling_mfn.cli.main import main
 from modeling_mfn.hub.push import check_model
 
@@ -336,6 +336,18 @@ def test_a_model_pushes_itself(clients, hub, folder):
     assert "features/old.json" in hub.files("me/model")
     clients.run(push_model, folder, True)
     assert "features/old.json" not in hub.files("me/model")
+
+
+def save_and_push(folder):
+    MFNForCausalLM.from_pretrained(folder).save_pretrained(
+        folder.parent / "again", push_to_hub=True, repo_id="me/model"
+    )
+
+
+def test_saving_pushes_where_it_is_asked_to(clients, hub, folder):
+    clients.run(save_and_push, folder)
+    assert {"config.json", "model.safetensors", *CODE} <= set(hub.files("me/model"))
+    assert (folder.parent / "again" / "model.safetensors").is_file()
 
 
 def push_without_the_package(folder):

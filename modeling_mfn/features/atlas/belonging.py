@@ -1,4 +1,4 @@
-"""Which model an atlas belongs to."""
+"""Check that an atlas belongs to a model."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ...data.tokens import token_text
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.twins import is_a
 from ...model.version import __version__
-from ...model.weights_digest import digest_of_model, names_features
+from ...model.weights_digest import name_features_of
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
 from .harvest import HarvestOptions, harvest
@@ -42,15 +42,16 @@ def harvest_tables(model: MFNForCausalLM, tokenizer: Any, dataset: Any, options:
     if not is_a(model, MFNForCausalLM):
         raise ValueError(f"model is a {type(model).__name__}; an atlas is made of an MFNForCausalLM")
     options.check()
-    if model.config.features_digest is None or any(layer.was_trained for layer in model.mfn_layers.values()):
-        names_features(model.mfn_layers.values(), model.config, digest_of_model(model))  # not saved yet
+    features_digest = name_features_of(model)
     state = harvest(model, dataset, options)
     if not state.tokens:
         raise ValueError(
             f"no token is left to count: windows have at most {options.skip_first} tokens, and these are skipped"
         )
     state.sort_sources()
-    return _tables(state, model, tokenizer, options.skip_first)
+    tables = _tables(state, model, tokenizer, options.skip_first)
+    tables.metadata["model"]["features_digest"] = features_digest
+    return tables
 
 
 def _tables(state: HarvestState, model: MFNForCausalLM, tokenizer: Any, skip_first: int) -> AtlasTables:
@@ -77,7 +78,6 @@ def _metadata(state: HarvestState, config: Any, skip_first: int, figures: dict[s
         "mfn_version": __version__,
         "model": {
             "name_or_path": _public_name(config.name_or_path),
-            "features_digest": config.features_digest,
             "layers": list(config.layers),
             "num_features": config.num_features,
             "k": config.k,
