@@ -37,7 +37,7 @@ from benchmarks.smollm2.stages import trained_model
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
 from modeling_mfn.features.atlas import ExampleLimits
 from modeling_mfn.features.harvest.directions import recording_scales
-from modeling_mfn.features.harvest.harvest import count_batch
+from modeling_mfn.features.harvest.harvest import Skipped, count_batch
 from modeling_mfn.features.harvest.state import HarvestState
 
 STATE = ".harvest-benchmark"
@@ -73,7 +73,7 @@ def speed(model: MFNForCausalLM, rows: Any, batch_size: int, rounds: int) -> dic
 
     def harvest(number: int, batch: dict[str, list[Any]]) -> None:
         with recording_scales(model) as scales:
-            count_batch(state, model, batch, number * batch_size, 1, scales)
+            count_batch(state, model, batch, number * batch_size, Skipped(1), scales)
 
     def forward(number: int, batch: dict[str, list[Any]]) -> None:
         model.model(torch.tensor(batch["input_ids"]), use_cache=False)

@@ -60,6 +60,7 @@ class MFNTrainer(Trainer):
     """
 
     args: MFNTrainingArguments
+    data_collator: Any
 
     def __init__(
         self,

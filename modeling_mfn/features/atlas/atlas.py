@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ class FeatureAtlas:
         tokens: int | None = None,
         batch_size: int = 8,
         skip_first: int = 1,
+        skip_tokens: Collection[int] | None = None,
         examples: ExampleLimits | None = None,
         state_folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
@@ -92,6 +93,8 @@ class FeatureAtlas:
             batch_size: Windows per batch.
             skip_first: Tokens at the start of each window that are left out of all statistics. Attention rests on the
                 first token. Its residual is like no other, and features that fire on it would seem frequent and strong.
+            skip_tokens: Token ids that are left out of all statistics, wherever they stand. By default the tokenizer's
+                special tokens: inside packed windows their residual is as unusual. `()` counts all tokens.
             examples: Limits on the number of examples per feature and on their context.
             state_folder: Folder that keeps the state of the harvest. `save_pretrained` of the atlas removes it.
             resume: True to go on from the state in `state_folder`, if there is one. Model, data, settings and number of
@@ -107,7 +110,8 @@ class FeatureAtlas:
 
         limits = examples or ExampleLimits()
         folder = None if state_folder is None else Path(state_folder)
-        options = HarvestOptions(tokens, batch_size, skip_first, limits, folder, resume, save_every, progress)
+        skipped = tuple(set(tokenizer.all_special_ids if skip_tokens is None else skip_tokens))
+        options = HarvestOptions(tokens, batch_size, skip_first, skipped, limits, folder, resume, save_every, progress)
         atlas = cls(*harvest_tables(model, tokenizer, dataset, options))
         atlas._harvest_state = folder
         return atlas

@@ -16,7 +16,7 @@ from ...model.version import __version__
 from ...model.weights_digest import name_features_of
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
-from .harvest import HarvestOptions, harvest
+from .harvest import HarvestOptions, Skipped, harvest
 from .state import HarvestState
 from .tables import layer_examples, layer_features, layer_figures, mean_scale
 
@@ -46,15 +46,16 @@ def harvest_tables(model: MFNForCausalLM, tokenizer: Any, dataset: Any, options:
     state = harvest(model, dataset, options)
     if not state.tokens:
         raise ValueError(
-            f"no token is left to count: windows have at most {options.skip_first} tokens, and these are skipped"
+            f"no token is left to count: all are among the first {options.skip_first} of their window (skip_first), or "
+            f"are {sorted(options.skip_tokens)} (skip_tokens)"
         )
     state.sort_sources()
-    tables = _tables(state, model, tokenizer, options.skip_first)
+    tables = _tables(state, model, tokenizer, options.skipped)
     tables.metadata["model"]["features_digest"] = features_digest
     return tables
 
 
-def _tables(state: HarvestState, model: MFNForCausalLM, tokenizer: Any, skip_first: int) -> AtlasTables:
+def _tables(state: HarvestState, model: MFNForCausalLM, tokenizer: Any, skipped: Skipped) -> AtlasTables:
     vocabulary = min(len(tokenizer), model.config.vocab_size)
 
     def texts(ids: np.ndarray) -> list[str]:
@@ -68,11 +69,11 @@ def _tables(state: HarvestState, model: MFNForCausalLM, tokenizer: Any, skip_fir
         features.append(layer_features(layer, statistics, state.tokens, pruned, effects, nearest, texts, NEIGHBOURS))
         examples.append(layer_examples(layer, statistics, state.window, list(state.sources), texts))
         figures[str(layer)] = layer_figures(statistics, state.tokens, pruned)
-    metadata = _metadata(state, model.config, skip_first, figures)
+    metadata = _metadata(state, model.config, skipped, figures)
     return AtlasTables(metadata, pa.concat_tables(features), pa.concat_tables(examples))
 
 
-def _metadata(state: HarvestState, config: Any, skip_first: int, figures: dict[str, Any]) -> dict[str, Any]:
+def _metadata(state: HarvestState, config: Any, skipped: Skipped, figures: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "mfn_version": __version__,
@@ -88,7 +89,8 @@ def _metadata(state: HarvestState, config: Any, skip_first: int, figures: dict[s
             "tokens": state.tokens,
             "windows": state.windows,
             "window": state.window,
-            "skip_first": skip_first,
+            "skip_first": skipped.first,
+            "skip_tokens": sorted(skipped.tokens),
         },
         "histogram_edges": [float(edge) for edge in HISTOGRAM_EDGES],
         "layers": figures,

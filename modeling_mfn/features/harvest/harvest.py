@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ...data.text import TextWindows
 from ...data.windows import Columns, column_batches, first_length, padded_inputs, sources_of
+from ...model.feature_names import is_whole
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.version import __version__
@@ -28,17 +29,36 @@ from .state import RESUME_OR_BEGIN, HarvestState, merge_processes, own_file
 FINGERPRINT_DIGITS = 12
 
 
+class Skipped(NamedTuple):
+    """Tokens of a window that are not counted."""
+
+    first: int
+    """Number of tokens at its start."""
+    tokens: tuple[int, ...] = ()
+    """Token ids, wherever they stand."""
+
+    def counted(self, ids: np.ndarray, attended: np.ndarray) -> np.ndarray:
+        """Returns a mask of the tokens that count, from ids and a mask of those that are not padding, (B, T) each."""
+        return attended & (attended.cumsum(1) > self.first) & ~np.isin(ids, self.tokens)
+
+
 class HarvestOptions(NamedTuple):
     """Options of a harvest; `FeatureAtlas.build` describes them."""
 
     tokens: int | None = None
     batch_size: int = 8
     skip_first: int = 1
+    skip_tokens: tuple[int, ...] = ()
     examples: ExampleLimits = ExampleLimits()
     state_folder: Path | None = None
     resume: bool = False
     save_every: int = 2048
     progress: bool = True
+
+    @property
+    def skipped(self) -> Skipped:
+        """Tokens that are not counted."""
+        return Skipped(self.skip_first, self.skip_tokens)
 
     def check(self) -> None:
         """Raises `ValueError` if a number is too small."""
@@ -49,6 +69,9 @@ class HarvestOptions(NamedTuple):
             least = 0 if name in may_be_zero else 1
             if number is not None and number < least:
                 raise ValueError(f"{name} is {number}; it must be at least {least}")
+        for token in self.skip_tokens:
+            if not is_whole(token) or token < 0:
+                raise ValueError(f"skip_tokens has {token!r}; token ids are whole numbers of at least 0")
 
 
 def harvest(model: MFNForCausalLM, dataset: Any, options: HarvestOptions) -> HarvestState:
@@ -83,7 +106,7 @@ def harvest(model: MFNForCausalLM, dataset: Any, options: HarvestOptions) -> Har
             number, state.batches = state.batches, state.batches + 1
             state.digest = extend_digest(state.digest, batch)
             if number % process.num_processes == process.process_index:
-                count_batch(state, model, batch, number * options.batch_size, options.skip_first, scales)
+                count_batch(state, model, batch, number * options.batch_size, options.skipped, scales)
             bar.update(len(batch["input_ids"]))
             if file is not None and state.windows - saved >= options.save_every:
                 state.save(file, settings)
@@ -98,7 +121,7 @@ def count_batch(
     model: MFNForCausalLM,
     batch: Columns,
     first_window: int,
-    skip_first: int,
+    skipped: Skipped,
     scales: dict[int, torch.Tensor],
 ) -> None:
     """Runs the model on a batch of windows and adds the activity of its features to the state.
@@ -108,15 +131,15 @@ def count_batch(
         model: MFN model in evaluation mode, inside `recording_scales`.
         batch: Windows by column.
         first_window: Number of the batch's first window in the data.
-        skip_first: Tokens at the start of each window that are not counted.
+        skipped: Tokens that are not counted.
         scales: Dictionary that `recording_scales` yields.
     """
-    tokens, codes = run_windows(model, batch, first_window, skip_first, state.source_places(sources_of(batch)))
+    tokens, codes = run_windows(model, batch, first_window, skipped, state.source_places(sources_of(batch)))
     state.add(tokens, codes, {layer: scale.flatten().cpu().numpy() for layer, scale in scales.items()})
 
 
 def run_windows(
-    model: MFNForCausalLM, batch: Columns, first_window: int, skip_first: int, sources: np.ndarray
+    model: MFNForCausalLM, batch: Columns, first_window: int, skipped: Skipped, sources: np.ndarray
 ) -> tuple[TokenBatch, dict[int, tuple[np.ndarray, np.ndarray]]]:
     """Runs the model on a batch of windows.
 
@@ -132,7 +155,7 @@ def run_windows(
         mask = torch.from_numpy(attended.astype(np.int64)).to(model.device)
         inputs = padded_inputs(inputs["input_ids"], mask)
     codes = model.model(**inputs, output_codes=True, use_cache=False).codes
-    counted = attended & (attended.cumsum(1) > skip_first)
+    counted = skipped.counted(ids, attended)
     pairs = {}
     for layer, code in codes.items():
         indices, values = code.indices.flatten(0, -2), code.values.flatten(0, -2).float()
@@ -155,6 +178,7 @@ def _settings(model: MFNForCausalLM, dataset: Any, window: int, options: Harvest
         "tokens": options.tokens,
         "batch_size": options.batch_size,
         "skip_first": options.skip_first,
+        "skip_tokens": sorted(options.skip_tokens),
         "examples": list(options.examples),
     }
     return settings | (dataset.settings if isinstance(dataset, TextWindows) else {})
@@ -178,4 +202,4 @@ def _skip_counted(state: HarvestState, batches: Iterator[Columns], folder: Path 
         raise ValueError(f"the harvest in {folder} was of other text; {RESUME_OR_BEGIN}")
 
 
-__all__ = ["HarvestOptions", "count_batch", "extend_digest", "harvest", "run_windows"]
+__all__ = ["HarvestOptions", "Skipped", "count_batch", "extend_digest", "harvest", "run_windows"]

@@ -23,7 +23,7 @@ from ..atlas.atlas import FeatureAtlas
 from ..atlas.belonging import check_model
 from ..atlas.labels import Label, Labels
 from ..harvest.firings import Firings, TokenBatch
-from ..harvest.harvest import run_windows
+from ..harvest.harvest import Skipped, run_windows
 from .concepts import HELD_IN, HELD_OUT, LEFT_OUT, Concepts, Lexicon, WordFinder, token_halves
 from .separation import ActivationCounts, Places, Separation, effective_number
 from .token_sets import TokenSet, TokenSetCounts, example_tokens
@@ -143,12 +143,13 @@ def label_features(
     dataset, window = first_length(dataset)
     limit = None if tokens is None else -(-tokens // window)
     total = min(len(dataset), limit or len(dataset)) if isinstance(dataset, Dataset) else limit
-    skip_first = atlas.metadata["data"]["skip_first"]
+    data = atlas.metadata["data"]
+    skipped = Skipped(data["skip_first"], tuple(data.get("skip_tokens", ())))  # atlases of 0.1.0 count all tokens
     bar = tqdm(total=total, desc="labelling", unit="window", disable=not progress, leave=False)
     with bar, evaluating(model), torch.no_grad():
         for number, rows in enumerate(column_batches(dataset, window, batch_size, limit)):
             ids = rows["input_ids"]
-            counts.add(*run_windows(model, rows, number * batch_size, skip_first, np.zeros(len(ids), np.int32)))
+            counts.add(*run_windows(model, rows, number * batch_size, skipped, np.zeros(len(ids), np.int32)))
             bar.update(len(ids))
     return counts.label(atlas, texts, min_auroc, min_occurrences, min_words)
 

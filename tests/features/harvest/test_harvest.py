@@ -6,7 +6,7 @@ import torch
 from atlas_data import WINDOW, windows, word_tokenizer
 from conftest import make_mfn
 
-from modeling_mfn import Clamp, FeatureAtlas
+from modeling_mfn import Clamp, FeatureAtlas, label_features
 from modeling_mfn.features.atlas import ExampleLimits
 from modeling_mfn.features.atlas.schema import HISTOGRAM_EDGES
 from modeling_mfn.features.harvest import coactivation
@@ -216,6 +216,26 @@ def test_settings_of_the_model_that_matter(family_base):
     assert steered.metadata["layers"]["1"]["features"] == 79
 
 
+@pytest.mark.parametrize(("chosen", "skipped"), [(None, [0, 2]), ((7, 9, 7), [7, 9]), ((), [])])
+def test_special_tokens_do_not_count_wherever_they_stand(family_base, chosen, skipped):
+    """Counts are those of dense codes on all other tokens, and so is every example. Labels read the same tokens."""
+    model, data = make_mfn(family_base, layers=[1]), windows()
+    ids = np.array(data["input_ids"])
+    ids[::2, 6], ids[1::3, 10], ids[2, 3:9], ids[:, 12] = 2, 0, 2, 7
+    data = data.remove_columns("input_ids").add_column("input_ids", ids.tolist())
+    atlas = build(model, data, skip_tokens=chosen)
+    z, counted = dense_codes(model, data, 1)
+    counted &= ~np.isin(ids, skipped)
+    active = (z > 0) & counted[..., None]
+    assert atlas.to_pandas()["firing_count"].tolist() == active.sum((0, 1)).tolist()
+    assert atlas.metadata["data"]["tokens"] == counted.sum()
+    assert atlas.metadata["data"]["skip_tokens"] == skipped
+    examples = atlas.to_pandas("examples")
+    assert len(examples) > 100
+    assert counted[examples["window"], examples["position"]].all()
+    assert label_features(atlas, model, word_tokenizer(), data, {}).tokens == counted.sum()
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(family_base, side):
     """Rows of five lengths, padded to one length, have the firings that each row has on its own."""
@@ -239,6 +259,8 @@ def test_padding_changes_nothing(family_base, side):
     [
         ({"tokens": 0}, "tokens is 0"),
         ({"skip_first": WINDOW}, "no token is left"),
+        ({"skip_tokens": range(96)}, "no token is left"),
+        ({"skip_tokens": [3, -1]}, "skip_tokens has -1"),
         ({"examples": ExampleLimits(before=-1)}, "examples.before is -1"),
         ({"data": []}, "no rows with input_ids"),
         ({"data": [{"text": "a"}]}, "no rows with input_ids"),

@@ -153,6 +153,7 @@ def test_a_state_belongs_to_its_harvest(tmp_path):
     other = make_mfn(make_base("gpt2-tied"), layers=[1], seed=5)
     for change, message in [
         ({"batch_size": 2}, "had batch_size 4, this one has 2"),
+        ({"skip_tokens": ()}, r"had skip_tokens \[0, 2\], this one has \[\]"),
         ({"model": other}, "had model"),
         ({"rows": one_token_changed}, "was of other text"),
         ({"rows": data.remove_columns("source")}, "was of other text"),
