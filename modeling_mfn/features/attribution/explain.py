@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ...data.tokens import token_texts
 from ...model.checks import is_whole
 from ...model.modes import frozen
 from ...model.sparse_code import SparseCode
@@ -187,6 +188,8 @@ def _choose_target(
 def _token_id(tokenizer: Any, token: int | str, vocabulary: int, name: str) -> int:
     if isinstance(token, str):
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1:  # SentencePiece puts a space of its own before a text
+            ids = [index for index, text in enumerate(token_texts(tokenizer)) if text == token] or ids
         if len(ids) != 1:
             pieces = ", ".join(repr(tokenizer.decode([index])) for index in ids)
             raise ValueError(

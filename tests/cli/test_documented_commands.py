@@ -1,0 +1,108 @@
+"""Every command `mfn` of README and the documents runs, on both families, with tokenizers as they really come."""
+
+import json
+import random
+import re
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import make_base
+from prose import FENCED
+from test_cli import run
+from tokenizers_for_tests import VERSE, as_they_come
+
+from modeling_mfn import FeatureAtlas, MFNForCausalLM
+from modeling_mfn.hub import push as hub
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "docs" / "get_started" / "quickstart.md"
+ELSEWHERE = {"demo"}
+"""Verbs that need a network and have tests of their own."""
+SMALLER = {
+    "train": ["--steps", "4", "--window", "32", "--batch-size", "4"],
+    "atlas": ["--tokens", "4096", "--window", "32"],
+    "evaluate": ["--tokens", "512", "--train-tokens", "256", "--window", "32", "--predictions", "P1"],
+    "steer": ["--max-new-tokens", "4"],
+}
+"""Options that make a command take seconds; the last value of an option counts."""
+SIZES = {
+    "llama": {"hidden_size": 160, "num_hidden_layers": 8, "max_position_embeddings": 256},
+    "gpt2": {"n_embd": 160, "n_layer": 8, "n_positions": 256},
+}
+ANIMALS = ["cat", "dog", "horse", "cow", "sheep", "goat", "pig", "hen", "duck", "wolf", "bear", "lion"]
+
+
+def commands(page):
+    """Arguments of the commands in the shell blocks of a page."""
+    for block in FENCED.finditer(page.read_text(encoding="utf-8")):
+        for line in re.sub(r"\\\n\s*", " ", block["body"]).splitlines() if block["language"] == "bash" else ():
+            program, *arguments = shlex.split(line, comments=True) or [""]
+            if program == "mfn" and arguments[0] not in ELSEWHERE:
+                yield arguments
+
+
+GUIDES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("g*/*.md")))
+    if page != QUICKSTART and any(commands(page))
+]
+
+
+def run_smaller(arguments):
+    line = [*arguments, *SMALLER.get(arguments[0], [])]
+    assert run(*line) == 0, shlex.join(line)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def workspace(request, tmp_path_factory):
+    """Folder with a base model and texts, in which the quickstart has been run from its first command to its last."""
+    folder, shuffled = tmp_path_factory.mktemp(request.param), random.Random(0)
+    words = [*VERSE.split(), *ANIMALS]
+    lines = ["The weather is " + " ".join(shuffled.choices(words, k=12)) + "." for _ in range(900)]
+    (folder / "corpus.txt").write_text("\n".join(lines[:600]))
+    (folder / "held-out.txt").write_text("\n".join(lines[600:]))
+    (folder / "concepts.json").write_text(json.dumps({"animals": ANIMALS}))
+    # Llama's tokenizer does not divide a text into words
+    tokenizer = as_they_come(request.param, lines if request.param == "gpt2" else " ".join(lines).split(), 600)
+    assert tokenizer.pad_token is None
+    assert (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id) == (request.param == "llama")
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    sizes = {"vocab_size": len(tokenizer)} | SIZES[request.param] | ends
+    make_base(f"{request.param}-tied", **sizes).save_pretrained(folder / "gpt2")
+    tokenizer.save_pretrained(folder / "gpt2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(hub, "push", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
+        for arguments in commands(QUICKSTART):
+            run_smaller(arguments)
+            if arguments[0] == "atlas":  # the next command steers by a label
+                alive = FeatureAtlas.from_pretrained(arguments[1]).to_pandas().query("status == 'alive'")
+                Path("labels.csv").write_text(f"feature,label\n{alive['name'].iloc[0]},animals\n")
+                assert run("atlas", arguments[1], "--labels", "labels.csv") == 0
+    return folder
+
+
+@pytest.fixture
+def prepared(workspace, tmp_path, monkeypatch):
+    """A copy of the workspace with the models that the guides call by other names."""
+    shutil.copytree(workspace, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(hub, "push", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
+    trained = MFNForCausalLM.from_pretrained("gpt2-mfn-trained")
+    trained.save_preset("calm", {"L5/1": {"kind": "ablate"}})
+    trained.save_pretrained("gpt2-mfn-trained")
+    for name in ("MODEL", "FOLDER", "gpt2-mfn-seed-1"):
+        shutil.copytree("gpt2-mfn-trained", name)
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page, prepared):
+    for arguments in commands(page):
+        if arguments[0] in ("convert", "train"):
+            shutil.rmtree(arguments[2], ignore_errors=True)
+        if arguments[0] == "atlas" and "--labels" not in arguments:
+            shutil.rmtree(Path(arguments[1], "features"), ignore_errors=True)
+        run_smaller(arguments)
