@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import make_base
 from prose import blocks, sentences, words
-from tokenizers_for_tests import VERSE, train_tokenizer
+from tokenizers_for_tests import VERSE, as_they_come
 
 from modeling_mfn.demo import assets
 
@@ -40,14 +40,21 @@ def printed_by(found):
     return printed
 
 
-def test_the_quickstart_runs_on_any_model_without_a_network(tmp_path, monkeypatch):
-    """A tiny base gives other outputs of the same form."""
+SIZES = {
+    "llama": {"num_hidden_layers": 10, "max_position_embeddings": 256},
+    "gpt2": {"n_layer": 10, "n_positions": 256},
+}
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_the_quickstart_runs_on_any_model_without_a_network(tmp_path, monkeypatch, family):
+    """A tiny base gives other outputs of the same form. Its tokenizer has no token for padding."""
     shuffled = random.Random(0)
     plays = [tmp_path / f"play_{number}.txt" for number in range(4)]
     for play in plays:
         play.write_text("\n".join(" ".join(shuffled.sample(VERSE.split(), 12)) for _ in range(300)))
-    tokenizer = train_tokenizer(plays)
-    base = make_base("llama-tied", vocab_size=len(tokenizer), num_hidden_layers=10, max_position_embeddings=256)
+    tokenizer = as_they_come(family, VERSE.split() * 9)
+    base = make_base(f"{family}-tied", vocab_size=len(tokenizer), pad_token_id=None, **SIZES[family])
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     monkeypatch.setattr(assets, "smollm2", lambda: tmp_path / "base")
