@@ -17,7 +17,16 @@ from .mfn_pass import MFNPass, Reconstruction
 from .offloading import in_memory
 from .peft_copies import AdapterCopy
 from .pursuit import pursue
-from .sparse_code import SparseCode, attach_encoder, decode, encode, pass_to_input, rank_features, rectify
+from .sparse_code import (
+    SparseCode,
+    attach_encoder,
+    decode,
+    encode,
+    in_transform,
+    pass_to_input,
+    rank_features,
+    rectify,
+)
 from .twins import is_a
 
 RESET_ENCODER_SCALE = 0.2
@@ -255,7 +264,7 @@ class MFNLayer(AdapterCopy):
             return through, h, reconstruction  # a gradient of 0 needs no graph here; the loss has its own
         if through is z:
             return z, read.undo(x_hat), reconstruction
-        if self.config.codes_by_pursuit:
+        if self.config.codes_by_pursuit or in_transform():
             return through, read.undo(self._mixture(through)), reconstruction
         x_hat = pass_to_input(x_hat, read.x, ranked.first(count), weight, self._located(z), self.decoder.weight)
         return through, read.undo(x_hat), reconstruction

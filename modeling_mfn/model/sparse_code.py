@@ -2,7 +2,9 @@
 
 z is never made dense. Decoding gathers K rows of the decoder. The backward of both equations adds each token's K
 rank-one terms feature by feature: its cost follows K, not m, and it never forms the (N K, d) terms. Gradients are those
-of the dense equations.
+of the dense equations. So are second derivatives: three functions are the derivatives of one sum
+c[n, j] (x[n] . W[i[n, j]]) by its three factors, and the backward of each is made of the other two. Transforms of
+torch.func get the dense equations themselves.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ def rank_features(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> Sparse
 
 def attach_encoder(ranked: SparseCode, x: Tensor, weight: Tensor, bias: Tensor) -> SparseCode:
     """Gives ranked pre-activations their gradients for `x`, `weight` and `bias`, without encoding again."""
+    if in_transform():
+        return ranked._replace(values=F.linear(x, weight, bias).gather(-1, ranked.indices).to(weight.dtype))
     return ranked._replace(values=_ChosenPreActivations.apply(x, weight, bias, ranked.values.detach(), ranked.indices))
 
 
@@ -94,10 +98,9 @@ def decode(code: SparseCode, weight: Tensor) -> Tensor:
     Returns:
         (..., d).
     """
-    indices, values = code.indices.flatten(0, -2), code.values.flatten(0, -2)
-    rows = F.embedding_bag(indices, weight.detach(), per_sample_weights=values, mode="sum")
-    rows = _WeightedRows.apply(rows, weight, values.detach(), indices)
-    return rows.unflatten(0, code.indices.shape[:-1])
+    if in_transform():
+        return code._replace(num_features=len(weight)).to_dense() @ weight
+    return _WeightedRows.apply(code.values, weight, code.indices)
 
 
 def project(x: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
@@ -111,9 +114,10 @@ def project(x: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (..., K).
     """
-    flat = indices.flatten(0, -2)
+    if in_transform():
+        return F.linear(x, weight).gather(-1, indices)
     with torch.no_grad():
-        values = _dot_rows(x.flatten(0, -2).contiguous(), flat, weight).view(indices.shape)
+        values = _dot_rows(x, indices, weight)
     return _ChosenPreActivations.apply(x, weight, weight.new_zeros(()), values, indices)
 
 
@@ -131,7 +135,8 @@ def pass_to_input(
         directions: D, a feature per row.
 
     Returns:
-        The mixture, unchanged. Parameters get their gradients through the mixture itself.
+        The mixture, unchanged. Parameters get their gradients through the mixture itself, so second derivatives would
+        lack a part and are an error.
     """
     return _ThroughInput.apply(mixture, x, encoded.indices, encoder, decoded.indices, decoded.values > 0, directions)
 
@@ -151,19 +156,6 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found, columns.gather(-1, places % count) + places // count * groups
 
 
-def _sum_by_feature(coefficients: Tensor, indices: Tensor, rows: Tensor, num_features: int) -> Tensor:
-    """Adds coefficients[n, j] * rows[n] up at feature indices[n, j]: (N, K), (N, K), (N, d) -> (m, d).
-
-    Pairs are sorted by feature, so that each feature is one bag of tokens.
-    """
-    features, order = indices.flatten().int().sort(stable=True)
-    tokens = order // indices.shape[1]
-    first_pair = torch.searchsorted(features, torch.arange(num_features, device=features.device, dtype=torch.int))
-    return F.embedding_bag(
-        tokens, rows, first_pair, mode="sum", per_sample_weights=coefficients.flatten()[order].to(rows.dtype)
-    )
-
-
 class _ChosenPreActivations(torch.autograd.Function):
     """W_e x + b_e at the chosen features. Their values are known already, and forward hands them on."""
 
@@ -173,44 +165,66 @@ class _ChosenPreActivations(torch.autograd.Function):
         return values.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, indices = ctx.saved_tensors
         need_x, need_weight, need_bias, _, _ = ctx.needs_input_grad
-        indices, gradient = indices.flatten(0, -2), gradient.flatten(0, -2)
         grad_x = grad_weight = grad_bias = None
         if need_x:
-            grad_x = F.embedding_bag(indices, weight, per_sample_weights=gradient.to(weight.dtype), mode="sum")
-            grad_x = grad_x.view(x.shape).to(x.dtype)
+            grad_x = _WeightedRows.apply(gradient.to(weight.dtype), weight, indices).to(x.dtype)
         if need_weight:
-            rows = x.flatten(0, -2).to(weight.dtype)
-            grad_weight = _sum_by_feature(gradient, indices, rows, weight.shape[0])
+            grad_weight = _SumsByFeature.apply(gradient, x.to(weight.dtype), indices, weight.shape[0])
         if need_bias:
-            grad_bias = gradient.new_zeros(weight.shape[0]).index_add_(0, indices.flatten(), gradient.flatten())
+            zeros = gradient.new_zeros(weight.shape[0])
+            grad_bias = zeros.index_add(0, indices.flatten(), gradient.flatten())
         return grad_x, grad_weight, grad_bias, None, None
 
 
 class _WeightedRows(torch.autograd.Function):
-    """Sums of weighted rows, with a sparse gradient for the weight.
-
-    embedding_bag gives the gradient of the values; for the weight it would form (N K, d) terms.
-    """
+    """Sums of weighted rows: embedding_bag, whose own backward would form (N K, d) terms for the weight."""
 
     @staticmethod
-    def forward(ctx: Any, sums: Tensor, weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(values, indices)
-        ctx.num_features = weight.shape[0]
-        return sums.view_as(sums)
+    def forward(ctx: Any, values: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(values, weight, indices)
+        flat = values.flatten(0, -2)
+        sums = F.embedding_bag(indices.flatten(0, -2), weight, per_sample_weights=flat, mode="sum")
+        return sums.unflatten(0, indices.shape[:-1])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, indices = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = _sum_by_feature(values, indices, gradient, ctx.num_features)
-        return gradient, grad_weight, None, None
+        values, weight, indices = ctx.saved_tensors
+        need_values, need_weight, _ = ctx.needs_input_grad
+        grad_values = grad_weight = None
+        if need_values:
+            grad_values = project(gradient, indices, weight)
+        if need_weight:
+            grad_weight = _SumsByFeature.apply(values, gradient, indices, weight.shape[0])
+        return grad_values, grad_weight, None
+
+
+class _SumsByFeature(torch.autograd.Function):
+    """Sums of coefficients[..., j] * rows at feature indices[..., j]: (..., K), (..., d), (..., K) -> (m, d)."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, rows: Tensor, indices: Tensor, num_features: int) -> Tensor:
+        ctx.save_for_backward(coefficients, rows, indices)
+        # pairs are sorted by feature, so that each feature is one bag of tokens
+        features, order = indices.flatten().int().sort(stable=True)
+        tokens = order // indices.shape[-1]
+        first_pair = torch.searchsorted(features, torch.arange(num_features, device=features.device, dtype=torch.int))
+        flat = rows.flatten(0, -2).contiguous()
+        weights = coefficients.flatten()[order].to(rows.dtype)
+        return F.embedding_bag(tokens, flat, first_pair, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        coefficients, rows, indices = ctx.saved_tensors
+        need_coefficients, need_rows, _, _ = ctx.needs_input_grad
+        grad_coefficients = grad_rows = None
+        if need_coefficients:
+            grad_coefficients = project(rows, indices, gradient).to(coefficients.dtype)
+        if need_rows:
+            grad_rows = _WeightedRows.apply(coefficients.to(rows.dtype), gradient, indices)
+        return grad_coefficients, grad_rows, None, None
 
 
 class _ThroughInput(torch.autograd.Function):
@@ -231,27 +245,32 @@ class _ThroughInput(torch.autograd.Function):
         return mixture.view_as(mixture)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("output_reconstructions has no second derivatives; call the model without it for these")
         encoder_rows, encoder, decoder_rows, active, directions = ctx.saved_tensors
-        by_value = _dot_rows(gradient.flatten(0, -2).contiguous(), decoder_rows.flatten(0, -2), directions)
-        by_value = by_value * active.flatten(0, -2)
-        by_input = F.embedding_bag(encoder_rows.flatten(0, -2), encoder, per_sample_weights=by_value, mode="sum")
-        return gradient, by_input.view(gradient.shape), None, None, None, None, None
+        by_value = project(gradient, decoder_rows, directions) * active
+        by_input = _WeightedRows.apply(by_value, encoder, encoder_rows)
+        return gradient, by_input, None, None, None, None, None
+
+
+def in_transform() -> bool:
+    """Returns True inside of a transform of torch.func, which cannot look into a function with its own backward."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _dot_rows(vectors: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    """vectors[n] . weight[indices[n, j]]: (N, d), (N, K), (m, d) -> (N, K), without forming the (N K, d) rows.
+    """vectors . weight[indices[..., j]]: (..., d), (..., K), (m, d) -> (..., K), without forming (N K, d) rows.
 
     This is embedding_bag's derivative with respect to its weights per sample.
     """
-    tokens, k = indices.shape
-    starts = torch.arange(0, tokens * k, k, device=indices.device)
-    token_of_pair = torch.arange(tokens, device=indices.device).repeat_interleave(k)
+    vectors, pairs, k = vectors.flatten(0, -2).contiguous(), indices.flatten().contiguous(), indices.shape[-1]
+    starts = torch.arange(0, len(pairs), k, device=pairs.device)
+    token_of_pair = torch.arange(len(vectors), device=pairs.device).repeat_interleave(k)
     mode_sum = 0
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        vectors, weight, indices.flatten(), starts, token_of_pair, mode_sum
-    ).view(tokens, k)
+        vectors, weight, pairs, starts, token_of_pair, mode_sum
+    ).view(indices.shape)
 
 
 __all__ = ["SparseCode"]
