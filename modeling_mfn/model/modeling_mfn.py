@@ -339,10 +339,20 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Generates as transformers does. Positions of steering are counted from the beginning of this prompt."""
-        embeddings = kwargs.get("inputs_embeds")
+        """Generates as transformers does. Positions of steering are counted from the beginning of this prompt.
+
+        Raises:
+            ValueError: if codes or reconstructions are asked for, which `generate` has no place for.
+        """
+        for name in ("output_codes", "output_reconstructions"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"generate cannot return what {name} asks for; call model(ids, {name}=True) on the generated ids"
+                )
+        embeddings, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         given = kwargs.get("input_ids") if inputs is None else inputs
-        with generating(self.base_model, given if embeddings is None else embeddings):
+        mask = None if cache is None else kwargs.get("attention_mask")
+        with generating(self.base_model, given if embeddings is None else embeddings, mask):
             return super().generate(inputs, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, tokenizer: Any = None, atlas: Any = None, **options: Any) -> Any:

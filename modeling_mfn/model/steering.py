@@ -158,7 +158,7 @@ def _by_row(given: Tensor, rows: int) -> Tensor:
 _contexts = TaskStack("steering contexts")
 """Entries are `InForce`."""
 _prompts = TaskStack("prompts of generate")
-"""Entries are (model, length of the prompt), one per running call of `generate`."""
+"""Entries are (model, start, end) of the prompt's places in the text, one per running call of `generate`."""
 
 
 @contextmanager
@@ -192,11 +192,19 @@ def is_steered(model: Any) -> bool:
 
 
 @contextmanager
-def generating(model: Any, prompt: Tensor | None) -> Iterator[None]:
-    """Notes the length of the prompt (B, T) or (B, T, d) of `generate`; None means the one token it starts from."""
-    # a tensor, so that compiled models serve prompts of every length
-    length = torch.tensor(1) if prompt is None else torch.tensor(prompt.shape[1], device=prompt.device)
-    with _prompts.entered((model, length)):
+def generating(model: Any, prompt: Tensor | None, mask: Tensor | None = None) -> Iterator[None]:
+    """Notes the place of the prompt of `generate` in its text.
+
+    Args:
+        model: headless model.
+        prompt: ids (B, T) or embeddings (B, T, d); None means the one token it starts from.
+        mask: attention mask (B, S) of the whole text, S > T where a cache has its beginning.
+    """
+    length = 1 if prompt is None else prompt.shape[1]
+    end = length if mask is None or mask.ndim != 2 else mask.shape[1]
+    # tensors, so that compiled models serve prompts of every length
+    places = torch.tensor([end - length, end], device=None if prompt is None else prompt.device)
+    with _prompts.entered((model, *places)):
         yield
 
 
@@ -224,12 +232,14 @@ def _tokens(positions: Positions, model: Any, inputs: Tensor, cache: Any) -> Ten
         return None
     rows, length = inputs.shape[:2]
     place = torch.arange(length, device=inputs.device) + (0 if cache is None else cache.get_seq_length())
+    prompt = _prompts.innermost(model)
+    start, end = (None, None) if prompt is None else (each.to(place.device) for each in prompt[1:])
     if isinstance(positions, Tensor):
         _check_rows("rows of a positions mask", positions.shape[0], rows)
         last = positions.shape[1] - 1
-        return _by_row(positions.to(place.device)[:, place.clamp_max(last)] & (place <= last), rows)
-    prompt = _prompts.innermost(model)
-    in_prompt = torch.ones_like(place, dtype=torch.bool) if prompt is None else place < prompt[1].to(place.device)
+        place = place if start is None else place - start
+        return _by_row(positions.to(place.device)[:, place.clamp(0, last)] & (place >= 0) & (place <= last), rows)
+    in_prompt = torch.ones_like(place, dtype=torch.bool) if end is None else place < end
     return (in_prompt if positions == "prompt" else ~in_prompt).unsqueeze(0)
 
 

@@ -107,6 +107,55 @@ def test_steering_holds_on_every_step_of_generation_with_the_cache(model):
     assert not torch.equal(steered, model.generate(**batch, max_new_tokens=6, do_sample=False))
 
 
+@pytest.mark.parametrize("form", ["new tokens", "whole text"])
+@pytest.mark.parametrize("positions", ["prompt", "generated", "mask"])
+def test_generation_that_goes_on_from_a_cache(model, form, positions):
+    """Compares with one forward of the whole text, in which a mask names the steered tokens."""
+    batch, old, changes = padded_rows(), 5, {(0, 5): Clamp(6.0)}
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    given = ids if form == "whole text" else ids[:, old:]
+    wanted = torch.arange(given.shape[1]) % 3 == 0
+    cache = model(
+        ids[:, :old], mask[:, :old], position_ids=mask.cumsum(-1).sub(1).clamp_min(0)[:, :old]
+    ).past_key_values
+    with model.steer(changes, positions=wanted[None] if positions == "mask" else positions):
+        out = model.generate(
+            given,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=None,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    text = torch.cat([ids, out.sequences[:, -4:]], -1)
+    place, prompt = torch.arange(text.shape[1]), ids.shape[1]
+    steered = {"prompt": (place >= old) & (place < prompt), "generated": place >= prompt}.get(positions)
+    if steered is None:
+        steered = torch.zeros(text.shape[1], dtype=torch.bool)
+        steered[prompt - len(wanted) : prompt] = wanted
+        steered[:old] = False  # these came from the cache
+    whole = torch.cat([mask, torch.ones(2, 4, dtype=mask.dtype)], -1)
+    with model.steer(changes, positions=steered[None]):
+        expected = model(text, whole, position_ids=whole.cumsum(-1).sub(1).clamp_min(0)).logits[:, prompt - 1 : -1]
+    torch.testing.assert_close(torch.stack(out.logits, 1), expected.float(), atol=1e-5, rtol=0)
+
+
+def padded_rows():
+    ids = tokens(2, 9)["input_ids"]
+    mask = torch.ones_like(ids)
+    ids[1, :2], mask[1, :2] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_generate_refuses_what_it_has_no_place_for(model):
+    for name in ("output_codes", "output_reconstructions"):
+        with pytest.raises(ValueError, match=f"{name} asks for; call model"):
+            model.generate(**tokens(2, 6), max_new_tokens=2, **{name: True})
+        model.generate(**tokens(2, 6), max_new_tokens=1, **{name: False})
+
+
 def test_contexts_nest_and_an_exception_leaves_nothing_behind(model):
     batch = tokens(2, 6)
     feature = active_feature(model, 0, batch)
