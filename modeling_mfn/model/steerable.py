@@ -40,7 +40,8 @@ class SteerableModel:
                 model.generate(...)
 
         The context holds for the thread or the asyncio task that enters it, and for tasks and `asyncio.to_thread` calls
-        that begin inside. A compiled model follows one task per thread. Contexts nest: an inner intervention acts on
+        that begin inside. A compiled model follows one task per thread, and only contexts that its thread enters; where
+        it could overlook one, it raises. Contexts nest: an inner intervention acts on
         the outer one's result. An intervention has alpha times the effect that it has at alpha = 1.
 
         Args:

@@ -217,6 +217,8 @@ def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, L
         cache: key-value cache, whose length is the position of the inputs in their text, or None.
     """
     entry = _contexts.innermost(model)
+    if entry is None:
+        _contexts.check_thread(model)
     if entry is None or inputs is None:
         return {}
     for context in entry.contexts:

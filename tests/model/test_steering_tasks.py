@@ -125,6 +125,34 @@ def test_a_compiled_model_follows_one_task_or_says_so(model):
     torch.testing.assert_close(logits(), model(**BATCH).logits.detach())
 
 
+def test_a_compiled_model_in_another_thread_is_steered_there_or_says_so(model):
+    torch._dynamo.reset()
+    other = make_mfn(make_base("gpt2-tied").double())
+    compiled, of_other = (torch.compile(each, fullgraph=True, backend="eager") for each in (model, other))
+
+    def logits(forward, interventions=None):
+        with torch.no_grad():
+            if interventions is None:
+                return forward(**BATCH).logits
+            with model.steer(interventions):
+                return forward(**BATCH).logits
+
+    async def inside():
+        plain = await asyncio.to_thread(logits, compiled)
+        torch.testing.assert_close(plain, logits(model))
+        with model.steer({(0, 3): Clamp(5.0)}):
+            expected = logits(model)
+            torch.testing.assert_close(await asyncio.to_thread(logits, model), expected)
+            with pytest.raises(Exception, match="steered in another thread"):
+                await asyncio.to_thread(logits, compiled)
+            torch.testing.assert_close(await asyncio.to_thread(logits, compiled, {}), expected)
+            torch.testing.assert_close(logits(compiled), expected)
+            torch.testing.assert_close(await asyncio.to_thread(logits, of_other), logits(other))
+        torch.testing.assert_close(await asyncio.to_thread(logits, compiled), plain)
+
+    asyncio.run(inside())
+
+
 def test_continuous_batching_is_refused_inside_a_context(model):
     with model.steer({(0, 3): Clamp(1.0)}), pytest.raises(ValueError, match="a thread of its own"):
         model.generate_batch(inputs=[[3, 4, 5]])
