@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from .configuration_mfn import EDITS, MFNConfig
 from .finite import non_finite_weight
@@ -42,6 +43,7 @@ def convert(
     settings = CONVERSION_DEFAULTS | settings
     if unknown := sorted(set(settings) - CONVERSION_SETTINGS):
         raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(CONVERSION_SETTINGS))}")
+    _check_kind(base)
     if isinstance(base, PreTrainedModel):
         if base_kwargs:
             raise ValueError(f"base_kwargs {sorted(base_kwargs)} are for a folder or id, but the base is a model")
@@ -50,6 +52,10 @@ def convert(
         load = dict(base_kwargs or {})
         if not os.path.isdir(base) and (os.path.isabs(base) or str(base).count("/") > 1):
             raise ValueError(f"{base} is neither a folder nor an id on the Hub")
+        if find_adapter_config_file(os.fspath(base), **_of_files(load)):
+            raise ValueError(
+                f"{base} is a PEFT adapter; load it by PEFT, and give the model that its merge_and_unload returns"
+            )
         # find bad settings before reading the weights
         _make_config(_read_config(base, load), model_class, settings)
         with readable_weights(base):
@@ -70,9 +76,36 @@ def readable_weights(source: Any) -> Iterator[None]:
         raise OSError(f"the weights of {source} are truncated or not safetensors ({error})") from error
 
 
+def _check_kind(base: Any) -> None:
+    """Says what to give for a base that is neither a model of transformers, as it is, nor a name of one."""
+    kind = type(base).__name__
+    if hasattr(base, "merge_and_unload") or getattr(base, "peft_config", None):
+        raise ValueError(
+            f"the base is a {kind} with PEFT adapters; merge them into its weights first (PEFT's merge_and_unload)"
+        )
+    if hasattr(base, "_orig_mod") or getattr(base, "_compiled_call_impl", None):
+        raise ValueError(f"the base is a compiled {kind}; give the model as it was, and compile the MFN model")
+    if isinstance(base, PreTrainedModel | str | os.PathLike):
+        return
+    if isinstance(getattr(base, "module", None), PreTrainedModel):
+        raise ValueError(f"the base is wrapped in {kind}; give the model inside, its .module")
+    if isinstance(base, PreTrainedConfig):
+        raise ValueError(
+            f"the base is a {kind}, which has no weights; give its model, or make one with random weights by "
+            "MFNForCausalLM(MFNConfig(text_config=...))"
+        )
+    raise ValueError(f"the base is a {kind}; it must be a causal LM of transformers, its folder, or its id on the Hub")
+
+
+def _of_files(load: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that say which files to read."""
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+    return {name: load[name] for name in names if name in load}
+
+
 def _read_config(base: str | os.PathLike[str], load: Mapping[str, Any]) -> Any:
-    names = ("revision", "token", "cache_dir", "gguf_file", "local_files_only", "subfolder", "force_download")
-    return AutoConfig.from_pretrained(base, **{name: load[name] for name in names if name in load})
+    gguf = {name: load[name] for name in ("gguf_file",) if name in load}
+    return AutoConfig.from_pretrained(base, **_of_files(load), **gguf)
 
 
 def _make_config(text_config: Any, model_class: type[ModelT], settings: Mapping[str, Any]) -> MFNConfig:
@@ -125,8 +158,6 @@ def _check_weights(base: PreTrainedModel) -> None:
         )
     if not all(parameter.is_floating_point() for parameter in base.parameters()):
         raise ValueError("the base model is quantised; give it in float32, bfloat16 or float16")
-    if getattr(base, "_hf_peft_config_loaded", False):
-        raise ValueError("the base model carries a PEFT adapter; merge it into the weights first")
     devices = {str(parameter.device) for parameter in base.parameters()}
     if len(devices) > 1 or "meta" in devices:
         raise ValueError(

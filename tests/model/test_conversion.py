@@ -1,10 +1,14 @@
 """Conversion of base models: initial MFN layers, and errors that name the refused value and the allowed ones."""
 
+import copy
+
 import pytest
 import torch
 from conftest import GPT2, make_base, make_mfn, tokens
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -140,6 +144,32 @@ def test_bad_bases(tmp_path):
         empty = LlamaForCausalLM(llama.config)
     with pytest.raises(ValueError, match="lies on meta"):
         MFNForCausalLM.from_base(empty, **SIZE)
+
+
+def test_what_holds_a_base_says_what_to_give(family_base, tmp_path):
+    target = {"llama": "q_proj", "gpt2": "c_attn"}[family_base.config.model_type]
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=[target])
+    family_base.save_pretrained(tmp_path / "base")
+    fresh, again = (AutoModelForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    adapted = get_peft_model(fresh, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    again.add_adapter(settings)
+    in_place = copy.deepcopy(family_base)
+    in_place.compile()
+    for base, advice in (
+        (adapted, "merge_and_unload"),
+        (adapted.base_model.model, "merge_and_unload"),
+        (again, "merge_and_unload"),
+        (tmp_path / "adapter", "adapter is a PEFT adapter; .* merge_and_unload returns"),
+        (torch.compile(family_base), "compiled .*compile the MFN model"),
+        (in_place, "compiled .*compile the MFN model"),
+        (torch.nn.DataParallel(family_base), "wrapped in DataParallel; give .* its .module"),
+        (family_base.config, "Config, which has no weights; give its model"),
+        (family_base.state_dict(), "OrderedDict; it must be a causal LM of transformers, its folder, or its id"),
+        (None, "NoneType; it must be a causal LM of transformers"),
+    ):
+        with pytest.raises(ValueError, match=advice):
+            MFNForCausalLM.from_base(base, **SIZE)
 
 
 def test_truncated_weights_of_the_base_are_named(tmp_path):
