@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 STREAM_ABOVE = 2**27
 """Characters of text beyond which it is streamed and no longer held in memory. Also bytes of a download from the Hub
 beyond which a data set is not downloaded as a whole."""
+ROW_LENGTH = 2**6
+"""Characters that a row counts for on top of its text, as millions of tiny rows take memory, too."""
 PIECE_LENGTH = 2**18
 """Approximate number of characters in one row of a long document."""
 TOKENISED_AT_ONCE = 8 * PIECE_LENGTH
@@ -54,7 +56,7 @@ def load_text(sources: Sequence[str | Path], column: str = "text", split: str = 
     rows, length = [], 0
     for row in stream:
         rows.append(row)
-        length += len(row["text"])
+        length += len(row["text"]) + ROW_LENGTH
         if length > STREAM_ABOVE:
             return stream
     if not any(row["text"].strip() for row in rows):

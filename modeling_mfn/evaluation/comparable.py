@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
@@ -12,8 +11,7 @@ from transformers import AutoConfig
 from ..data.text import check_window
 from ..model.configuration_mfn import MFNConfig
 from ..model.twins import is_a
-from ..training.record import RECORD_FILE
-from ..utils.files import read_json
+from ..training.record import read_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,8 +83,8 @@ def check_held_out(held_out: Mapping[str, Dataset], training: Mapping[str, Datas
 
 def tokens_of(model: str | os.PathLike[str]) -> int | None:
     """Returns the number of tokens in a model's last training without padding, or `None` if that is not recorded."""
-    record = read_json(Path(model) / RECORD_FILE) or {}
-    return record.get("tokens") or None
+    record = read_record(model)
+    return None if record is None else record.tokens or None
 
 
 __all__ = ["check_alike", "check_held_out", "tokens_of"]

@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from ..utils.extras import needs
 
 CONFIDENCE = 0.95
 
 
+NullIsNaN = Annotated[float, BeforeValidator(lambda number: math.nan if number is None else number)]
+"""Number that a file of results has as null where it is NaN."""
+
+
 class Estimate(NamedTuple):
     """A number with the ends of its 95 % confidence interval, NaN where there is no interval."""
 
-    value: float
-    low: float = math.nan
-    high: float = math.nan
+    value: NullIsNaN
+    low: NullIsNaN = math.nan
+    high: NullIsNaN = math.nan
 
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"

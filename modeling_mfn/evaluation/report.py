@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..utils.display import markdown_table
-from ..utils.files import write_whole
+from ..utils.files import read_json, write_whole
+from ..utils.readers import ShapeT
 from .figures import draw
 from .intervals import Estimate
-from .result import MFN, Estimates, PredictionResult, estimates_of, plain
+from .result import MFN, Estimates, PredictionResult, plain
 
 REPORT, FIGURES, FURTHER = "report.md", "figures", "further.json"
 
@@ -50,15 +52,29 @@ def _figure_file(prediction: str, folder: Path) -> Path:
 
 def load_result(prediction: str, settings: Mapping[str, Any], folder: Path) -> PredictionResult | None:
     """Returns the result that `save_result` wrote, or `None` if there is none or other settings made it."""
-    record = _read(folder / f"{prediction}.json", settings)
-    return None if record is None else PredictionResult.from_json(record)
+    return _read(folder / f"{prediction}.json", settings, PredictionResult)
 
 
-def _read(file: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not file.exists():
+@dataclass
+class _Settings:
+    """Part of every file of results."""
+
+    settings: dict[str, Any]
+
+
+@dataclass
+class _Further:
+    """Content of `further.json`, next to its settings."""
+
+    measures: Measures
+
+
+def _read(file: Path, settings: Mapping[str, Any], shape: type[ShapeT]) -> ShapeT | None:
+    """Reads a file of results; None if there is none, or if other settings made it."""
+    made_with = read_json(file, _Settings)
+    if made_with is None or made_with.settings != json.loads(json.dumps(dict(settings))):
         return None
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record if record.pop("settings") == json.loads(json.dumps(dict(settings))) else None
+    return read_json(file, shape)
 
 
 def save_further(measures: Measures, settings: Mapping[str, Any], folder: Path) -> None:
@@ -70,8 +86,8 @@ def save_further(measures: Measures, settings: Mapping[str, Any], folder: Path) 
 
 def load_further(settings: Mapping[str, Any], folder: Path) -> Measures | None:
     """Returns the measures that `save_further` wrote, or `None` if there are none or other settings made them."""
-    record = _read(folder / FURTHER, settings)
-    return None if record is None else {title: estimates_of(table) for title, table in record["measures"].items()}
+    found = _read(folder / FURTHER, settings, _Further)
+    return None if found is None else found.measures
 
 
 def write_report(

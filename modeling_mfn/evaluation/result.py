@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..utils.readers import parse_json
 from .intervals import Estimate
 
 if TYPE_CHECKING:
@@ -104,20 +106,17 @@ class PredictionResult:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PredictionResult:
-        """Returns the result that `to_json` made the record from. Estimates in `details` stay mappings."""
-        paper = dict(record["paper_criterion"])
-        paper |= {name: _estimate_of(paper[name]) for name in ("figure", "baseline_figure")}
-        figures = estimates_of(record["figures"])
-        return cls(**{**record, "figures": figures, "paper_criterion": PaperCriterion(**paper)})
+        """Returns the result that `to_json` made the record from. Estimates in `details` stay mappings.
+
+        Raises:
+            ValueError: If the record is of something else.
+        """
+        return parse_json(json.dumps(dict(record)), cls)
 
 
 def estimates_of(record: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Estimate]]:
-    """Returns the estimates by subject and name that [`plain`] made the record from."""
-    return {subject: {name: _estimate_of(part) for name, part in own.items()} for subject, own in record.items()}
-
-
-def _estimate_of(record: Mapping[str, Any]) -> Estimate:
-    return Estimate(*(math.nan if part is None else part for part in record.values()))
+    """Returns the estimates by subject and name that [`plain`] made the record from; `ValueError` for others."""
+    return parse_json(json.dumps(record), dict[str, dict[str, Estimate]])
 
 
 def plain(value: Any) -> Any:

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from ..features.atlas.labels import Label, display_order
 from ..features.atlas.schema import FEATURES_FILE, LABELS_FILE
-from ..features.atlas.storage import AtlasNotFoundError, find_folder, read_labels, read_metadata
+from ..features.atlas.storage import AtlasNotFoundError, check_size, find_folder, read_labels, read_metadata
 from ..model.feature_names import parse_feature
+from ..utils.readers import readable
 from .evaluation_file import is_number
 
 COLUMNS = ["name", "firing_rate", "max_activation", "promoted"]
@@ -68,7 +69,7 @@ def read_atlas(folder_or_repo: str | os.PathLike[str], revision: str | None = No
         features = find_folder(folder_or_repo, revision)
     except AtlasNotFoundError:
         return None
-    try:
+    with readable(f"the atlas in {features}"):
         metadata = read_metadata(features)
         data = metadata["data"]
         return AtlasSummary(
@@ -77,8 +78,6 @@ def read_atlas(folder_or_repo: str | os.PathLike[str], revision: str | None = No
             layers={int(layer): _numbers(figures) for layer, figures in metadata["layers"].items()},
             labelled=_labelled(features),
         )
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise ValueError(f"the atlas in {features} is damaged: {error!r}") from error
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, float]:
@@ -107,6 +106,7 @@ def _feature(label: Label, row: dict[str, Any]) -> LabelledFeature:
 
 def _rows(file: Path, names: Collection[str]) -> dict[str, dict[str, Any]]:
     wanted = pa.array(names, pa.string())  # an atlas without labels has none, and a list of none has no type
+    check_size(file)
     table = pq.read_table(file, columns=COLUMNS, filters=pc.field("name").isin(wanted))
     return {row["name"]: row for row in table.to_pylist()}
 

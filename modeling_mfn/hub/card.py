@@ -22,7 +22,7 @@ from ..features.atlas.storage import read_metadata
 from ..model.configuration_mfn import MFNConfig
 from ..model.feature_names import format_feature, is_among
 from ..model.interventions import Ablate, Clamp, Intervention, write_intervention
-from ..training.record import RECORD_FILE
+from ..training.record import TrainingRecord, read_record
 from ..utils.display import for_table_cell, visible
 from ..utils.files import read_json
 from .atlas_summary import AtlasSummary, read_atlas
@@ -74,7 +74,7 @@ def model_card(
     if atlas is not None:
         check_model(read_metadata(folder / FOLDER), config, str(folder), whole=True)
     atlas = _without_pruned(atlas, config)
-    record = read_json(folder / RECORD_FILE) or {}
+    record = read_record(folder)
     data = ModelCardData(
         base_model=base_model,
         library_name="transformers",
@@ -122,7 +122,7 @@ def read_config(folder: Path) -> MFNConfig:
     """Reads the config of the MFN model in a folder; raises `ValueError` if there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one that `save_pretrained` wrote")
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", dict[str, Any])
     if config is None:
         raise ValueError(f"{folder} has no config.json; give a folder that `save_pretrained` wrote")
     if config.get("model_type") != "mfn":
@@ -240,24 +240,24 @@ def _as_json(interventions: dict[str, Intervention]) -> str:
     return json.dumps({name: write_intervention(each) for name, each in interventions.items()})
 
 
-def _training_facts(record: dict[str, Any]) -> list[tuple[str, Any]]:
+def _training_facts(record: TrainingRecord | None) -> list[tuple[str, Any]]:
     """Name and value of all that the training record says, without figures."""
-    if not record:
+    if record is None:
         return []
     facts = [
-        ("optimizer steps", f"{record.get('steps')} of {record.get('planned_steps')} planned"),
-        ("tokens", record.get("tokens")),
-        *((name, record.get(name)) for name in ("processes", "alpha", "k")),
-        *((f"version of {name}", value) for name, value in record.get("versions", {}).items()),
-        *sorted(record.get("arguments", {}).items()),
+        ("optimizer steps", f"{record.steps} of {record.planned_steps} planned"),
+        ("tokens", record.tokens),
+        *((name, getattr(record, name)) for name in ("processes", "alpha", "k")),
+        *((f"version of {name}", value) for name, value in record.versions.items()),
+        *sorted(record.arguments.items()),
     ]
     return [(name, value) for name, value in facts if value is not None]
 
 
-def _logged_figures(record: dict[str, Any]) -> list[tuple[str, float]]:
+def _logged_figures(record: TrainingRecord | None) -> list[tuple[str, float]]:
     return [
         (name, value)
-        for name, value in sorted(record.get("figures", {}).items())
+        for name, value in sorted(record.figures.items() if record else ())
         if is_number(value) and not name.endswith(NOT_SHOWN)
     ]
 

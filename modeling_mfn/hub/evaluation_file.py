@@ -10,9 +10,10 @@ taken as they are.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,15 @@ from ..utils.files import read_json, write_whole
 logger = logging.get_logger(__name__)
 
 EVALUATION_FILE = "evaluation.json"
-PERPLEXITY = re.compile(r"base|alpha_\d+(\.\d+)?(e-\d+)?")
+PERPLEXITY = re.compile(r"base|alpha_\d+(\.\d+)?(e-\d{1,3})?")
 """Name of a perplexity in a row: `base` for the base model, `alpha_0.5` for the MFN model at alpha 0.5."""
+
+
+@dataclass
+class _Evaluation:
+    """Part of the file that is read."""
+
+    perplexity: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_perplexities(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -49,15 +57,16 @@ def read_perplexities(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _measured(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What a perplexity depends on: digest of the folder's weights, and k; {} where the config does not say."""
-    config = read_json(Path(folder) / "config.json") or {}
+    config = read_json(Path(folder) / "config.json", dict[str, Any]) or {}
     found = {"weights": config.get("weights_digest"), "k": config.get("k")}
     return found if found["weights"] else {}
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
-    rows = (read_json(file) or {}).get("perplexity", [])
+    found = read_json(file, _Evaluation)
+    rows = found.perplexity if found else []
     for row in rows:
-        values = [row[name] for name in perplexity_names([row])] if isinstance(row, dict) else []
+        values = [row[name] for name in perplexity_names([row])]
         if not values or not isinstance(row.get("data"), str) or not all(map(is_number, values)):
             raise ValueError(
                 f"{file} has the perplexity {row!r}; it must have `data`, a text, and finite numbers for some of "
@@ -80,7 +89,7 @@ def add_perplexities(folder: str | os.PathLike[str], rows: list[dict[str, Any]])
     kept = [row for row in others if all(row.get(name, own) == own for name, own in measured.items())]
     if dropped := [row["data"] for row in others if row not in kept]:
         logger.warning(f"{file} loses the perplexity on {dropped[0]!r}, which was of other weights or another k")
-    content = (read_json(file) or {}) | {"perplexity": kept + [row | measured for row in rows]}
+    content = (read_json(file, dict[str, Any]) or {}) | {"perplexity": kept + [row | measured for row in rows]}
     write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
@@ -92,7 +101,7 @@ def perplexity_names(rows: list[dict[str, Any]]) -> list[str]:
 
 def is_number(value: Any) -> bool:
     """Returns True for a finite int or float. A bool is not a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 __all__ = ["EVALUATION_FILE", "add_perplexities", "is_number", "perplexity_names", "read_perplexities"]

@@ -257,7 +257,7 @@ def _code(folder: Path) -> set[str]:
 
 def _named_code(file: Path) -> list[re.Match[str]]:
     """Classes that the `auto_map` of a file names; `ValueError` if it holds something else."""
-    written = (read_json(file) or {}).get("auto_map") or {}
+    written = (read_json(file, dict[str, Any]) or {}).get("auto_map") or {}
     targets = written.values() if isinstance(written, dict) else [written]
     named = []
     for target in targets:

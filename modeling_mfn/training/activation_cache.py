@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..model.checks import is_whole
 from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
 from ..model.mfn_layer import MFNLayer
@@ -29,6 +29,7 @@ from ..model.mfn_pass import MFNPass, ReconstructionRequest
 from ..model.modeling_mfn import MFNForCausalLM, MFNModelOutput
 from ..model.modes import as_base
 from ..utils.files import allocate, read_json, write_whole
+from ..utils.readers import readable
 
 DESCRIPTION = "activations.json"
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -41,6 +42,23 @@ class ResidualsTooLarge(ValueError):
     """Residual streams that do not fit into the dtype of a cache."""
 
 
+@dataclass
+class _Description:
+    """Content of `activations.json`."""
+
+    layers: list[int]
+    columns: list[Literal["input_ids", "attention_mask"]] = field(default_factory=lambda: ["input_ids"])
+
+
+def _open(file: Path, dimensions: int) -> np.ndarray:
+    """Opens an array on disk."""
+    with readable(file):
+        array: np.ndarray = np.load(file, mmap_mode="r")
+        if array.ndim != dimensions or array.dtype.kind not in "if":
+            raise ValueError(f"it has {array.ndim} dimensions of {array.dtype}; there must be {dimensions}, of numbers")
+    return array
+
+
 class ActivationCache(torch.utils.data.Dataset):
     """Residual streams (T, d) as each MFN layer reads them in windows of text, one memory-mapped file per layer.
 
@@ -48,22 +66,24 @@ class ActivationCache(torch.utils.data.Dataset):
     had one. [`CachedResiduals`] takes these rows.
 
     Raises:
-        ValueError: The folder has no cache, or its description names anything but a cache's own files.
+        ValueError: The folder has no cache, one of its files is damaged, or its description names anything but a
+            cache's own files.
     """
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        if not (folder / DESCRIPTION).exists():
+        description = read_json(folder / DESCRIPTION, _Description)
+        if description is None:
             raise ValueError(f"{folder} holds no cached activations: it has no {DESCRIPTION}")
-        description = read_json(folder / DESCRIPTION) or {}
-        layers, columns = description.get("layers"), description.get("columns", ["input_ids"])
-        if not isinstance(layers, list) or not all(is_whole(layer) and layer >= 0 for layer in layers):
-            raise ValueError(f"{folder / DESCRIPTION} has layers {layers!r}; they must be numbers of blocks")
-        if not isinstance(columns, list) or not set(map(str, columns)) <= set(KEPT_COLUMNS):
-            raise ValueError(f"{folder / DESCRIPTION} has columns {columns!r}; known are {', '.join(KEPT_COLUMNS)}")
-        self.layers: list[int] = layers
-        self._columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in columns}
-        self._residuals = [np.load(folder / f"layer_{layer}.npy", mmap_mode="r") for layer in self.layers]
+        self.layers = description.layers
+        self._columns = {name: _open(folder / f"{name}.npy", 2) for name in description.columns}
+        self._residuals = [_open(folder / f"layer_{layer}.npy", 3) for layer in self.layers]
+        shapes = {file.shape[:2] for file in (*self._columns.values(), *self._residuals)}
+        if len(shapes) > 1 or not self._residuals or "input_ids" not in self._columns:
+            raise ValueError(
+                f"{folder} has the layers {self.layers} and the columns {description.columns} of windows "
+                f"{sorted(shapes)}; there must be a layer and input_ids, all of the same windows"
+            )
 
     def __len__(self) -> int:
         return len(self._columns["input_ids"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -15,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..model.configuration_mfn import MFNConfig
 from ..model.version import __version__
-from ..utils.files import write_whole
+from ..utils.files import read_json, write_whole
 from .arguments import MFNTrainingArguments
 
 RECORD_FILE = "training_record.json"
@@ -42,10 +44,30 @@ def checkpoint_step(folder: str | Path) -> int:
 def _is_complete(checkpoint: Path) -> bool:
     # the Trainer writes its state after everything else
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(checkpoint / TRAINER_STATE_NAME, dict[str, Any]) is not None
+    except ValueError:
         return False
-    return True
+
+
+@dataclass
+class TrainingRecord:
+    """Content of `training_record.json`."""
+
+    versions: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    planned_steps: int | None = None
+    tokens: int | None = None
+    processes: int | None = None
+    alpha: float | None = None
+    k: int | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Last logged figures."""
+
+
+def read_record(folder: str | os.PathLike[str]) -> TrainingRecord | None:
+    """Reads the record next to a model; None if there is none, `ValueError` if it is damaged."""
+    return read_json(Path(folder) / RECORD_FILE, TrainingRecord)
 
 
 def write_record(folder: str | Path, args: MFNTrainingArguments, state: TrainerState, config: MFNConfig) -> None:
@@ -96,4 +118,11 @@ def _is_absolute(value: Any) -> bool:
     return isinstance(value, str) and (Path(value).is_absolute() or PureWindowsPath(value).is_absolute())
 
 
-__all__ = ["RECORD_FILE", "checkpoint_step", "find_complete_checkpoint", "write_record"]
+__all__ = [
+    "RECORD_FILE",
+    "TrainingRecord",
+    "checkpoint_step",
+    "find_complete_checkpoint",
+    "read_record",
+    "write_record",
+]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..model.configuration_mfn import MFNConfig
+from ..utils.readers import readable
 from .feature_sums import FeatureSums, kept_features, varying_share
 
 STATE_FILE = "feature_statistics.safetensors"
@@ -108,9 +109,13 @@ class FeatureStatistics:
         """Reads the statistics of a checkpoint. A checkpoint of weights alone has none, and changes nothing."""
         file = Path(folder) / STATE_FILE
         if file.exists():
-            saved = load_file(file)
-            for name, tensor in self._state().items():
-                tensor.copy_(saved[name])
+            with readable(file):
+                saved = load_file(file)
+                for name, tensor in self._state().items():
+                    if saved[name].shape != tensor.shape:
+                        found, expected = tuple(saved[name].shape), tuple(tensor.shape)
+                        raise ValueError(f"{name} has the shape {found}; this model needs {expected}")
+                    tensor.copy_(saved[name])
 
     def _state(self) -> dict[str, Tensor]:
         return {

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .ours import check_ours
+from .readers import ShapeT, parse_json
 
 REPLACED = ".replaced"
 """Ending of the name that an older folder has while a new one takes its place."""
@@ -23,17 +22,18 @@ CANNOT_ALLOCATE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that cannot allocate ahead. They say nothing of the space."""
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
-    """Reads an object from a JSON file; None if there is no file, `ValueError` if it holds something else."""
+def read_json(file: Path, shape: type[ShapeT]) -> ShapeT | None:
+    """Reads a JSON file of a known shape, as `parse_json` does; None if there is no file.
+
+    Raises:
+        ValueError: If the file cannot be read or holds something else. The message names it.
+    """
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return parse_json(file.read_bytes(), shape)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}; it must be an object")
-    return found
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

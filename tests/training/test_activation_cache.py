@@ -141,7 +141,7 @@ def test_a_cache_names_only_its_own_files(tmp_path, field, value):
     ActivationCache.write(model, rows(2), tmp_path)
     description = tmp_path / "activations.json"
     description.write_text(json.dumps(json.loads(description.read_text()) | {field: value}))
-    with pytest.raises(ValueError, match=rf"activations\.json has {field}"):
+    with pytest.raises(ValueError, match=rf"activations\.json is damaged: {field}"):
         ActivationCache(tmp_path)
 
 

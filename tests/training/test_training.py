@@ -370,7 +370,7 @@ def test_figures_of_each_layer_on_demand(tmp_path):
         ({"lambda_recon": -1.0}, "lambda_recon is -1.0"),
         ({"lambda_util": float("nan")}, "lambda_util is nan"),
         ({"lambda_recon": 0.0, "lambda_util": 0.0}, "nothing to train on"),
-        ({"alpha_start": 2.0}, "alpha is 2.0"),
+        ({"alpha_start": 2.0}, "alpha_start is 2.0"),
         ({"alpha_anneal": -0.5}, "alpha_anneal is -0.5"),
         ({"k_start": 4}, "k_start is 4 and k_end is None"),
         ({"trainable": "lora"}, "trainable is 'lora'"),

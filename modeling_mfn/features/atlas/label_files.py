@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import math
 import os
 import re
@@ -14,13 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...model.checks import shown
 from ...model.feature_names import format_feature
 from ...utils.display import visible
+from ...utils.readers import parse_json, readable
 from .labels import Label
 
 FORMATS = (".csv", ".json", ".jsonl")
 LABEL_COLUMNS, FEATURE_COLUMNS = ("label", "description"), ("feature", "name")
 """Columns in which a label, and the name of its feature, may stand."""
+MAX_BYTES = 2**26
+"""Bytes of text in a file, unpacked if it is compressed: a small compressed file can hold any amount."""
 MAX_NAME = 60
 """Characters kept of a feature's name in a file; a valid name is shorter."""
 
@@ -43,11 +46,11 @@ def read_label_file(file: str | os.PathLike[str]) -> list[Label]:
     suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"{file} is not a file of labels; it must end in {', '.join(FORMATS)}, or these and .gz")
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix.lower() == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    with readable(file), gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as opened:
+        data = opened.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes of text, the most that is read; split it")
+        text = data.decode("utf-8-sig")
     rows = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines}[suffix]
     by_feature: dict[str, list[Label]] = {}
     try:
@@ -78,13 +81,7 @@ def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json_rows(text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}: {error.msg}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"line 1: {type(rows).__name__}, not a list of objects")
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(parse_json(text, list[Any]), 1):
         yield f"entry {number}", row
 
 
@@ -93,9 +90,10 @@ def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg}") from error
+                row = parse_json(line, Any)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            yield f"line {number}", row
 
 
 def _label_at(place: str, row: Any) -> Label:
@@ -124,10 +122,12 @@ def _feature_of(row: dict[str, Any]) -> str:
         return visible(name, MAX_NAME)
     if row.get("layer") is None or row.get("index") is None:
         raise ValueError('it names no feature; give feature ("L6/1234"), or layer and index')
-    layer = re.fullmatch(r"(\d+)(-.*)?", str(row["layer"]))
-    index = re.fullmatch(r"(\d+)", str(row["index"]))
+    layer = re.fullmatch(r"([0-9]{1,18})(-.*)?", shown(row["layer"]).strip("'"))
+    index = re.fullmatch(r"([0-9]{1,18})", shown(row["index"]).strip("'"))
     if layer is None or index is None:
-        raise ValueError(f"layer {row['layer']!r} and index {row['index']!r} name no feature; they must be numbers")
+        raise ValueError(
+            f"layer {shown(row['layer'])} and index {shown(row['index'])} name no feature; they must be numbers"
+        )
     return format_feature(int(layer[1]), int(index[1]))
 
 
@@ -137,8 +137,8 @@ def _score_of(row: dict[str, Any]) -> float | None:
         return None
     try:
         return float(score)
-    except (TypeError, ValueError):
-        raise ValueError(f"score is {score!r}; it must be a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"score is {shown(score)}; it must be a number") from None
 
 
 def _best_of(labels: list[Label]) -> Label:

@@ -42,9 +42,10 @@ class Label:
             )
         if self.score is not None:
             object.__setattr__(self, "score", as_number(f"score of the label of {self.feature}", self.score))
-        if not _is_json(self.details):
+        if not isinstance(self.details, Mapping) or not _is_json(self.to_record()):
             raise ValueError(
-                f"details of the label of {self.feature} are {shown(self.details)}; they must be a mapping of JSON"
+                f"the label of {self.feature} is {shown(self.label)} with the details {shown(self.details)}; JSON in "
+                "UTF-8 must be able to hold both"
             )
         taken = {"feature", "label", "source", "score"} & set(self.details)
         if taken:
@@ -64,12 +65,13 @@ class Label:
         return cls(**own, details={name: value for name, value in record.items() if name not in own})
 
 
-def _is_json(details: Any) -> bool:
-    """Returns True for a mapping that a file of labels can hold."""
+def _is_json(record: dict[str, Any]) -> bool:
+    """Returns True for a record that a file of labels can hold."""
     try:
-        return isinstance(details, Mapping) and bool(json.dumps(dict(details)))
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError, RecursionError):
         return False
+    return True
 
 
 class Labels:

@@ -115,22 +115,24 @@ NEURONPEDIA = {
 """Field of Neuronpedia -> place of the same content in an atlas."""
 
 
-def check_schema(table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
-    """Checks a table read from a file, and returns its columns in the schema's order.
+def check_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Checks a table that was read from a file, and returns its columns in the schema's order.
 
     Further columns are left out, so that a minor addition in later versions does not make a file unreadable.
 
     Raises:
-        ValueError: If a column is missing or of another type.
+        ValueError: If a column is missing or of another type, or a layer or an index is null.
     """
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
-        raise ValueError(f"{file} has no column {', '.join(missing)}; it is not a table of an atlas")
+        raise ValueError(f"it has no column {', '.join(missing)}, so it is not a table of an atlas")
     table = table.select(schema.names)
     for field in schema:
         if table.schema.field(field.name).type != field.type:
             found = table.schema.field(field.name).type
-            raise ValueError(f"column {field.name} of {file} holds {found}, not {field.type}")
+            raise ValueError(f"its column {field.name} holds {found}, not {field.type}")
+    if table["layer"].null_count or table["index"].null_count:
+        raise ValueError("it has rows without a layer or an index")
     return table.cast(schema)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...utils.files import (
     write_whole,
 )
 from ...utils.ours import ATLAS, check_ours
+from ...utils.readers import parse_json, readable
 from .labels import Label, Labels
 from .schema import (
     EXAMPLES,
@@ -36,6 +38,49 @@ from .schema import (
 
 ROWS_PER_GROUP = 2**15
 """Rows of a Parquet file that are read together."""
+MIN_BYTES_PER_ROW, MAX_VALUES_PER_BYTE = 2, 32
+"""Limits of tables that are read. A harvest without a single firing is 4 times above the first and half the second."""
+
+
+@dataclass
+class _Model:
+    """What `atlas.json` must say about the model."""
+
+    layers: list[int]
+    num_features: int
+
+
+@dataclass
+class _Source:
+    """What `atlas.json` must say about a source of text."""
+
+    name: str | None
+    tokens: int
+
+
+@dataclass
+class _Data:
+    """What `atlas.json` must say about the text."""
+
+    sources: list[_Source]
+    tokens: int
+    skip_first: int
+
+
+@dataclass
+class _Figures:
+    """What `atlas.json` must say about a layer."""
+
+    logit_scale: float
+
+
+@dataclass
+class _Metadata:
+    """Part of `atlas.json` that is read."""
+
+    model: _Model
+    data: _Data
+    layers: dict[str, _Figures]
 
 
 class AtlasNotFoundError(ValueError):
@@ -121,23 +166,29 @@ def read_labels(file: Path) -> Labels:
     """Reads a file that `write_labels` wrote; no labels if there is no such file."""
     if not file.exists():
         return Labels()
-    records = _read_json(file)
-    if not isinstance(records, list):
-        raise ValueError(f"{file} is not a list of labels")
-    return Labels(map(Label.from_record, records))
+    with readable(file):
+        return Labels(map(Label.from_record, parse_json(file.read_bytes(), list[dict[str, Any]])))
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Reads `atlas.json`; raises `ValueError` if it is damaged or its schema is newer than this package."""
-    metadata = _read_json(folder / METADATA_FILE)
-    version = metadata.get("schema_version") if isinstance(metadata, dict) else None
-    if not isinstance(version, int):
-        raise ValueError(f"{folder / METADATA_FILE} has no schema_version; it is not an atlas")
-    if version > SCHEMA_VERSION:
-        raise ValueError(
-            f"{folder} has schema version {version}, newer than {SCHEMA_VERSION}, which this package reads; "
-            "upgrade modeling_mfn"
-        )
+    file = folder / METADATA_FILE
+    with readable(file):
+        text = file.read_bytes()
+        metadata = parse_json(text, dict[str, Any])
+        version = metadata.get("schema_version")
+        if not isinstance(version, int):
+            raise ValueError("it has no schema_version, so it is not of an atlas")
+        if version > SCHEMA_VERSION:
+            raise ValueError(
+                f"it has schema version {version}, newer than {SCHEMA_VERSION}, which this package reads; upgrade "
+                "modeling_mfn"
+            )
+        known = parse_json(text, _Metadata)
+        if sorted(known.layers) != sorted(map(str, known.model.layers)):
+            raise ValueError(
+                f"it has figures of layers {', '.join(known.layers)}; the model's are {known.model.layers}"
+            )
     return metadata
 
 
@@ -152,23 +203,28 @@ def read_examples(folder: Path) -> pa.Table:
 
 
 def _read_table(file: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    return check_schema(table, schema, str(file))
+    with readable(file):
+        check_size(file)
+        return check_schema(pq.read_table(file), schema)
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+def check_size(file: Path) -> None:
+    """Raises `ValueError` if a Parquet file holds far more than a file of its size can say."""
+    found, size = pq.ParquetFile(file).metadata, file.stat().st_size
+    groups = range(found.num_row_groups)
+    values = (sum(found.row_group(g).column(c).num_values for g in groups) for c in range(found.num_columns))
+    most, rows = max(values, default=0), found.num_rows
+    if rows > size // MIN_BYTES_PER_ROW or most > size * MAX_VALUES_PER_BYTE:
+        raise ValueError(
+            f"it has {rows} rows and {most} values in {size} bytes; a table of an atlas takes at least "
+            f"{MIN_BYTES_PER_ROW} bytes per row, and one per {MAX_VALUES_PER_BYTE} values"
+        )
 
 
 __all__ = [
     "AtlasNotFoundError",
     "check_atlas_folder",
+    "check_size",
     "find_folder",
     "read_examples",
     "read_features",

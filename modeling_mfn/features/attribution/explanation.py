@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
-from .records import AtlasEntry, ExampleText, FeatureAttribution, InputAttribution, LayerAttribution, Target
+from ...utils.readers import parse_json, readable
+from .records import FeatureAttribution, InputAttribution, LayerAttribution, Target
 from .views import draw, explanation_tables
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Explanation:
     Each layer accounts for the whole value on its own. A feature's attribution includes its effect through features of
     later layers. Attributions of different layers must therefore not be added.
     """
+
+    __pydantic_config__ = {"extra": "forbid"}  # a foreign document is refused
 
     target: Target
     tokens: list[str]
@@ -113,16 +116,27 @@ class Explanation:
             ValueError: If the text is not an explanation, or has another schema version.
         """
         try:
-            raw = json.loads(text)
-            version = raw.get("schema_version")
+            version = parse_json(text, dict[str, Any]).get("schema_version")
             if version != SCHEMA_VERSION:
-                raise ValueError(f"the explanation has schema version {version}; this release reads {SCHEMA_VERSION}")
-            embeddings = raw.get("embeddings") and InputAttribution(**raw["embeddings"])
-            parts = {"target": Target(**raw["target"]), "embeddings": embeddings}
-            parts |= {"layers": [_read_layer(layer) for layer in raw["layers"]]}
-            return cls(**raw | parts)
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+                raise ValueError(f"it has schema version {version}, and this release reads {SCHEMA_VERSION}")
+            read = parse_json(text, cls)
+            read._check_lengths()
+        except ValueError as error:
             raise ValueError(f"this is not an explanation as `to_json` writes it: {error}") from error
+        return read
+
+    def _check_lengths(self) -> None:
+        """Raises `ValueError` unless lists that belong together have one length."""
+        if len(self.token_ids) != len(self.tokens):
+            raise ValueError(f"it has {len(self.tokens)} tokens and {len(self.token_ids)} token_ids")
+        inputs = [self.embeddings, *(feature.inputs for feature in self.features)]
+        for part in [*self.layers, *inputs]:
+            if part is not None and len(part.by_token) != len(self.tokens):
+                raise ValueError(f"it has {len(self.tokens)} tokens and an account of {len(part.by_token)}")
+        for feature in self.features:
+            same = len(feature.positions) == len(feature.activations) == len(feature.attributions) > 0
+            if not same or not 0 <= min(feature.positions) <= max(feature.positions) < len(self.tokens):
+                raise ValueError(f"positions of {feature.name} are {feature.positions[:9]} with other figures")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `explanation.json`, `explanation.png` and `explanation.svg` into a folder.
@@ -145,20 +159,9 @@ class Explanation:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Explanation:
         """Reads the explanation that `save` wrote into a folder."""
-        return cls.from_json((Path(folder) / JSON_NAME).read_text(encoding="utf-8"))
-
-
-def _read_layer(raw: dict[str, Any]) -> LayerAttribution:
-    return LayerAttribution(**raw | {"features": [_read_feature(feature) for feature in raw["features"]]})
-
-
-def _read_feature(raw: dict[str, Any]) -> FeatureAttribution:
-    inputs = raw["inputs"] and InputAttribution(**raw["inputs"])
-    return FeatureAttribution(**raw | {"inputs": inputs, "atlas": raw["atlas"] and _read_entry(raw["atlas"])})
-
-
-def _read_entry(raw: dict[str, Any]) -> AtlasEntry:
-    return AtlasEntry(**raw | {"examples": [ExampleText(**example) for example in raw["examples"]]})
+        file = Path(folder) / JSON_NAME
+        with readable(file):
+            return cls.from_json(file.read_text(encoding="utf-8"))
 
 
 __all__ = ["Explanation"]

@@ -111,7 +111,12 @@ class ExamplePool:
         self.settle()
 
     def restore(self, columns: ExampleColumns) -> None:
-        """Replaces the content by settled columns."""
+        """Replaces the content by settled columns; `ValueError` unless these are of one length and of known groups."""
+        if len({len(column) for column in columns.values()}) > 1:
+            raise ValueError("columns of examples differ in length")
+        groups, known = columns["groups"], len(self._key_to_beat)
+        if len(groups) and not 0 <= groups.min() <= groups.max() < known:
+            raise ValueError(f"examples are of groups {groups.min()} to {groups.max()}; there are {known}")
         self.columns, self._waiting = columns, []
         self._set_key_to_beat()
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ...data.text import TextWindows
 from ...data.windows import Columns, column_batches, first_length, padded_inputs, sources_of
-from ...model.feature_names import is_whole
+from ...model.checks import is_whole
 from ...model.modeling_mfn import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.version import __version__

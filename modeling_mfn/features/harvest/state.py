@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from accelerate.utils import broadcast
 
 from ...utils.files import write_whole
 from ...utils.processes import join_processes, wait_for_processes
+from ...utils.readers import parse_json, readable
 from ..atlas.records import ExampleLimits
 from ..atlas.schema import HARVEST_FILES
 from .firings import TokenBatch
@@ -24,6 +26,16 @@ MAX_SOURCES = 256
 """Largest number of different values in the column `source`; each takes one count per feature."""
 RESUME_OR_BEGIN = "resume it with the settings and data that it was begun with, or begin it anew (--overwrite)"
 """End of the messages about a state of another harvest."""
+
+
+@dataclass
+class _Progress:
+    """How far a harvest has come."""
+
+    sources: list[tuple[str | None, int]]
+    windows: int
+    batches: int
+    digest: str
 
 
 class HarvestState:
@@ -128,9 +140,9 @@ class HarvestState:
     def restore(self, data: bytes) -> None:
         """Replaces everything by the content of `to_bytes`."""
         arrays = safetensors.numpy.load(data)
-        progress = json.loads(arrays.pop("progress").tobytes())
-        self.sources = dict(progress["sources"])
-        self.windows, self.batches, self.digest = (progress[name] for name in ("windows", "batches", "digest"))
+        progress = parse_json(arrays.pop("progress").tobytes(), _Progress)
+        self.sources = dict(progress.sources)
+        self.windows, self.batches, self.digest = progress.windows, progress.batches, progress.digest
         for layer, statistics in self.layers.items():
             own = {n.partition(".")[2]: a for n, a in arrays.items() if n.partition(".")[0] == str(layer)}
             statistics.restore(own)
@@ -146,18 +158,16 @@ class HarvestState:
         Raises:
             ValueError: If the file is damaged, or its harvest had other settings.
         """
-        try:
-            with safetensors.safe_open(file, "np") as opened:
-                found = json.loads(opened.metadata()["settings"])
-        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{file} is not the state of a harvest: {error}") from error
+        with readable(file), safetensors.safe_open(file, "np") as opened:
+            found = parse_json(opened.metadata()["settings"], dict[str, Any])
         for name, value in settings.items():
             if found.get(name) != value:
                 raise ValueError(
                     f"the harvest in {file.parent} had {name} {found.get(name)}, this one has {value}; "
                     f"{RESUME_OR_BEGIN}"
                 )
-        self.restore(file.read_bytes())
+        with readable(file):
+            self.restore(file.read_bytes())
 
 
 def own_file(folder: Path, resume: bool) -> Path:

@@ -125,12 +125,21 @@ class LayerStatistics:
         return arrays
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Replaces everything by the `arrays` of other statistics."""
-        for name, array in arrays.items():
+        """Replaces everything by the `arrays` of other statistics.
+
+        Raises:
+            ValueError: If an array is missing or does not have the type and size that it has here.
+        """
+        for name, own in self.arrays().items():
+            found, grows = arrays.get(name), name == "source_counts" or "." in name
+            if found is None or (found.dtype, found.shape[1:]) != (own.dtype, own.shape[1:]):
+                raise ValueError(f"{name} is missing or of another type than in this harvest")
+            if not grows and len(found) != len(own):
+                raise ValueError(f"{name} has {len(found)} rows; this harvest has {len(own)}")
             if "." not in name:
-                setattr(self, name, array.copy())  # arrays made from bytes are read-only
+                setattr(self, name, found.copy())  # arrays made from bytes are read-only
         for kind, pool in (("top", self.top), ("strata", self.strata)):
-            pool.restore({n.partition(".")[2]: a for n, a in arrays.items() if n.startswith(f"{kind}.")})
+            pool.restore({name: arrays[f"{kind}.{name}"] for name in pool.columns})
 
 
 def fixed_point(values: np.ndarray) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ...utils.readers import parse_json
 
 Concepts = Mapping[str, Iterable[str | Sequence[str]]]
 """Name -> words, such as `{"animals": ["dog", ["mouse", "mice"]]}`. Forms of one word in a list stay together."""
@@ -22,11 +24,12 @@ ORDINARY, LEFT_OUT = -1, -2
 def read_concepts(file: str | os.PathLike[str]) -> Concepts:
     """Reads concepts from a JSON file; raises `ValueError` if it contains something else."""
     try:
-        concepts = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        content = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8)
+        concepts = parse_json(content, dict[str, Any])
         check_concepts(concepts)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as concepts: {error}") from error
-    return dict(concepts)
+    return concepts
 
 
 def check_concepts(concepts: Any) -> dict[str, list[tuple[str, ...]]]:

@@ -23,7 +23,8 @@ def small_atlas(texts=("a", "b")):
     example |= {"position": 3, "source": texts[0], "offset": 0, "token_ids": list(range(len(texts)))}
     example |= {"tokens": list(texts), "activations": [4.0] + [0.0] * (len(texts) - 1)}
     metadata = {"schema_version": schema.SCHEMA_VERSION, "model": {"layers": [1], "num_features": 2}}
-    metadata |= {"data": {"sources": [texts[0]], "tokens": 10}, "layers": {"1": {"dead_share": 0.5}}}
+    metadata |= {"data": {"sources": [{"name": texts[0], "tokens": 10}], "tokens": 10, "skip_first": 1}}
+    metadata |= {"layers": {"1": {"dead_share": 0.5, "logit_scale": 1.0}}}
     features = pa.Table.from_pylist(rows, schema.FEATURES)
     return FeatureAtlas(metadata, features, pa.Table.from_pylist([example], schema.EXAMPLES))
 
