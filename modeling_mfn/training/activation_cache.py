@@ -171,7 +171,7 @@ def _new_files(
         for file in made:
             file.unlink(missing_ok=True)
         size = np.prod(shape) * config.hidden_size * np.dtype(dtype).itemsize * len(config.layers)
-        raise OSError(f"{folder} cannot take {size / 1e9:.3g} GB of residual streams: {error.strerror}") from error
+        raise OSError(f"{folder} cannot take {size:,} bytes of residual streams: {error.strerror}") from error
 
 
 def _inputs(windows: Mapping[str, Sequence[Any]], length: int, device: torch.device) -> dict[str, Tensor]:

@@ -116,8 +116,7 @@ def check_space(folder: Path, size: int = 1) -> None:
             probe.flush()
             allocate(probe.fileno(), size)
     except OSError as error:
-        size_in_words = f"{size / 1e9:.2g} GB" if size > 1e8 else f"{size:,} bytes"
-        raise OSError(f"{folder} cannot take {size_in_words}: {error.strerror}") from error
+        raise OSError(f"{folder} cannot take {size:,} bytes: {error.strerror}") from error
 
 
 def allocate(file: int, size: int) -> None:

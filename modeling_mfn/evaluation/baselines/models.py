@@ -19,6 +19,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...model.modeling_mfn import MFNForCausalLM
+from ...utils.files import replace_folder
 from ..predictions.p5_transfer import Transfer
 from ..result import FINE_TUNED_SAE, MFN, POST_HOC_SAE, RANDOM_SAE, Subjects
 from .saes import (
@@ -75,8 +76,7 @@ class BaselineModels:
             shutil.rmtree(part, ignore_errors=True)
             train().save_pretrained(part)
             (part / MADE_FROM).write_text(record, encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
+            replace_folder(part, folder)
         return AutoModelForCausalLM.from_pretrained(folder)
 
     def sae(self, seed: int, domain: str | None = None, base: PreTrainedModel | None = None) -> MFNForCausalLM:
