@@ -14,6 +14,7 @@ FLOORS = [
     {"auto_classes", "demo"},
     {"__init__"},
     {"cli", "benchmarks"},
+    {"__main__"},
 ]
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 TRAVELS = {"torch", "transformers", "safetensors", "huggingface_hub"} | sys.stdlib_module_names

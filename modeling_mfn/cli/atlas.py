@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .loading import load_mfn
+from .inputs import load_mfn, read_config, read_tokenizer
 from .options import console
 
 if TYPE_CHECKING:
@@ -149,11 +149,10 @@ def _labels_file(folder: Path) -> Path:
 def _open_reader(
     model: str, text: list[str], window: int, tokens: int | None, column: str, split: str, batch_size: int
 ) -> _Reader:
-    from transformers import AutoTokenizer
-
     from ..data.text import TextWindows
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    read_config(model)
+    tokenizer = read_tokenizer(model)
     windows = TextWindows(text, tokenizer, window, tokens, column, split)
     return _Reader(load_mfn(model), tokenizer, windows, batch_size)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.text import Text
 
 from ..utils.files import check_space, new_folder
+from .inputs import read_tokenizer
 from .options import Overwrite, console
 
 if TYPE_CHECKING:
@@ -53,21 +55,24 @@ def convert(
     calibrate_on: Annotated[
         str | None, typer.Option(help="Text to fit the new MFN layers to, as --text of mfn train.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Precision; auto is the base model's.")
+    ] = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Put MFN layers into a Llama or GPT-2 checkpoint.
 
     Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
     """
-    from transformers import AutoTokenizer
-
+    from ..model.conversion import check_base
     from ..model.modeling_mfn import MFNForCausalLM
 
+    check_base(base)
+    tokenizer = read_tokenizer(base)
     with new_folder(output, overwrite, inputs=[base, *([calibrate_on] if calibrate_on else [])]) as folder:
         check_space(folder, _bytes_of_weights(base))
-        calibration = None if calibrate_on is None else _calibration_inputs(base, calibrate_on)
-        with console.status(f"converting {base}"):
+        calibration = None if calibrate_on is None else _calibration_inputs(base, tokenizer, calibrate_on)
+        with console.status(Text(f"converting {base}")):
             model = MFNForCausalLM.from_base(
                 base,
                 layers=_parse_layers(layers),
@@ -86,7 +91,7 @@ def convert(
                 base_kwargs={"dtype": dtype},
             )
             model.save_pretrained(folder)
-            AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     config = model.config
     console.print(
         f"{output}: {len(config.layers)} MFN layers of {config.num_features} features, k {config.k}, "
@@ -94,16 +99,16 @@ def convert(
     )
 
 
-def _calibration_inputs(base: str, text: str) -> dict[str, Tensor]:
+def _calibration_inputs(base: str, tokenizer: Any, text: str) -> dict[str, Tensor]:
     """Returns the first windows of a text as inputs of the base model."""
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from ..data.text import load_text, pack
 
     positions = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", CALIBRATION_WINDOW)
     window = min(CALIBRATION_WINDOW, positions)
-    rows = pack(load_text([text]), AutoTokenizer.from_pretrained(base), window)
+    rows = pack(load_text([text]), tokenizer, window)
     return {"input_ids": torch.tensor([row["input_ids"] for row in islice(rows, CALIBRATION_ROWS)])}
 
 

@@ -14,7 +14,7 @@ import typer
 
 from ..utils.extras import needs
 from ..utils.files import check_space
-from .loading import load_mfn, with_finite_weights
+from .inputs import load_mfn, read_config, read_tokenizer, with_finite_weights
 from .options import console
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ def _check(options: _Options, chosen: Sequence[str]) -> None:
         _check_transfer(options, options.source)
     if "P4" in chosen and window < (least := least_window(LATER_TOKENS)):
         raise ValueError(f"window is {window}; P4 needs {least} tokens or more, {LATER_TOKENS} of them after a change")
+    for each in [*options.models, *options.no_rate]:
+        read_config(each)
     check_alike(options.models, options.no_rate, options.base, options.dense, window)
 
 
@@ -215,11 +217,9 @@ def _check_transfer(options: _Options, source: str) -> None:
 
 
 def _read_texts(options: _Options) -> _Texts:
-    from transformers import AutoTokenizer
-
     from ..evaluation.comparable import check_held_out
 
-    tokenizer, window = AutoTokenizer.from_pretrained(options.models[0]), options.window
+    tokenizer, window = read_tokenizer(options.models[0]), options.window
     # with a source, one training reads one domain; otherwise it reads an equal share of each
     share = options.train_tokens // (1 if options.source else max(1, len(options.train_texts)))
     texts = _Texts(
@@ -242,7 +242,7 @@ def read_windows(text: str, tokenizer: Any, window: int, tokens: int) -> Dataset
 
 def _load_models(options: _Options) -> _Models:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     return _Models(
         [load_mfn(each, dtype=torch.float32) for each in options.models],
@@ -251,7 +251,7 @@ def _load_models(options: _Options) -> _Models:
             with_finite_weights(AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32), each)
             for each in options.dense
         ],
-        AutoTokenizer.from_pretrained(options.models[0]),
+        read_tokenizer(options.models[0]),
     )
 
 

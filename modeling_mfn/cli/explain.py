@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..utils.files import check_output, new_folder
-from .loading import load_mfn
+from .inputs import load_mfn, read_config, read_tokenizer
 from .options import Overwrite, console
 
 
@@ -29,16 +29,15 @@ def explain(
 
     Example: mfn explain gpt2-mfn-trained "The king and the" --token " queen" --output why-queen
     """
-    from transformers import AutoTokenizer
-
     from ..features.atlas.atlas import find_atlas
     from ..features.attribution import explain as explain_token
 
     if output is not None:
         check_output(output, overwrite, inputs=[model])
+    read_config(model)
+    tokenizer = read_tokenizer(model)
     mfn = load_mfn(model)
     atlas = find_atlas(model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
     with console.status("tracing"):
         explanation = explain_token(mfn, tokenizer, text, position, token=token, top=top, atlas=atlas)
     console.print(explanation.table())

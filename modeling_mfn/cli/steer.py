@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..model.feature_names import parse_feature
 from ..utils.display import for_terminal, visible, visible_lines
-from .loading import load_mfn
+from .inputs import load_mfn, read_config, read_tokenizer
 from .options import console
 
 if TYPE_CHECKING:
@@ -55,19 +55,16 @@ def steer(
 
     Example: mfn steer gpt2-mfn-trained "The weather is" --set L6/1234=clamp:4 --set L6/7=ablate@L5/3
     """
-    from transformers import AutoTokenizer
-
     if not interventions and preset is None:
         raise ValueError("there is nothing to steer with; give --set, --preset or both")
     chosen = _read_settings(interventions or [], model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    read_config(model)
+    tokenizer = read_tokenizer(model)
     inputs = tokenizer(prompt, return_tensors="pt")
     mfn = load_mfn(model)
     _check_length(inputs["input_ids"].shape[1], max_new_tokens, mfn.config)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": sample}
     with mfn.steer(preset or {}, positions), mfn.steer(chosen, positions):
-        if mfn.config.alpha == 0:
-            console.print("[yellow]alpha is 0: the model reads no feature, so steering has no effect")
         steered = _generate(mfn, tokenizer, inputs, seed, settings)
     _print_text("without", _generate(mfn, tokenizer, inputs, seed, settings))
     _print_text("steered", steered)
@@ -104,7 +101,6 @@ def _by_label(labelled: dict[Any, Intervention], model: str) -> dict[tuple[int, 
     """Finds the features of each label and prints their names. Reads the atlas and the config, but no weights."""
     from ..features.atlas.atlas import find_atlas
     from ..features.atlas.belonging import check_model
-    from ..model.configuration_mfn import MFNConfig
 
     atlas = find_atlas(model)
     if atlas is None:
@@ -112,7 +108,7 @@ def _by_label(labelled: dict[Any, Intervention], model: str) -> dict[tuple[int, 
             f"'{visible(next(iter(labelled)))}' is not a feature such as L6/1234, and {model} has no atlas in which it "
             "could be a label; the command `mfn atlas` makes one"
         )
-    config = MFNConfig.from_pretrained(model)
+    config = read_config(model)
     check_model(atlas.metadata, config, model)
     for label in labelled:
         features = _features_of(atlas, label, config)

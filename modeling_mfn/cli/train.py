@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..utils.files import begin_unfinished, check_output, check_space, is_filled, replace_folder, unfinished
-from .loading import load_mfn
+from .inputs import load_mfn, read_config, read_tokenizer
 from .options import Overwrite, console
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def train(
     ],
     text_column: Annotated[str, typer.Option(help="Column of tables and data sets that holds the text.")] = "text",
     split: Annotated[str, typer.Option(help="Split of data sets on the Hub.")] = "train",
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    window: Annotated[int, typer.Option(help="Tokens per row, at most the model's positions.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1000,
+    window: Annotated[int, typer.Option(min=2, help="Tokens per row, at most the model's positions.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 8,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the saved model.")
     ] = "float32",
@@ -111,12 +111,11 @@ def _windows(
 ) -> tuple[Any, Dataset | IterableDataset]:
     """The model's tokenizer, and rows of `window` tokens of the text."""
     from datasets import IterableDataset
-    from transformers import AutoConfig, AutoTokenizer
 
     from ..data.text import check_window, load_text, pack
 
-    check_window(window, AutoConfig.from_pretrained(model))
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    check_window(window, read_config(model))
+    tokenizer = read_tokenizer(model)
     windows = pack(load_text(text, text_column, split), tokenizer, window)
     if isinstance(windows, IterableDataset):
         # endless, since the Trainer resumes in the right place of a stream only in its first epoch

@@ -255,7 +255,7 @@ def _steer(
     with model.steer(atlas.steering({feature: Clamp(TIMES_TYPICAL)})):
         texts[f"{feature} at {TIMES_TYPICAL:g} times its typical activation"] = _generate(model, tokenizer)
     for title, text in texts.items():
-        console.print(f"[bold]{title}[/]: {PROMPT}", end="")
+        console.print(Text.assemble((title, "bold"), f": {PROMPT}"), end="")
         console.print(Text(visible_lines(text), "cyan"))
     return texts
 

@@ -190,6 +190,18 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
             super().__setattr__(name, value)
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Reads a config as transformers does; `ValueError` if it is that of a model without MFN layers."""
+        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = found.get("model_type")
+        if kind != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {shown(kind)} model without MFN layers; convert it first: "
+                f"mfn convert {pretrained_model_name_or_path} OUTPUT --expansion-factor 8"
+            )
+        return found, unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Makes a config as transformers does. Settings among the keyword arguments are checked together."""
         given = {name: kwargs.pop(name) for name in (*TYPES, *CHECKS) if name in kwargs}

@@ -50,15 +50,9 @@ def convert(
         model = _with_weights_of(base, model_class, settings, clone=True)
     else:
         load = dict(base_kwargs or {})
-        if not os.path.isdir(base) and (os.path.isabs(base) or str(base).count("/") > 1):
-            raise ValueError(f"{base} is neither a folder nor an id on the Hub")
-        if find_adapter_config_file(os.fspath(base), **_of_files(load)):
-            raise ValueError(
-                f"{base} is a PEFT adapter; load it by PEFT, and give the model that its merge_and_unload returns"
-            )
         # find bad settings before reading the weights
-        _make_config(_read_config(base, load), model_class, settings)
-        with readable_weights(base):
+        _make_config(check_base(base, load), model_class, settings)
+        with readable_source(base):
             base = AutoModelForCausalLM.from_pretrained(base, **load)
         model = _with_weights_of(base, model_class, settings, clone=False)
     _check_parity(model, base)
@@ -68,12 +62,33 @@ def convert(
 
 
 @contextmanager
-def readable_weights(source: Any) -> Iterator[None]:
-    """Names the folder or id in the error if its weights turn out to be damaged."""
+def readable_source(source: Any) -> Iterator[None]:
+    """Names the folder or id in the error if it cannot be found, or if its weights turn out to be damaged."""
     try:
         yield
     except SafetensorError as error:
         raise OSError(f"the weights of {source} are truncated or not safetensors ({error})") from error
+    except OSError as error:
+        if str(source) in str(error):
+            raise
+        raise OSError(f"{source} is not a folder, and is not to be had from the Hub: {error}") from error
+
+
+def check_base(base: str | os.PathLike[str], load: Mapping[str, Any] | None = None) -> Any:
+    """Reads the config of a base model, given as a folder or id, before its weights are read.
+
+    Raises:
+        ValueError: if it is neither, or an adapter.
+        OSError: if it is not there. The message names it.
+    """
+    if not os.path.isdir(base) and (os.path.isabs(base) or str(base).count("/") > 1):
+        raise ValueError(f"{base} is neither a folder nor an id on the Hub")
+    if find_adapter_config_file(os.fspath(base), **_of_files(load or {})):
+        raise ValueError(
+            f"{base} is a PEFT adapter; load it by PEFT, and give the model that its merge_and_unload returns"
+        )
+    with readable_source(base):
+        return _read_config(base, load or {})
 
 
 def _check_kind(base: Any) -> None:

@@ -14,7 +14,9 @@ from .steering import LayerEdit
 
 EMBEDDINGS = -1
 """Number of the embeddings in `MFNPass.streams`, below every block."""
-NON_REENTRANT = 'enable it with {"use_reentrant": False}, which is the default'
+NON_REENTRANT = (
+    'pass gradient_checkpointing_kwargs={"use_reentrant": False}, to PEFT\'s prepare_model_for_kbit_training, too'
+)
 
 
 class Reconstruction(NamedTuple):

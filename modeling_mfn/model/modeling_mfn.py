@@ -15,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
-from .conversion import convert, readable_weights
+from .conversion import convert, readable_source
 from .families import family_of
 from .feature_editing import FeatureEditing
 from .mfn_layer import FeatureDecoder, MFNLayer
@@ -136,8 +136,8 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, WholeFiles, PreTrainedM
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a model as transformers does; damaged weights are an `OSError` that names the folder or id."""
-        with readable_weights(pretrained_model_name_or_path):
+        """Loads a model as transformers does; an `OSError` for damaged or missing weights names the folder or id."""
+        with readable_source(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,29 @@ from .steering import Context, Positions, is_steered, steering
 logger = logging.get_logger(__name__)
 
 
+class SteeringContext(ContextDecorator, AbstractContextManager[None]):
+    """Context of `model.steer`. It is entered once; as a decorator it serves every call."""
+
+    def __init__(self, model: Any, context: Context) -> None:
+        self._given = model, context
+        self._inner: AbstractContextManager[None] | None = None
+
+    def _recreate_cm(self) -> SteeringContext:  # of contextlib: the context of each call of a decorated function
+        return SteeringContext(*self._given)
+
+    def __enter__(self) -> None:
+        """Puts the interventions in force; `ValueError` if the context was entered before."""
+        if self._inner is not None:
+            raise ValueError("this context was entered before; call model.steer(...) anew for each `with`")
+        self._inner = steering(*self._given)
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Takes the interventions back."""
+        assert self._inner is not None
+        self._inner.__exit__(*error)
+
+
 class SteerableModel:
     """Methods of an MFN model that steer its features."""
 
@@ -31,7 +54,7 @@ class SteerableModel:
         self: Any,
         interventions: Interventions | Sequence[Interventions] | str,
         positions: Positions | None = None,
-    ) -> AbstractContextManager[None]:
+    ) -> SteeringContext:
         """Returns a context in which the model runs with interventions on its features, `generate` included:
 
             with model.steer({(6, 1234): Clamp(4.0), "L6/7": Ablate()}):
@@ -69,7 +92,19 @@ class SteerableModel:
         if not rows:
             raise ValueError("interventions is an empty list; give a mapping for each row, {} for none")
         context = Context(tuple(self._checked(row) for row in rows), _check_positions(where))
-        return steering(self.base_model, context)
+        self._warn_of_no_effect(sorted({layer for row in context.rows for layer, _ in row}))
+        return SteeringContext(self.base_model, context)
+
+    def _warn_of_no_effect(self: Any, layers: Sequence[int]) -> None:
+        """Warns if steering these layers has no effect, or none that anybody meant."""
+        if layers and self.config.alpha == 0:
+            logger.warning_once("alpha is 0: the model reads no feature, so steering has no effect")
+        for layer in layers:
+            bias = self.mfn_layers[layer].encoder.bias.data
+            if type(bias) is Tensor and not bias.is_meta and not bias.any():  # else spread over devices or offloaded
+                logger.warning_once(
+                    f"the MFN layer of block {layer} was never calibrated or trained: its features are random"
+                )
 
     def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Makes transformers' manager of continuous batches, which `generate_batch` uses, too.

@@ -124,6 +124,8 @@ class ActivationCache(torch.utils.data.Dataset):
                 f"windows is of type {type(windows).__name__}, whose length is not known; a cache is made of a data "
                 "set that is not streamed"
             )
+        if not len(windows):
+            raise ValueError("the data set has no windows; a cache needs some")
         if dtype is None:
             try:
                 return cls.write(model, windows, folder, batch_size, "float16")

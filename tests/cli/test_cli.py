@@ -2,19 +2,23 @@
 
 import errno
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_base
+from conftest import make_base, make_mfn
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from modeling_mfn import Clamp, MFNForCausalLM, MFNTrainer
+from modeling_mfn import Clamp, MFNForCausalLM, MFNTrainer, __version__
 from modeling_mfn.cli.main import main
 
 
@@ -121,11 +125,24 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
         (("convert", "{base}", "{base}", "--num-features", "40", "--overwrite"), "is the model itself"),
         (("convert", "{base}", "{base}/..", "--num-features", "40"), "exists and is not empty"),
         (("convert", "{base}", "{base}/config.json", "--num-features", "40"), "is a file"),
-        (("train", "{base}", "{out}", "--text", "{base}/none.txt", "--window", "16"), "none.txt is not a file"),
+        (("train", "{mfn}", "{out}", "--text", "{base}/none.txt", "--window", "16"), "none.txt is not a file"),
         (
-            ("train", "{base}", "{out}", "--text", "{base}/config.json", "--window", "65"),
+            ("train", "{mfn}", "{out}", "--text", "{base}/config.json", "--window", "65"),
             "window is 65; the model reads at most 64 tokens (max_position_embeddings)",
         ),
+        (
+            ("train", "{base}", "{out}", "--text", "{base}/config.json"),
+            "is a 'llama' model without MFN layers; convert",
+        ),
+        (("atlas", "{base}", "{out}", "--text", "{base}/config.json"), "convert it first: mfn convert {base} OUTPUT"),
+        (("steer", "{base}", "w5", "--set", "L0/5=ablate"), "convert it first: mfn convert {base} OUTPUT"),
+        (("explain", "{base}", "w5"), "convert it first: mfn convert {base} OUTPUT"),
+        (("evaluate", "{base}", "--text", "{base}/config.json", "--output", "{out}"), "convert it first: mfn convert"),
+        (("convert", "no-such/model", "{out}", "--num-features", "8"), "no-such/model is not a folder, and is not to"),
+        (("steer", "no-such/model", "w5", "--set", "L0/5=ablate"), "no-such/model is not a folder, and is not to"),
+        (("convert", "{base}", "{out}[/x]", "--num-features", "0"), "num_features is 0"),
+        (("steer", "{bare}", "w5", "--set", "L0/5=ablate"), "the tokenizer of {bare} cannot be read"),
+        (("convert", "{bare}", "{out}", "--num-features", "40"), "the tokenizer of {bare} cannot be read"),
         (("train", "{base}", "{base}", "--text", "{base}/config.json", "--overwrite"), "is the model itself"),
         (("train", "{base}", "{base}/..", "--text", "{base}/config.json"), "exists and is not empty"),
         (("steer", "{base}", "w5", "--set", "L0/5=push:3"), "'L0/5=push:3' is not an intervention"),
@@ -134,12 +151,18 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing(folder, capsys, arguments, message):
-    names = {"base": str(folder / "base"), "out": str(folder / "out")}
+    names = {name: str(folder / name) for name in ("base", "out", "mfn", "bare")}
+    if "{mfn}" in arguments:
+        converted(folder)
+    if "{bare}" in arguments:
+        bare = make_base("gpt2-tied")
+        (bare if arguments[0] == "convert" else make_mfn(bare)).save_pretrained(folder / "bare")
+    capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert run(*(argument.format(**names) for argument in arguments)) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mfn: ")]
     assert len(error) == 1
-    assert message in error[0]
+    assert message.format(**names) in error[0]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == {
         path: time for path, time in before.items() if path.is_file()
     }
@@ -310,3 +333,58 @@ def test_help_imports_no_heavy_package():
     result = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
     assert "convert" in result.stdout
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("option", [("--dtype", "fp16"), ("--codes", "both")])
+def test_an_option_of_another_kind_is_a_usage_error(folder, capsys, option):
+    assert run("convert", folder / "base", folder / "out", "--num-features", 8, *option) == 2
+    assert "Invalid value" in capsys.readouterr().err
+    assert run("train", folder / "base", folder / "out", "--text", folder / "text.txt", "--steps", 0) == 2
+    assert "--steps" in capsys.readouterr().err
+
+
+def test_names_with_markup_are_shown_as_they_are(folder, capsys):
+    out = folder / "out[" / "x]"
+    assert run("convert", folder / "base", out, "--num-features", 64, "--k", 8) == 0
+    assert "out[/x]: 3 MFN layers" in capsys.readouterr().out.replace("\n", "")
+
+
+class ArrowError(Exception):
+    """Error of a library that reads files."""
+
+    __module__ = "pyarrow.lib"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("a"), 2), (OSError("a"), 2), (MemoryError(), 2), (RecursionError("a"), 2), (ArrowError("a\nb"), 2),
+        (SafetensorError("a"), 2), (torch.OutOfMemoryError("a"), 2), (KeyboardInterrupt(), 130), (SystemExit(130), 130),
+        (TypeError("[/x] a"), 1), (KeyError("a"), 1), (RuntimeError("a"), 1),
+    ],
+)  # fmt: skip
+def test_a_failure_is_one_line_and_a_bug_has_a_log(monkeypatch, capsys, error, code):
+    def fails(args):
+        raise error
+
+    monkeypatch.setattr("modeling_mfn.cli.main.app", fails)
+    assert run("steer") == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mfn: ")
+    if code == 1:
+        assert type(error).__name__ in line
+        log = Path(re.search(r"(\S+\.log) has the traceback", line)[1])
+        assert "in fails" in log.read_text()
+        log.unlink()
+    with pytest.raises(type(error) if code != 130 else SystemExit):
+        main(["--debug", "steer"])
+
+
+def test_version_completion_and_the_package_as_a_command():
+    for module in ("modeling_mfn", "modeling_mfn.cli"):
+        command = [sys.executable, "-m", module, "--version"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"mfn {__version__}\n"
+    environment = os.environ | {"_MFN_COMPLETE": "complete_bash", "COMP_WORDS": "mfn st", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'mfn'; from modeling_mfn.cli.main import main; main()"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert completed.stdout.split() == ["steer"], completed.stderr

@@ -7,8 +7,9 @@ import torch
 from conftest import enable_checkpointing, make_mfn, stream_before, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.utils.logging import warning_once
 
-from modeling_mfn import Ablate, Add, Clamp, Scale
+from modeling_mfn import Ablate, Add, Clamp, MFNForCausalLM, Scale
 from modeling_mfn.model.sparse_code import encode
 from modeling_mfn.model.steering import CodeEdit
 
@@ -269,3 +270,29 @@ def test_a_number_that_is_not_finite(kind, number):
 def test_something_that_is_no_intervention(model):
     with pytest.raises(ValueError, match=r"4\.0 is not an intervention"):
         model.steer({(0, 1): 4.0})
+
+
+def test_a_context_is_entered_once_and_decorates_every_call(model):
+    batch = tokens(2, 5)
+    context = model.steer({(0, 5): Clamp(4.0)})
+    with context:
+        steered = model(**batch).logits
+        with pytest.raises(ValueError, match=r"this context was entered before; call model\.steer"), context:
+            pass
+    with pytest.raises(ValueError, match="this context was entered before"), context:
+        pass
+    decorated = model.steer({(0, 5): Clamp(4.0)})(lambda: model(**batch).logits)
+    assert torch.equal(decorated(), steered)
+    assert torch.equal(decorated(), steered)
+    assert not torch.equal(model(**batch).logits, steered)
+
+
+def test_steering_without_effect_or_meaning_is_warned_of(family_base, caplog):
+    for fresh, alpha in ((False, 1.0), (False, 0.0), (True, 1.0)):
+        model = MFNForCausalLM.from_base(family_base, num_features=80, k=8) if fresh else make_mfn(family_base)
+        model.set_blend(alpha)
+        warning_once.cache_clear()
+        caplog.clear()
+        model.steer({(1, 5): Clamp(4.0)})
+        assert ("alpha is 0" in caplog.text) == (alpha == 0)
+        assert ("block 1 was never calibrated or trained" in caplog.text) == fresh

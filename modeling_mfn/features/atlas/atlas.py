@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...model.feature_names import FeatureName, format_feature, parse_feature
 from ...model.interventions import Intervention, Interventions
+from ...utils.extras import needs
 from . import groups, storage
 from .belonging import check_model
 from .feature_index import FeatureIndex, feature_key, feature_keys
@@ -296,6 +297,8 @@ class FeatureAtlas:
 
         The table of features also has the `label` to show and its `label_source`.
         """
+        with needs("evaluate"):
+            import pandas as pd  # noqa: F401  # pyarrow makes the frame with it
         if table == "examples":
             return self.examples.to_pandas()
         if table != "features":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
+from ...utils.extras import needs
 from ...utils.readers import parse_json, readable
 from .records import FeatureAttribution, InputAttribution, LayerAttribution, Target
 from .views import draw, explanation_tables
@@ -85,7 +86,8 @@ class Explanation:
 
     def to_pandas(self) -> pd.DataFrame:
         """Data frame with one row per listed feature, the strongest first."""
-        import pandas as pd
+        with needs("evaluate"):
+            import pandas as pd
 
         rows = [
             {
