@@ -81,6 +81,8 @@ def pack(texts: Dataset | IterableDataset, tokenizer: Any, window: int) -> Datas
     """
     if window < 2:
         raise ValueError(f"window is {window}; it must be at least 2, so that it holds a next token")
+    if texts.column_names is not None and "text" not in texts.column_names:
+        raise ValueError(f"texts have no column text, only {', '.join(texts.column_names)}; load_text makes it")
     if isinstance(texts, IterableDataset):
         kwargs = {"texts": texts, "tokenizer": tokenizer, "window": window}
         windows = IterableDataset.from_generator(_window_rows, gen_kwargs=kwargs)

@@ -318,7 +318,7 @@ def test_conditions_that_make_no_sense():
         ({"when": 7}, "7 names no feature"),
         ({"above": 1.0}, "above is 1.0; .*belongs to a feature given as when"),
         ({"when": (0, 1), "above": -1.0}, "above is -1.0; it must be at least 0"),
-        ({"when": (0, 1), "above": float("nan")}, "above is nan"),
+        ({"when": (0, 1), "above": float("nan")}, "above of Clamp is nan"),
     ):
         with pytest.raises(ValueError, match=message):
             Clamp(1.0, **bad)
