@@ -305,13 +305,14 @@ class MFNLayer(AdapterCopy):
 
     def rows_of(self, features: Tensor) -> FeatureWeights:
         """Finds the weights of features (R,), none of which `compact` removed."""
-        features = features.to(self.encoder.weight.device)
-        encoder, decoder = (features, features) if self.rows is None else self.rows.find(features)
-        return FeatureWeights(
-            WeightRows(self.encoder.weight, encoder),
-            WeightRows(self.encoder.bias, encoder),
-            WeightRows(self.decoder.weight, decoder),
-        )
+        with in_memory(self.encoder, self.decoder):
+            features = features.to(self.encoder.weight.device)
+            encoder, decoder = (features, features) if self.rows is None else self.rows.find(features)
+            return FeatureWeights(
+                WeightRows(self.encoder.weight, encoder),
+                WeightRows(self.encoder.bias, encoder),
+                WeightRows(self.decoder.weight, decoder),
+            )
 
     def directions(self) -> Tensor:
         """Returns the decoder's rows by feature, (m, d); 0 for features that `compact` removed."""

@@ -34,4 +34,10 @@ def _loaded(modules: list[Any]) -> Iterator[None]:
             module._hf_hook.post_forward(module, None)
 
 
-__all__ = ["in_memory"]
+def check_in_memory(model: nn.Module, what: str) -> None:
+    """Checks that a model can be read outside of its forward; `ValueError` that names `what` if it is offloaded."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{what} needs all weights in memory; load the model without offloading")
+
+
+__all__ = ["check_in_memory", "in_memory"]

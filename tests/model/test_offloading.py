@@ -4,8 +4,9 @@ import accelerate
 import pytest
 import torch
 from conftest import make_mfn, tokens
+from tokenizers_for_tests import numbered_words
 
-from modeling_mfn import Clamp, MFNForCausalLM
+from modeling_mfn import Clamp, FeatureAtlas, MFNForCausalLM, explain, find_duplicates
 
 BATCH = tokens(2, 6)
 
@@ -63,3 +64,24 @@ def test_an_offloaded_model_runs_as_in_memory(model, way, tmp_path):
     for ours, expected in zip(results(offloaded), results(model), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-10, rtol=0)
     assert any(parameter.is_meta for parameter in offloaded.model.parameters())
+
+
+def test_what_reads_weights_of_an_offloaded_model_works_or_says_so_at_once(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    offloaded = MFNForCausalLM.from_pretrained(
+        tmp_path / "model", dtype=torch.float64, device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    assert find_duplicates(offloaded, 2, threshold=0.1) == find_duplicates(model, 2, threshold=0.1)
+    for what, read in (
+        ("explain", lambda: explain(offloaded, numbered_words(), "w9 w33 w5")),
+        ("an atlas", lambda: FeatureAtlas.build(offloaded, numbered_words(), ["w9 w33 w5"])),
+    ):
+        with pytest.raises(ValueError, match=f"{what} needs all weights in memory"):
+            read()
+    for edit in (
+        lambda: offloaded.prune_features(0, [1]),
+        lambda: offloaded.reset_features(0, [1]),
+        lambda: offloaded.bake({(0, 1): Clamp(1.0)}),
+    ):
+        with pytest.raises(ValueError, match=r"not in memory|coding_rounds|shared_decoder|is shared"):
+            edit()

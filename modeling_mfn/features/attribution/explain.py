@@ -11,6 +11,7 @@ from torch import Tensor
 from ...data.tokens import token_texts
 from ...model.checks import is_whole
 from ...model.modes import frozen
+from ...model.offloading import check_in_memory
 from ...model.sparse_code import SparseCode
 from ..atlas.belonging import check_model
 from .explanation import Explanation
@@ -128,6 +129,7 @@ def explain(
 def _check(model: Any, method: str, **counts: int) -> None:
     if getattr(model.config, "model_type", None) != "mfn" or model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} is not an MFN model with an LM head; give an MFNForCausalLM")
+    check_in_memory(model, "explain")
     if model.config.alpha == 0:
         raise ValueError("alpha is 0: the model reads no features, so none moved a logit; use model.set_blend")
     if method not in ("gradient", "integrated"):

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ...data.tokens import token_text
 from ...model.modeling_mfn import MFNForCausalLM
+from ...model.offloading import check_in_memory
 from ...model.twins import is_a
 from ...model.version import __version__
 from ...model.weights_digest import name_features_of
@@ -41,6 +42,7 @@ def harvest_tables(model: MFNForCausalLM, tokenizer: Any, dataset: Any, options:
     """Makes the tables of an atlas in one pass over a data set; see `FeatureAtlas.build` for arguments and errors."""
     if not is_a(model, MFNForCausalLM):
         raise ValueError(f"model is a {type(model).__name__}; an atlas is made of an MFNForCausalLM")
+    check_in_memory(model, "an atlas")
     options.check()
     features_digest = name_features_of(model)
     state = harvest(model, dataset, options)
