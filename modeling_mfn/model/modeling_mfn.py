@@ -112,6 +112,14 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, WholeFiles, PreTrainedM
     def config(self, config: MFNConfig) -> None:
         self._config = config
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's inputs: that of its weights, or where accelerate brings offloaded ones."""
+        device = super().device
+        if device.type != "meta" or not hasattr(self, "_hf_hook"):
+            return device
+        return torch.device(getattr(self._hf_hook, "execution_device", None) or "cpu")
+
     def initialize_weights(self) -> None:
         """Sets starting weights of MFN layers and backbone that no checkpoint gave."""
         # The backbone would initialise MFN layers as if they were its own modules, so they come first.

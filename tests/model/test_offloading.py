@@ -6,7 +6,7 @@ import torch
 from conftest import make_mfn, tokens
 from tokenizers_for_tests import numbered_words
 
-from modeling_mfn import Clamp, FeatureAtlas, MFNForCausalLM, explain, find_duplicates
+from modeling_mfn import Clamp, FeatureAtlas, MFNForCausalLM, compare_features, explain, find_duplicates, perplexity
 
 BATCH = tokens(2, 6)
 
@@ -71,6 +71,11 @@ def test_what_reads_weights_of_an_offloaded_model_works_or_says_so_at_once(model
     offloaded = MFNForCausalLM.from_pretrained(
         tmp_path / "model", dtype=torch.float64, device_map={"": "disk"}, offload_folder=tmp_path / "offload"
     )
+    assert offloaded.device == torch.device("cpu")
+    rows = [{"input_ids": row.tolist()} for row in BATCH["input_ids"]]
+    ours, expected = (perplexity(each, rows) for each in (offloaded, model))
+    torch.testing.assert_close(ours, expected)
+    assert compare_features(offloaded, model, rows, layer=0).directions.similarities.min() > 0.999
     assert find_duplicates(offloaded, 2, threshold=0.1) == find_duplicates(model, 2, threshold=0.1)
     for what, read in (
         ("explain", lambda: explain(offloaded, numbered_words(), "w9 w33 w5")),

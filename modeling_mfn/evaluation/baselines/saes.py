@@ -169,7 +169,7 @@ def train_sae(
     device, dtype, steps = sae.device, sae.dtype, len(rows) // batch_size
     layers = CachedResiduals(sae).float()
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
+        settings: dict[str, Any] = {
             "output_dir": folder,
             "max_steps": steps,
             "warmup_steps": steps // 20,  # 5 % of the training
