@@ -53,7 +53,7 @@ def test_the_quickstart_runs_on_any_model_without_a_network(tmp_path, monkeypatc
     plays = [tmp_path / f"play_{number}.txt" for number in range(4)]
     for play in plays:
         play.write_text("\n".join(" ".join(shuffled.sample(VERSE.split(), 12)) for _ in range(300)))
-    tokenizer = as_they_come(family, VERSE.split() * 9)
+    tokenizer = as_they_come(family, [play.read_text() for play in plays], 600)
     base = make_base(f"{family}-tied", vocab_size=len(tokenizer), pad_token_id=None, **SIZES[family])
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")

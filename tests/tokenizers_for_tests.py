@@ -39,10 +39,10 @@ def as_they_come(family, texts, vocabulary=350, **settings):
 
     GPT-2's begins a text with no token, Llama's with one. Neither has a token for padding.
     """
-    untrained = (
-        GPT2Tokenizer(**settings) if family == "gpt2" else LlamaTokenizer(**({"add_bos_token": True} | settings))
-    )
-    return untrained.train_new_from_iterator(texts, vocabulary)
+    if family == "gpt2":
+        return GPT2Tokenizer(**settings).train_new_from_iterator(texts, vocabulary)
+    words = " ".join(texts).split()  # Llama's tokenizer does not divide a text into words
+    return LlamaTokenizer(**({"add_bos_token": True} | settings)).train_new_from_iterator(words, vocabulary)
 
 
 def numbered_words(words=()):

@@ -166,6 +166,10 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     def __post_init__(self, expansion_factor: float | None = None, **kwargs: Any) -> None:
         _check_version(self.mfn_version)
         self.text_config = _own_text_config(self.text_config)
+        if self.text_config.hidden_size < 2:
+            raise ValueError(
+                f"hidden_size is {self.text_config.hidden_size}; MFN layers need a residual stream of 2 or more"
+            )
         kwargs = self.share_with_base(kwargs)
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
         self._check_settings(CHECKS)

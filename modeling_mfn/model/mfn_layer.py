@@ -29,9 +29,16 @@ from .sparse_code import (
 )
 from .twins import is_a
 
+SMALLER = 2.0**-40
+"""Factor of a residual stream whose squares are summed: the sum is finite up to a norm of 1e31 instead of 1e19. A
+standard deviation below 1e-7, where it loses digits, is far below `MFNLayer.epsilon`."""
 RESET_ENCODER_SCALE = 0.2
 """Norm of a reset feature's encoder row, as a share of the average row's. Bricken et al. (2023) use the same, so that
 many features that start at once do not drown the others."""
+
+
+LARGEST_ENTRY = 1e15
+"""Largest entry of a steered residual stream: squares of its entries can be summed in float32."""
 
 
 class Standardised(NamedTuple):
@@ -179,6 +186,8 @@ class MFNLayer(AdapterCopy):
         """h' = alpha h_hat + (1 - alpha) h, exact at both ends."""
         before = mfn_pass.stream_before(self.layer_index)
         h_hat = u_hat if before is None else before.to(h.device) + u_hat
+        if self.layer_index in mfn_pass.edits:
+            h_hat = _shortened(h_hat, h.dtype)
         return torch.lerp(h, h_hat.to(h.dtype), self.alpha)
 
     def standardise(self, h: Tensor) -> Standardised:
@@ -187,11 +196,12 @@ class MFNLayer(AdapterCopy):
             return Standardised(h.to(self.encoder.weight.dtype), None, None)
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         mean = wide.mean(-1, keepdim=True)
-        centred = wide - mean
+        # A power of two changes no digit, and squares of large residuals stay finite.
+        centred = torch.add(mean * -SMALLER, wide, alpha=SMALLER)
         # equals torch.std, in a fraction of its time
         std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(h.shape[-1] - 1)
-        x = centred / (std + self.epsilon)
-        return Standardised(x.to(self.encoder.weight.dtype), mean, std)
+        x = centred / (std + self.epsilon * SMALLER)
+        return Standardised(x.to(self.encoder.weight.dtype), mean, std / SMALLER)
 
     def encode(self, h: Tensor) -> SparseCode:
         """Returns the code (..., K) of a residual stream (..., d), eq. 1."""
@@ -386,6 +396,15 @@ class MFNLayer(AdapterCopy):
         if scale > 0:
             self.encoder.weight.mul_(scale)
             self.encoder.bias.mul_(scale)
+
+
+def _shortened(h: Tensor, dtype: torch.dtype) -> Tensor:
+    """Shortens steered residual streams (..., d) that are too long for a precision. Their direction stays."""
+    # half of float16's range, as later blocks add to the stream
+    limit = torch.finfo(dtype).max / 2 if dtype == torch.float16 else LARGEST_ENTRY
+    most = torch.finfo(h.dtype).max
+    h = h.clamp(-most, most)  # no infinite entries
+    return h * (limit / h.abs().amax(-1, keepdim=True).clamp_min(1)).clamp_max(1)
 
 
 def mfn_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

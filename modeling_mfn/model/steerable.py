@@ -17,7 +17,7 @@ from .feature_names import format_feature, parse_feature
 from .interventions import CheckedInterventions, Interventions, check_interventions
 from .mfn_layer import MFNLayer
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, without_pruned, write_preset
-from .steering import Context, Positions, is_steered, steering
+from .steering import Context, Positions, check_range, is_steered, steering
 
 logger = logging.get_logger(__name__)
 
@@ -185,6 +185,7 @@ class SteerableModel:
     def _checked(self, interventions: Any) -> CheckedInterventions:
         checked = check_interventions(interventions, self.config.layers, self.config.num_features)
         for feature, intervention in checked.items():
+            check_range(feature, intervention, self.dtype)
             for layer, index in (feature, *([] if intervention.when is None else [parse_feature(intervention.when)])):
                 self.config.check_feature((layer, index))
         return checked

@@ -60,6 +60,18 @@ Positions = Literal["all", "prompt", "generated"] | Tensor
 """Tokens that interventions act on. A tensor is a mask (B, T), True on these tokens."""
 
 
+def check_range(feature: tuple[int, int], intervention: Intervention, dtype: torch.dtype) -> None:
+    """Raises `ValueError` if a model of this type cannot compute with the numbers of an intervention."""
+    # a square must be finite in float32, and a number of float16 itself
+    most = torch.finfo(dtype).max if dtype == torch.float16 else torch.finfo(torch.float32).max ** 0.5
+    number = max((*intervention.coefficients, intervention.above), key=abs)
+    if abs(number) > most:
+        raise ValueError(
+            f"{intervention!r} on {format_feature(*feature)}: {number:g} is too large for a model in "
+            f"{str(dtype).removeprefix('torch.')}; it must be at most {most:g}"
+        )
+
+
 class Context(NamedTuple):
     """One context of `steer`."""
 

@@ -65,8 +65,7 @@ def workspace(request, tmp_path_factory):
     (folder / "corpus.txt").write_text("\n".join(lines[:600]))
     (folder / "held-out.txt").write_text("\n".join(lines[600:]))
     (folder / "concepts.json").write_text(json.dumps({"animals": ANIMALS}))
-    # Llama's tokenizer does not divide a text into words
-    tokenizer = as_they_come(request.param, lines if request.param == "gpt2" else " ".join(lines).split(), 600)
+    tokenizer = as_they_come(request.param, lines, 600)
     assert tokenizer.pad_token is None
     assert (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id) == (request.param == "llama")
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
