@@ -182,7 +182,7 @@ class SteerableModel:
             norms[name] = abs(scale) * norms.get(name, 1.0)
         self.config.direction_norms = {feature: norm for feature, norm in norms.items() if norm != 1}
 
-    def _checked(self, interventions: Any) -> CheckedInterventions:
+    def _checked(self: Any, interventions: Any) -> CheckedInterventions:
         checked = check_interventions(interventions, self.config.layers, self.config.num_features)
         for feature, intervention in checked.items():
             check_range(feature, intervention, self.dtype)
