@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .model.configuration_mfn import MFNConfig
     from .model.feature_editing import find_duplicates
     from .model.interventions import Ablate, Add, Clamp, Scale
-    from .model.modeling_mfn import MFNCausalLMOutput, MFNForCausalLM, MFNModel
+    from .model.mfn_for_causal_lm import MFNCausalLMOutput, MFNForCausalLM, MFNModel
     from .model.sparse_code import SparseCode
     from .training.activation_cache import ActivationCache, CachedResiduals
     from .training.trainer import MFNTrainer, MFNTrainingArguments
@@ -40,7 +40,7 @@ _PUBLIC = {
     ".model.configuration_mfn": ("MFNConfig",),
     ".model.feature_editing": ("find_duplicates",),
     ".model.interventions": ("Ablate", "Add", "Clamp", "Scale"),
-    ".model.modeling_mfn": ("MFNCausalLMOutput", "MFNForCausalLM", "MFNModel"),
+    ".model.mfn_for_causal_lm": ("MFNCausalLMOutput", "MFNForCausalLM", "MFNModel"),
     ".model.sparse_code": ("SparseCode",),
     ".training.activation_cache": ("ActivationCache", "CachedResiduals"),
     ".training.trainer": ("MFNTrainer", "MFNTrainingArguments"),

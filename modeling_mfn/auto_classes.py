@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from .model.modeling_mfn import MFNForCausalLM
+    from .model.mfn_for_causal_lm import MFNForCausalLM
 
 PACKAGES = ("transformers", "modeling_mfn")
 
@@ -109,7 +109,7 @@ def _register_models() -> None:
     from transformers import AutoModel, AutoModelForCausalLM
 
     from .model.configuration_mfn import MFNConfig
-    from .model.modeling_mfn import MFNForCausalLM, MFNModel
+    from .model.mfn_for_causal_lm import MFNForCausalLM, MFNModel
 
     AutoModel.register(MFNConfig, MFNModel, exist_ok=True)
     AutoModelForCausalLM.register(MFNConfig, MFNForCausalLM, exist_ok=True)

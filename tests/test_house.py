@@ -4,6 +4,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -83,3 +84,8 @@ def test_what_travels_imports_siblings_and_what_every_user_has():
             elif isinstance(node, ast.ImportFrom | ast.Import):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
                 assert {name.split(".")[0] for name in names} <= TRAVELS, f"{file.name}:{node.lineno}: {names}"
+
+
+def test_what_travels_shadows_no_module_where_a_model_is_the_working_directory():
+    names = {file.stem for file in (ROOT / "modeling_mfn" / "model").glob("*.py")} - {"__init__"}
+    assert not names & (sys.stdlib_module_names | packages_distributions().keys() | {"modeling_mfn"})

@@ -116,7 +116,7 @@ for thread in threads:
     [
         pytest.param("import modeling_mfn\nfrom transformers import GPT2LMHeadModel", id="Auto classes amid a model"),
         pytest.param("from transformers import AutoConfig\nimport modeling_mfn", id="plugin between Auto classes"),
-        pytest.param("import modeling_mfn.model.modeling_mfn", id="our model first"),
+        pytest.param("import modeling_mfn.model.mfn_for_causal_lm", id="our model first"),
         pytest.param(THREADS, id="four threads"),
         pytest.param("import modeling_mfn", id="plugin, then Auto classes", marks=pytest.mark.slow),
         pytest.param("import modeling_mfn.training.trainer", id="our trainer first", marks=pytest.mark.slow),

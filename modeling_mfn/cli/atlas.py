@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..features.atlas.labels import Label
     from ..features.labelling.concepts import Concepts
     from ..model.configuration_mfn import MFNConfig
-    from ..model.modeling_mfn import MFNForCausalLM
+    from ..model.mfn_for_causal_lm import MFNForCausalLM
 
 SOURCES_KEPT = ("human", "imported")
 """Sources of labels that survive a new harvest. Automatic labels are made anew."""

@@ -65,7 +65,7 @@ def convert(
     Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
     """
     from ..model.conversion import check_base
-    from ..model.modeling_mfn import MFNForCausalLM
+    from ..model.mfn_for_causal_lm import MFNForCausalLM
 
     check_base(base)
     tokenizer = read_tokenizer(base)

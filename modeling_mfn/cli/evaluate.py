@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation.predictions.p5_transfer import Transfer
     from ..evaluation.study import Evidence
     from ..features.labelling.concepts import Concepts
-    from ..model.modeling_mfn import MFNForCausalLM
+    from ..model.mfn_for_causal_lm import MFNForCausalLM
 
 ALL_PREDICTIONS = "P1,P2,P3,P4,P5"
 UNEVEN = 2

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..model.configuration_mfn import MFNConfig
-    from ..model.modeling_mfn import MFNForCausalLM
+    from ..model.mfn_for_causal_lm import MFNForCausalLM
 
     ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -45,7 +45,7 @@ def load_mfn(source: str, **options: Any) -> MFNForCausalLM:
     Raises:
         ValueError: If a weight is not finite.
     """
-    from ..model.modeling_mfn import MFNForCausalLM
+    from ..model.mfn_for_causal_lm import MFNForCausalLM
 
     model: MFNForCausalLM = MFNForCausalLM.from_pretrained(source, **options)
     return with_finite_weights(model, source)

@@ -29,7 +29,7 @@ from ..features.atlas.table import atlas_table
 from ..hub.card import model_card, write_card
 from ..hub.evaluation_file import add_perplexities
 from ..model.interventions import Clamp
-from ..model.modeling_mfn import MFNForCausalLM
+from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.modes import as_base
 from ..training.activation_cache import ActivationCache, CachedResiduals
 from ..training.progress import showing_progress

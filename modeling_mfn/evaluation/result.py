@@ -14,7 +14,7 @@ from ..utils.readers import parse_json
 from .intervals import Estimate
 
 if TYPE_CHECKING:
-    from ..model.modeling_mfn import MFNForCausalLM
+    from ..model.mfn_for_causal_lm import MFNForCausalLM
 
 MFN, POST_HOC_SAE, RANDOM_SAE, NO_RATE_LOSS = "MFN", "post-hoc SAE", "random SAE", "MFN without rate loss"
 FINE_TUNED_SAE, RESIDUAL_STREAM = "fine-tuned SAE", "residual stream"

@@ -11,8 +11,8 @@ import torch
 
 from ..data.windows import Windows, input_batches
 from ..model.masks import tokens_that_count
+from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.mfn_layer import MFNLayer
-from ..model.modeling_mfn import MFNForCausalLM
 from ..model.modes import evaluating
 from ..model.sparse_code import SparseCode
 from ..utils.extras import needs

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..data.windows import Windows, input_batches
-from ..model.modeling_mfn import MFNForCausalLM
+from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..utils.extras import needs
 from .activations import activations_of
 

@@ -11,7 +11,7 @@ import torch
 
 from ..data.tokens import token_text
 from ..model.feature_names import format_feature
-from ..model.modeling_mfn import MFNForCausalLM
+from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.modes import evaluating
 from ..model.sparse_code import SparseCode
 from .atlas.feature_index import FeatureIndex

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from ..features.atlas.belonging import check_model as check_atlas
 from ..features.atlas.schema import FOLDER, METADATA_FILE
 from ..features.atlas.storage import read_metadata
-from ..model.modeling_mfn import MFNForCausalLM
+from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.weights_digest import INDEX, WEIGHTS, weight_files
 from ..model.whole_files import check_folder
 from ..utils.files import read_json

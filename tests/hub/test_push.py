@@ -25,7 +25,9 @@ from modeling_mfn import Explanation, FeatureAtlas, MFNForCausalLM
 from modeling_mfn.cli.main import main
 from modeling_mfn.hub.push import check_model
 
-CODE = {f"{name}.py" for name in ("configuration_mfn", "modeling_mfn", "mfn_layer", "sparse_code", "interventions")}
+CODE = {
+    f"{name}.py" for name in ("configuration_mfn", "mfn_for_causal_lm", "mfn_layer", "sparse_code", "interventions")
+}
 PUBLIC = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "training_record.json"}
 PUBLIC |= {f"features/{name}" for name in ("atlas.json", "features.parquet", "examples.parquet", "labels.json")}
 PUBLIC |= {"README.md"}
@@ -234,7 +236,7 @@ def test_a_branch_of_its_own(clients, hub, folder, tmp_path):
     clients.run(load_revisions, folder, other)
     # one whole file replaced the shards, and no shard is left to be mixed with it
     weights = {name for name in hub.files("me/trained", "half") if name.startswith("model")}
-    assert weights == {"model.safetensors", "modeling_mfn.py"}
+    assert weights == {"model.safetensors"}
     assert shards(folder) < set(hub.files("me/trained"))
 
 

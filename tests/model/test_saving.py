@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
-from fresh_process import run_without_the_plugin
+from fresh_process import run_before_the_plugin, run_without_the_plugin
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 
 import modeling_mfn
@@ -72,6 +72,22 @@ def test_a_fresh_process_without_the_plugin_loads_it_as_remote_code(base, codes,
     save_file({"input_ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_without_the_plugin(SCRIPT, tmp_path, tmp_path / "model", tmp_path / "expected")
+
+
+def test_a_model_as_working_directory(saved):
+    """Its code lies beside the script, where Python looks first."""
+    _, folder = saved
+    run_before_the_plugin(
+        """
+import modeling_mfn
+model = modeling_mfn.MFNForCausalLM.from_pretrained(".")
+assert model.config.auto_map["AutoModelForCausalLM"].partition(".")[0] + ".py" in os.listdir()
+assert type(AutoModelForCausalLM.from_pretrained(".")) is modeling_mfn.MFNForCausalLM
+remote = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
+from modeling_mfn.cli.main import main
+""",
+        folder,
+    )
 
 
 def test_text_generation_pipeline(saved, tmp_path):

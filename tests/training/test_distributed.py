@@ -160,8 +160,8 @@ def test_fsdp2_trains_and_saves(tmp_path, two_shards):
         for name in PARTS:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
     model = MFNForCausalLM.from_pretrained(two_shards / "half way")
-    assert model.config.auto_map["AutoModelForCausalLM"] == "modeling_mfn.MFNForCausalLM"
-    assert (two_shards / "half way" / "modeling_mfn.py").exists()
+    assert model.config.auto_map["AutoModelForCausalLM"] == "mfn_for_causal_lm.MFNForCausalLM"
+    assert (two_shards / "half way" / "mfn_for_causal_lm.py").exists()
     for layer in model.mfn_layers.values():
         torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ...model.modeling_mfn import MFNForCausalLM
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...utils.files import replace_folder
 from ..predictions.p5_transfer import Transfer
 from ..result import FINE_TUNED_SAE, MFN, POST_HOC_SAE, RANDOM_SAE, Subjects

@@ -29,7 +29,7 @@ from datasets import Dataset
 from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
-from ...model.modeling_mfn import MFNForCausalLM
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...training.activation_cache import ActivationCache, CachedResiduals
 from ...training.arguments import MFNTrainingArguments
 from ...training.progress import showing_progress

@@ -17,7 +17,7 @@ with needs("evaluate"):
     from ...features.comparison import Moments, compare_features, match
 
 if TYPE_CHECKING:
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 CKA_GROUPS = 10
 """Groups of tokens, each of which is left out once for the interval of CKA."""

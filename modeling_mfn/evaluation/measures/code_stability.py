@@ -19,7 +19,7 @@ from ..intervals import Estimate, mean
 from ..result import Subjects
 
 if TYPE_CHECKING:
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
     from ...model.sparse_code import SparseCode
 
 UNRELATED, CUT, REPLACED = "another token", "context cut off", "context replaced"

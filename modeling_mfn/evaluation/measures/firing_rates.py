@@ -18,7 +18,7 @@ with needs("evaluate"):
     from ...features.activations import token_activations
 
 if TYPE_CHECKING:
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 NEAR_DUPLICATE = 0.5
 """Jaccard index above which two features count as near duplicates."""

@@ -14,7 +14,7 @@ from ...utils.extras import needs
 from .intervention_effects import Bench, Output, Push, Response, Site, exact_copy, readers
 
 if TYPE_CHECKING:
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 STRENGTHS = (0.0, 0.5, 1.5, 2.0, 4.0)
 """Multiples of a feature's activation that it is set to. 0 ablates it."""

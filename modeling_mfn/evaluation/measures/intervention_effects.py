@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ...data.windows import Windows
 from ...model.families import family_of
 from ...model.interventions import Add, Interventions
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.mfn_layer import MFNLayer
 from ...model.mfn_pass import MFNPass
-from ...model.modeling_mfn import MFNForCausalLM
 from ...model.sparse_code import SparseCode
 
 STEP = 1e-6

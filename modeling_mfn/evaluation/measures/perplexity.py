@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 
 @torch.no_grad()

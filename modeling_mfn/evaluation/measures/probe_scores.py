@@ -24,7 +24,7 @@ with needs("evaluate"):
 
 if TYPE_CHECKING:
     from ...data.windows import Windows
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 CODE, RESIDUAL = "code", "residual"
 """Sources that probes read."""

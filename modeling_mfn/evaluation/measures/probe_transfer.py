@@ -19,7 +19,7 @@ with needs("evaluate"):
 
 if TYPE_CHECKING:
     from ...data.windows import Windows
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 LEAST_TOKENS = 10
 """Minimum of tokens of each label in one domain and on one side."""

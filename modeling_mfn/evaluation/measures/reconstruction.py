@@ -12,7 +12,7 @@ from ...data.windows import Windows, input_batches
 from ...model.modes import evaluating
 
 if TYPE_CHECKING:
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ with needs("evaluate"):
 
 if TYPE_CHECKING:
     from ...data.windows import Windows
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
 
 CLAIM = "Features align across random seeds."
 MIN_CORRELATION = 0.8

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ...data.windows import Windows
-    from ...model.modeling_mfn import MFNForCausalLM
+    from ...model.mfn_for_causal_lm import MFNForCausalLM
     from ..measures.probe_transfer import Probes
 
 CLAIM = "Features transfer better across domains than those of post-hoc SAEs"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...data.tokens import token_text
-from ...model.modeling_mfn import MFNForCausalLM
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.offloading import check_in_memory
 from ...model.twins import is_a
 from ...model.version import __version__

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...model.families import family_of
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.mfn_layer import MFNLayer
 from ...model.mfn_pass import MFNPass
-from ...model.modeling_mfn import MFNForCausalLM
 
 LOGITS_AT_ONCE = 2**24
 FEATURES_AT_ONCE = 1024

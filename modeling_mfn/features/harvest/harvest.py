@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ...data.text import TextWindows
 from ...data.windows import Columns, column_batches, first_length, padded_inputs, sources_of
 from ...model.checks import is_whole
-from ...model.modeling_mfn import MFNForCausalLM
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.version import __version__
 from ...utils.processes import join_processes

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ...data.tokens import token_texts
 from ...data.windows import column_batches, first_length
 from ...model.feature_names import format_feature
-from ...model.modeling_mfn import MFNForCausalLM
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.twins import is_a
 from ...utils.display import for_terminal

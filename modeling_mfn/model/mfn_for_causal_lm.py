@@ -153,8 +153,8 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, WholeFiles, PreTrainedM
         # a saved folder works with every Auto class, whichever of the two models wrote it
         self.config.auto_map = {
             "AutoConfig": "configuration_mfn.MFNConfig",
-            "AutoModel": "modeling_mfn.MFNModel",
-            "AutoModelForCausalLM": "modeling_mfn.MFNForCausalLM",
+            "AutoModel": "mfn_for_causal_lm.MFNModel",
+            "AutoModelForCausalLM": "mfn_for_causal_lm.MFNForCausalLM",
         }
         with _plain_class(self):
             super().save_pretrained(*args, **kwargs)
