@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # tests and examples start many processes, which would compile every package anew without byte code
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint lint format docs \
+.PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint fuzz chaos lint format docs \
 	benchmark fidelity real-checkpoint all-blocks predictions
 
 demo: $(VENV)/installed-demo
@@ -36,6 +36,14 @@ test-extras: $(VENV)/installed
 # transformers' own model tests, of the installed release
 test-transformers: $(VENV)/installed
 	$(PYTEST) tests/model/transformers_common
+
+# 100,000 damaged files and values: none may end in another error than one that refuses it
+fuzz: $(VENV)/installed
+	$(BIN)/python -m benchmarks.reliability.fuzz
+
+# commands that are killed, and full and read-only disks: what is left must be whole
+chaos: $(VENV)/installed
+	$(BIN)/python -m benchmarks.reliability.chaos
 
 # the suite's claims once more on the demo's real checkpoint
 test-checkpoint: $(VENV)/installed

@@ -1,0 +1,1 @@
+"""What the package does with damaged input, with killed processes and with full disks."""
