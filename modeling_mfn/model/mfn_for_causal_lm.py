@@ -3,14 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -19,50 +17,13 @@ from .conversion import convert, readable_source
 from .families import family_of
 from .feature_editing import FeatureEditing
 from .mfn_layer import FeatureDecoder, MFNLayer
-from .mfn_pass import EMBEDDINGS, MFNPass, Reconstruction
+from .mfn_pass import EMBEDDINGS, MFNPass
+from .model_outputs import MFNCausalLMOutput, MFNModelOutput
 from .peft_copies import AdapterCopy, show_settings
 from .sparse_code import SparseCode
 from .steerable import SteerableModel
 from .steering import edits_in_force, generating
 from .whole_files import WholeFiles
-
-
-@dataclass
-class MFNModelOutput(ModelOutput):
-    """Output of [`MFNModel`]."""
-
-    last_hidden_state: Tensor | None = None
-    """(B, T, d)."""
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    codes: dict[int, SparseCode] | None = None
-    """With `output_codes=True`: layer -> code (B, T, K)."""
-    embedding_codes: dict[str, SparseCode] | None = None
-    """Embeddings as codes, with `output_codes=True` and `codes="update"`; see [`MFNCausalLMOutput`]."""
-    reconstructions: dict[int, Reconstruction] | None = None
-    """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
-
-
-@dataclass
-class MFNCausalLMOutput(ModelOutput):
-    """Output of [`MFNForCausalLM`]."""
-
-    loss: Tensor | None = None
-    """Mean next-token cross entropy in nats, where labels were given."""
-    logits: Tensor | None = None
-    """(B, T, vocabulary)."""
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    codes: dict[int, SparseCode] | None = None
-    """With `output_codes=True`: layer -> code (B, T, K), or (B, T, K + I) where I features are steered."""
-    embedding_codes: dict[str, SparseCode] | None = None
-    """With `output_codes=True` and `codes="update"`: the parts of the residual stream before the first MFN layer, as
-    codes (B, T, 1) with the value 1. `"token"` has token ids, and `"position"` position ids where positions are in the
-    stream. Directions are the rows of the embedding tables. `"token"` is missing where `inputs_embeds` were given."""
-    reconstructions: dict[int, Reconstruction] | None = None
-    """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
 
 @contextmanager

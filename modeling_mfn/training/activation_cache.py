@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 
 from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
-from ..model.mfn_for_causal_lm import MFNForCausalLM, MFNModelOutput
+from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.mfn_layer import MFNLayer
 from ..model.mfn_pass import MFNPass, ReconstructionRequest
+from ..model.model_outputs import MFNModelOutput
 from ..model.modes import as_base
 from ..utils.files import allocate, read_json, write_whole
 from ..utils.readers import readable
