@@ -94,6 +94,7 @@ def test_no_verb_takes_a_model_whose_weights_are_not_finite(folder, capsys, weig
             with torch.no_grad():
                 base.lm_head.weight[3, 7] = torch.inf
             base.save_pretrained(folder / "damaged")
+            AutoTokenizer.from_pretrained(folder / "base").save_pretrained(folder / "damaged")
         capsys.readouterr()
         assert run(*verb) == 2, verb
         assert "is not finite" in " ".join(capsys.readouterr().err.split())
