@@ -96,9 +96,13 @@ class AdapterCopy(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Sets alpha and k that an adapter brings."""
-        given = json.loads(bytes(state.to(torch.uint8).tolist()))
-        check_k(given["k"], self.config.num_features, self.config.most_removed)
-        self.take(check_alpha(given["alpha"]), given["k"])
+        try:
+            given = json.loads(bytes(state.to(torch.uint8).tolist()))
+            alpha, k = given["alpha"], given["k"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"alpha and k of the adapter are damaged: {error!r}") from error
+        check_k(k, self.config.num_features, self.config.most_removed)
+        self.take(check_alpha(alpha), k)
         self.config.alpha, self.config.k = self.alpha, self.k
 
     def _load_from_state_dict(

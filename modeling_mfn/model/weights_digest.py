@@ -54,7 +54,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         return [folder / Path(name).name for name in sorted(names)]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is damaged: {error!r}") from error
 
 

@@ -101,7 +101,7 @@ def digest_in_config(folder: Path) -> str | None:
     """Returns the digest of the weights that a folder's config names; `None` where it names none."""
     try:
         digest = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("weights_digest")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None  # transformers says what is wrong with it
     return digest if isinstance(digest, str) else None
 
