@@ -132,8 +132,8 @@ def test_a_config_with_norms_that_cannot_be():
     config = make_mfn(make_base("llama-tied"), layers=[0, 2]).config
     for norms, message in (
         ({"L0/80": 1.0}, "L0/80 does not exist"),
-        ({"L0/1": -1.0}, "gives L0/1 the norm -1.0"),
-        ({"L0/1": float("nan")}, "gives L0/1 the norm nan"),
+        ({"L0/1": -1.0}, "norm of L0/1 in direction_norms is -1.0"),
+        ({"L0/1": float("nan")}, "norm of L0/1 in direction_norms is nan"),
     ):
         with pytest.raises(ValueError, match=message):
             type(config).from_dict(config.to_dict() | {"direction_norms": norms})

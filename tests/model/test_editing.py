@@ -284,15 +284,17 @@ def test_the_figures_of_training_are_about_features_that_are_not_pruned(tmp_path
     model = make_mfn(make_base("gpt2-tied"), layers=[0], alpha=0.0)
     with torch.no_grad():
         model.mfn_layers[0].encoder.bias[[3, 4, 5]] = -100
+    mask = torch.ones(2, 9)
     for pruned, dead in (([], [3, 4, 5, 6]), ([3, 4, 7], [5, 6])):
         model.prune_features(0, pruned)
         trainer = MFNTrainer(model, arguments(tmp_path), train_dataset=rows(4))
         statistics, logs = trainer.statistics, {"loss": 0.0}
+        found = model(**tokens(2, 9), output_reconstructions=True).reconstructions
+        trainer._in_training.count(FeatureSums.of(model.mfn_layers, found, mask))
         statistics.silent_for[0, [3, 4, 5, 6]] = 1e9
         trainer.log(logs)
         assert logs["dead_share"] == pytest.approx(len(dead) / (80 - len(pruned)))
         assert statistics.dead([0]).tolist() == dead
-    found, mask = model(**tokens(2, 9), output_reconstructions=True).reconstructions, torch.ones(2, 9)
     statistics.add(FeatureSums.of(model.mfn_layers, found, mask))
     statistics.step()
     assert statistics.below(1.1)[0].tolist() == [f for f in range(80) if f not in (3, 4, 7)]
