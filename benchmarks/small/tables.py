@@ -289,6 +289,7 @@ def sensitivity() -> Iterator[list[str]]:
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": fidelity,
     "coding": coding,
+    "coding-long": partial(coding, "coding-long"),
     "streams": streams,
     "without-features": without_features,
     "verdicts": partial(verdict_table, "update"),
