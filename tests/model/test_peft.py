@@ -1,10 +1,12 @@
 """MFN models under PEFT: adapters on the backbone, and MFN layers trained next to adapters."""
 
 import copy
+from importlib.metadata import version
 
 import pytest
 import torch
 from conftest import enable_checkpointing, make_base, make_mfn, tokens
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers_for_tests import numbered_words
 from trainings import arguments, rows
@@ -14,6 +16,11 @@ from modeling_mfn import Clamp, MFNTrainer, explain
 from modeling_mfn.model.modes import as_base
 
 TEXT = "w9 w33 w5 w71 w20 w9 w60"
+
+BY_TRANSFORMERS = pytest.mark.skipif(
+    Version(version("transformers")) < Version("5.18"),
+    reason="transformers 5.18 is the first whose own loading of adapters knows modules_to_save",
+)
 
 
 @pytest.fixture(params=[("llama-tied", "stream"), ("gpt2-tied", "update")], ids=" ".join)
@@ -149,11 +156,12 @@ def test_without_its_adapter_the_model_is_as_it_was(model, reentrant):
     assert not torch.allclose(plain(**batch).logits, before)
 
 
-def test_each_of_several_adapters_has_its_own_alpha_and_k(model, tmp_path):
-    batch, expected = tokens(2, 6), {}
+def save_two_adapters(model, folder):
+    """Saves the model at alpha 0, and two adapters with other settings. Returns the logits of each, and without one."""
     model.set_blend(0.0)
-    model.save_pretrained(tmp_path / "model")
-    expected["none"] = model(**batch).logits
+    model.save_pretrained(folder / "model")
+    batch = tokens(2, 6)
+    expected = {"none": model(**batch).logits}
     for number, name in enumerate(("default", "other")):
         torch.manual_seed(number)
         settings = lora(model, modules_to_save=["mfn"], init_lora_weights=False)
@@ -161,7 +169,12 @@ def test_each_of_several_adapters_has_its_own_alpha_and_k(model, tmp_path):
         adapted.set_blend(0.3 + 0.5 * number)
         adapted.set_k(3 + number)
         expected[name] = adapted(**batch).logits
-        adapted.save_pretrained(tmp_path / name)
+        adapted.save_pretrained(folder / name)
+    return expected
+
+
+def test_each_of_several_adapters_has_its_own_alpha_and_k(model, tmp_path):
+    expected, batch = save_two_adapters(model, tmp_path), tokens(2, 6)
     loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "default")
     loaded.load_adapter(tmp_path / "other", "other")
     for name in ("default", "other", "default"):
@@ -176,7 +189,10 @@ def test_each_of_several_adapters_has_its_own_alpha_and_k(model, tmp_path):
     loaded.delete_adapter("default")
     torch.testing.assert_close(loaded(**batch).logits, expected["other"])
 
-    # transformers' own way to adapters
+
+@BY_TRANSFORMERS
+def test_adapters_load_into_a_model_by_transformers_own_way(model, tmp_path):
+    expected, batch = save_two_adapters(model, tmp_path), tokens(2, 6)
     direct = type(model).from_pretrained(tmp_path / "model", dtype=torch.float64)
     direct.load_adapter(tmp_path / "default")
     torch.testing.assert_close(direct(**batch).logits, expected["default"])
@@ -187,6 +203,7 @@ def test_each_of_several_adapters_has_its_own_alpha_and_k(model, tmp_path):
     assert torch.equal(direct(**batch).logits, expected["none"])
 
 
+@BY_TRANSFORMERS
 def test_an_adapter_loads_as_a_model(model, tmp_path):
     model.set_blend(0.3)
     model.save_pretrained(tmp_path / "model")
