@@ -7,6 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # MKL's fastest products round differently for different memory alignments, so that equal runs would differ
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
+import logging
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -67,6 +69,32 @@ def enable_checkpointing(model, kwargs=None):
     # transformers 6 removes the older name, and early releases of 5 have only that one
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(kwargs)
+
+
+PIPELINES_OWN = "Passing `generation_config` together with generation-related arguments"
+"""Deprecation that transformers' pipelines cause themselves."""
+
+
+class Deprecations(logging.Handler):
+    """Deprecations that transformers logs. Those that Python warns of are errors by pyproject.toml."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages = []
+
+    def emit(self, record):
+        if "deprecated" in record.getMessage() and not record.getMessage().startswith(PIPELINES_OWN):
+            self.messages.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated():
+    """Fails a test that uses what transformers will remove. It logs each deprecation once per process."""
+    heard = Deprecations()
+    logging.getLogger("transformers").addHandler(heard)
+    yield
+    logging.getLogger("transformers").removeHandler(heard)
+    assert not heard.messages
 
 
 @pytest.fixture(params=BASES)
