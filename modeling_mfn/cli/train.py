@@ -71,15 +71,28 @@ def train(
         trainer.train(resume_from_checkpoint=resume)
     _save(trainer, dtype)
     if folder != output:
+        check_output(output, overwrite=True, inputs=[model, *text])  # files may have come in the meantime
         replace_folder(folder, output)
     alpha = trainer.model.config.alpha
     console.print(f"{output}: trained for {steps} steps of {batch_size * window} tokens, alpha {alpha:g}")
 
 
 def _training_folder(output: Path, resume: bool) -> Path:
-    """Folder in which the training writes: beside an older model, which is replaced when the new one is complete."""
-    beside = unfinished(output)
-    return beside if (beside.exists() if resume else is_filled(output)) else output
+    """Folder in which the training writes: next to an older model, which is replaced when the new one is complete.
+
+    Raises:
+        ValueError: If an interrupted training that was to replace an older model is in the way of a new one.
+    """
+    from ..training.record import find_complete_checkpoint
+
+    new = unfinished(output)
+    if resume:
+        return new if find_complete_checkpoint(new) else output
+    if is_filled(output):
+        return new
+    if is_filled(new):
+        raise ValueError(f"{new} holds an interrupted training of {output}; go on with it (--resume), or delete it")
+    return output
 
 
 def _bytes_of_a_checkpoint(model: Any) -> int:

@@ -276,7 +276,11 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     A tokenizer that begins a text with the end-of-text token puts it between documents, too.
     """
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
-    start = next(start for start in range(len(whole) + 1) if whole[start : start + len(bare)] == bare)
+    start = next((start for start in range(len(whole) + 1) if whole[start : start + len(bare)] == bare), None)
+    if start is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} tokenises text in another way between special tokens; use another"
+        )
     before, after = whole[:start], whole[start + len(bare) :]
     end = tokenizer.eos_token_id
     return before, after if end is None or end in before + after else [*after, end]

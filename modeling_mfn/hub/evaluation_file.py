@@ -56,7 +56,7 @@ def read_perplexities(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _measured(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a perplexity depends on: digest of the folder's weights, and k; {} where the config does not say."""
+    """Values that a perplexity depends on: digest of the folder's weights, and k; {} where the config does not say."""
     config = read_json(Path(folder) / "config.json", dict[str, Any]) or {}
     found = {"weights": config.get("weights_digest"), "k": config.get("k")}
     return found if found["weights"] else {}

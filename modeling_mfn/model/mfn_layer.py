@@ -156,6 +156,10 @@ class MFNLayer(AdapterCopy):
         self.was_trained |= mode
         return super().train(mode)
 
+    def has_named_features(self) -> None:
+        """Notes that the features have their name: they are as the last training left them."""
+        self.was_trained = False
+
     def forward(self, h: Tensor, mfn_pass: MFNPass | None = None) -> Tensor:
         """Blends the residual stream with its reconstruction, eqs. 1 to 3: (B, T, d) -> (B, T, d)."""
         mfn_pass = mfn_pass or MFNPass()

@@ -103,6 +103,7 @@ class AdapterCopy(nn.Module):
             raise ValueError(f"alpha and k of the adapter are damaged: {error!r}") from error
         check_k(k, self.config.num_features, self.config.most_removed)
         self.take(check_alpha(alpha), k)
+        self.was_trained = True  # the adapter's features are not the model's
         self.config.alpha, self.config.k = self.alpha, self.k
 
     def _load_from_state_dict(

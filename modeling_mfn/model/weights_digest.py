@@ -97,7 +97,7 @@ def name_features(layers: Iterable[Any], config: Any, weights: str | None) -> No
         config.features_digest = weights
     config.weights_digest = weights
     for layer in layers:
-        layer.was_trained = False
+        layer.has_named_features()
 
 
 __all__ = [

@@ -19,6 +19,8 @@ from .weights_digest import digest_of_folder, name_features
 WRITING, COMPLETE = ".saving", ".saved"
 """Folders inside a model's folder: of a model that is being written, and of one whose files are being renamed."""
 CONFIG, NAMES = "config.json", ".names.json"
+OLD_CODE = "modeling_mfn.py"
+"""Code that version 0.1.0 saved. It shadows this package where the folder is the working directory."""
 FOR_THE_HUB = ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags", "token")
 """Arguments of `save_pretrained` that are for the upload."""
 
@@ -85,15 +87,15 @@ def check_folder(folder: Path) -> None:
     """
     for complete in folder.glob(f"{COMPLETE}*"):
         raise ValueError(
-            f"a save into {folder} was killed between two renames: move the files of {complete} into {folder}, which "
-            "completes the newer model"
+            f"a save into {folder} was killed between two renames: move the files of {complete} into {folder}, and "
+            f"delete {complete} and older weights in files of other names"
         )
     told = digest_in_config(folder)
     found = None if told is None else digest_of_folder(folder)
     if found != told and found is not None:
         raise ValueError(
-            f"{folder / CONFIG} is of other weights ({told}) than those next to it ({found}); save the model again, or "
-            "take both from one place"
+            f"{folder / CONFIG} is of other weights ({told}) than those next to it ({found}). Take both from one "
+            "place; if these weights are meant, delete weights_digest from the config"
         )
 
 
@@ -135,11 +137,11 @@ def _complete(complete: Path, folder: Path, variant: str | None) -> None:
     for file in sorted(complete.iterdir(), key=lambda file: (not file.name.startswith("model"), file.name)):
         if file.name != NAMES:
             os.replace(file, folder / file.name)
-    if any(name.endswith(".safetensors") for name in names):
-        own = f".{variant}" if variant else ""
-        weights = re.compile(rf"model{own}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{own}\.json")
+    own = f".{variant}" if variant else ""
+    weights = re.compile(rf"model{own}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{own}\.json")
+    if any(map(weights.fullmatch, names)):  # an adapter leaves the weights of its model alone
         for file in folder.iterdir():
-            if weights.fullmatch(file.name) and file.name not in names:
+            if (weights.fullmatch(file.name) or file.name == OLD_CODE) and file.name not in names:
                 file.unlink(missing_ok=True)
     shutil.rmtree(complete)
 

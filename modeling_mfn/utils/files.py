@@ -63,6 +63,9 @@ def check_output(output: Path, overwrite: bool, inputs: Iterable[str | Path] = (
     for source in inputs:
         if output.exists() and Path(source).exists() and output.resolve() == Path(source).resolve():
             raise ValueError(f"{output} is the model itself, or its text; choose another folder for the output")
+        for removed in (_named(output, UNFINISHED), _named(output, REPLACED)):
+            if Path(source).exists() and Path(source).resolve().is_relative_to(removed):
+                raise ValueError(f"{source} is in {removed}, which the command would remove; rename that folder first")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; the output must be a folder")
     if not output.exists() and (trace := trace_of_replacement(output)):
@@ -177,7 +180,12 @@ def replace_folder(made: Path, output: Path) -> None:
     if output.exists():
         shutil.rmtree(older, ignore_errors=True)
         os.replace(output, older)
-    os.replace(made, output)
+    try:
+        os.replace(made, output)
+    except BaseException:
+        if older.exists() and not output.exists():
+            os.replace(older, output)
+        raise
     shutil.rmtree(older, ignore_errors=True)
 
 

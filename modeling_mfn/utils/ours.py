@@ -13,6 +13,7 @@ ATLAS = ("atlas.json", "features.parquet", "examples.parquet", "labels.json")
 MODEL = (
     *("config.json", "generation_config.json", "model*.safetensors", "model*.safetensors.index*.json"),
     *("adapter_config.json", "adapter_model.safetensors", "README.md", "LICENSE*", "NOTICE*"),
+    "modeling_mfn.py",  # code of version 0.1.0
 )
 TOKENIZER = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*", "*.jinja"),
@@ -23,7 +24,14 @@ TRAINING = (
     *("optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "events.out.tfevents.*"),
 )
 RESULTS = ("evaluation.json", "explanation.json", "explanation.png", "explanation.svg", "figures.json")
-STATE = ("harvest-*-of-*.safetensors", "activations.json", "*.npy", ".*.part")
+STATE = (
+    "harvest-*-of-*.safetensors",
+    "activations.json",
+    "input_ids.npy",
+    "attention_mask.npy",
+    "layer_*.npy",
+    ".*.part",
+)
 FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE)
 FOLDERS = (
     *("checkpoint-*", "features", "features.replaced", "features.unfinished", ".features-harvest"),

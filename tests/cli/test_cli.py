@@ -250,6 +250,10 @@ def test_a_training_replaces_an_older_model_last(folder, capsys, monkeypatch):
         patched.setattr(MFNTrainer, "end_training", full)
         assert run(*command, "--steps", 3, "--overwrite") == 2
     assert not (out / "checkpoint-3").exists()
+    out.rename(folder / "moved")
+    assert run(*command, "--steps", 1) == 2  # the interrupted training is not taken for this one's later
+    assert "out.unfinished holds an interrupted training" in " ".join(capsys.readouterr().err.split())
+    (folder / "moved").rename(out)
     assert run(*command, "--steps", 3, "--resume") == 0
     assert (out / "checkpoint-3").exists()
     assert {path.name for path in folder.iterdir()} == {"base", "mfn", "text.txt", "out"}

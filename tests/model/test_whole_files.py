@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import make_mfn, tokens
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from modeling_mfn import Clamp, MFNConfig, MFNForCausalLM, MFNModel
@@ -152,6 +153,41 @@ def test_features_keep_their_name_until_they_are_trained(two, tmp_path):
     first = saved(trained.eval()).config.features_digest
     assert first not in (None, name)
     assert first == digest_of_folder(tmp_path / "again")
+
+
+def test_an_adapter_next_to_its_model_leaves_the_model(two, tmp_path):
+    model, _ = two
+    model.save_pretrained(tmp_path)
+    expected = logits(model)
+    adapted = load(tmp_path)
+    adapted.add_adapter(LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2))
+    adapted.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    for file in tmp_path.glob("adapter_*"):
+        file.unlink()
+    assert torch.equal(logits(load(tmp_path)), expected)
+
+
+def test_features_of_an_adapter_have_a_name_of_their_own(two, tmp_path):
+    model, other = two
+    model.save_pretrained(tmp_path / "model")
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2, modules_to_save=["mfn"])
+    adapted = get_peft_model(load(tmp_path / "model"), settings)
+    for layer, trained in zip(adapted.mfn_layers.values(), other.mfn_layers.values(), strict=True):
+        with torch.no_grad():
+            layer.encoder.weight.copy_(trained.encoder.weight)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = PeftModel.from_pretrained(load(tmp_path / "model"), tmp_path / "adapter").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    names = [load(tmp_path / name).config.features_digest for name in ("model", "merged")]
+    assert None not in names
+    assert names[0] != names[1]
+
+
+def test_code_of_the_first_version_does_not_stay(two, tmp_path):
+    (tmp_path / "modeling_mfn.py").write_text("")
+    two[0].save_pretrained(tmp_path)
+    assert not (tmp_path / "modeling_mfn.py").exists()
 
 
 def test_a_variant_stands_next_to_the_weights(two, tmp_path):

@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from modeling_mfn.features.atlas.storage import check_atlas_folder
 from modeling_mfn.utils.files import check_output, check_space, new_folder, write_whole
 
 
@@ -53,6 +54,34 @@ def test_a_kill_between_two_renames_leaves_the_older_folder_by_name(output, monk
         (output.parent / "out.replaced").rename(output)
     write()
     assert {path.name: (path / "explanation.json").read_text() for path in output.parent.iterdir()} == {"out": "new"}
+
+
+def test_a_failed_rename_leaves_everything_as_it_was(output, monkeypatch):
+    real = os.replace
+
+    def replace(source, target):
+        if str(source).endswith(".unfinished"):
+            raise PermissionError("no")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError), new_folder(output, overwrite=True) as folder:
+        (folder / "explanation.json").write_text("new")
+    assert {path.name: (path / "explanation.json").read_text() for path in output.parent.iterdir()} == {"out": "old"}
+
+
+@pytest.mark.parametrize("ending", ["unfinished", "replaced"])
+def test_an_input_that_the_command_would_remove_is_refused(output, ending):
+    source = output.with_name(f"out.{ending}") / "checkpoint-5"
+    source.mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"checkpoint-5 is in .*out\.{ending}, which the command would remove"):
+        check_output(output, overwrite=True, inputs=[source])
+
+
+def test_an_atlas_that_was_being_replaced_is_not_taken_for_none(tmp_path):
+    (tmp_path / "features.replaced").mkdir()
+    with pytest.raises(ValueError, match=r"features was being replaced .* the older one is .*features\.replaced"):
+        check_atlas_folder(tmp_path)
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path):

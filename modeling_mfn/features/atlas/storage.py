@@ -44,7 +44,7 @@ MIN_BYTES_PER_ROW, MAX_VALUES_PER_BYTE = 2, 32
 
 @dataclass
 class _Model:
-    """What `atlas.json` must say about the model."""
+    """Fields of `atlas.json` about the model."""
 
     layers: list[int]
     num_features: int
@@ -52,7 +52,7 @@ class _Model:
 
 @dataclass
 class _Source:
-    """What `atlas.json` must say about a source of text."""
+    """Fields of `atlas.json` about a source of text."""
 
     name: str | None
     tokens: int
@@ -60,7 +60,7 @@ class _Source:
 
 @dataclass
 class _Data:
-    """What `atlas.json` must say about the text."""
+    """Fields of `atlas.json` about the text."""
 
     sources: list[_Source]
     tokens: int
@@ -69,7 +69,7 @@ class _Data:
 
 @dataclass
 class _Figures:
-    """What `atlas.json` must say about a layer."""
+    """Fields of `atlas.json` about a layer."""
 
     logit_scale: float
 
@@ -138,11 +138,14 @@ def check_atlas_folder(folder: Path) -> None:
     """Checks that an atlas can be written into a folder.
 
     Raises:
-        ValueError: If the folder is a file, or its `features/` holds files that are not an atlas'.
+        ValueError: If the folder is a file, its `features/` holds files that are not an atlas', or an earlier
+            replacement was interrupted.
         OSError: If the folder is read-only, or the disk is full.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; the output must be a folder")
+    if not (folder / FOLDER).exists() and (trace := trace_of_replacement(folder / FOLDER)):
+        raise ValueError(trace)
     if is_filled(folder / FOLDER):
         check_ours(folder / FOLDER, ATLAS)
     check_space(folder)

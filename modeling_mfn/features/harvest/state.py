@@ -30,7 +30,7 @@ RESUME_OR_BEGIN = "resume it with the settings and data that it was begun with, 
 
 @dataclass
 class _Progress:
-    """How far a harvest has come."""
+    """Progress of a harvest."""
 
     sources: list[tuple[str | None, int]]
     windows: int
