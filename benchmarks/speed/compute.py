@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks.common import records
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.demo.assets import smollm2
-from modeling_mfn.model.mfn_layer import FeatureEncoder
+from modeling_mfn.model.feature_weights import FeatureEncoder
 from modeling_mfn.model.modes import evaluating
 
 MIB = 2**20

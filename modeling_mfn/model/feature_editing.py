@@ -15,7 +15,8 @@ from .checks import as_number, as_whole, is_whole, shown
 from .configuration_mfn import MFNConfig
 from .feature_names import format_feature
 from .feature_rows import FeatureRows
-from .mfn_layer import FeatureWeights, MFNLayer, WeightRows
+from .feature_weights import FeatureWeights, WeightRows
+from .mfn_layer import MFNLayer
 from .presets import depending_on, read_presets
 
 logger = logging.get_logger(__name__)

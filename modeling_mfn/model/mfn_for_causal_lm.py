@@ -16,7 +16,8 @@ from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, readable_source
 from .families import family_of
 from .feature_editing import FeatureEditing
-from .mfn_layer import FeatureDecoder, MFNLayer
+from .feature_weights import FeatureDecoder
+from .mfn_layer import MFNLayer
 from .mfn_pass import EMBEDDINGS, MFNPass
 from .model_outputs import MFNCausalLMOutput, MFNModelOutput
 from .peft_copies import AdapterCopy, show_settings

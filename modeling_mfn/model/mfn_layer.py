@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from transformers import initialization as init
 from .configuration_mfn import MFNConfig
 from .feature_names import parse_feature
 from .feature_rows import FeatureRows
+from .feature_weights import FeatureDecoder, FeatureEncoder, FeatureWeights, WeightRows
 from .mfn_pass import MFNPass, Reconstruction
 from .offloading import in_memory
 from .peft_copies import AdapterCopy
@@ -58,69 +58,6 @@ class Standardised(NamedTuple):
     def detach(self) -> Standardised:
         """Returns the same values without a gradient."""
         return Standardised(*(None if part is None else part.detach() for part in self))  # type: ignore[arg-type]
-
-
-class WeightRows(NamedTuple):
-    """Rows of one parameter."""
-
-    parameter: nn.Parameter
-    rows: Tensor
-    """(R,) int64."""
-
-    @property
-    def values(self) -> Tensor:
-        """The rows' values, (R, ...)."""
-        return self.parameter[self.rows]
-
-
-class FeatureWeights(NamedTuple):
-    """Places of R features' weights."""
-
-    encoder: WeightRows
-    encoder_bias: WeightRows
-    decoder: WeightRows
-
-
-class FeatureEncoder(nn.Module):
-    """Encoder of eq. 1: W_e (m, d) and b_e (m,)."""
-
-    def __init__(self, hidden_size: int, num_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_features, hidden_size))
-        self.bias = nn.Parameter(torch.empty(num_features))
-
-
-class FeatureDecoder(nn.Module):
-    """Decoder of eq. 2: D (m, d), a feature's direction per row, and an optional constant (d,).
-
-    Directions have unit norm unless `bake` gave them another one.
-    """
-
-    def __init__(self, hidden_size: int, num_features: int, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_features, hidden_size))
-        self.bias = nn.Parameter(torch.empty(hidden_size)) if bias else None
-
-    @torch.no_grad()
-    def normalise_rows(self, norms: Mapping[int, float] | None = None) -> None:
-        """Brings every direction back to unit norm, or to the norm that `norms` has for its row."""
-        rows = nn.functional.normalize(self.weight.float(), dim=-1)
-        if norms:
-            from torch.distributed.tensor import DTensor, distribute_tensor
-
-            lengths = torch.ones(len(rows), 1, device=rows.device)
-            lengths[list(norms), 0] = torch.tensor(list(norms.values()), device=rows.device)
-            if isinstance(rows, DTensor):
-                lengths = distribute_tensor(lengths, rows.device_mesh, rows.placements)
-            rows = rows * lengths
-        self.weight.copy_(rows)
-
-    @torch.no_grad()
-    def remove_parallel_gradient(self) -> None:
-        """Takes the part out of the gradient that would only change a direction's length."""
-        if self.weight.grad is not None:
-            along = (self.weight.grad * self.weight).sum(-1, keepdim=True)
-            self.weight.grad -= along * self.weight
 
 
 class MFNLayer(AdapterCopy):
@@ -424,4 +361,4 @@ def mfn_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-__all__ = ["FeatureWeights", "MFNLayer", "Standardised", "WeightRows", "mfn_parameters"]
+__all__ = ["MFNLayer", "Standardised", "mfn_parameters"]

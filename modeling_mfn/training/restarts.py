@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
-from ..model.mfn_layer import MFNLayer, WeightRows
+from ..model.feature_weights import WeightRows
+from ..model.mfn_layer import MFNLayer
 from ..model.mfn_pass import Reconstruction
 from .arguments import MFNTrainingArguments
 from .statistics import FeatureStatistics

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..model.configuration_mfn import MFNConfig
-from ..model.mfn_layer import WeightRows
+from ..model.feature_weights import WeightRows
 from .arguments import parse_trainable_features
 
 
