@@ -302,6 +302,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     **{f"gpt2-{group}": partial(fidelity_group, "gpt2", group) for group in ("losses", "recipe")},
     **{f"llama-{group}": partial(remedies, "llama", group) for group in ("all", "P1", "P2", "P3", "P4", "P5")},
     "llama-update-P1-to-P4": partial(remedies, "llama-update", "all", "P1", "P2", "P3", "P4"),
+    "llama-update-P5": partial(remedies, "llama-update", "P5"),
     "gpt2-P1-to-P4": partial(remedies, "gpt2", "P1", "P2", "P3", "P4"),
     "gpt2-P5": partial(remedies, "gpt2", "P5"),
 }
