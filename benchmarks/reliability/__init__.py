@@ -1,1 +1,1 @@
-"""What the package does with damaged input, with killed processes and with full disks."""
+"""Trials of the package with damaged input, killed processes and full disks."""

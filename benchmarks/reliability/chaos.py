@@ -1,4 +1,4 @@
-"""What kills, full disks and read-only disks leave behind.
+"""Kills, full disks and read-only disks, and the output that they leave behind.
 
     python -m benchmarks.reliability.chaos                          # 200 kills, and full and read-only disks
     python -m benchmarks.reliability.chaos --only 'harvest*' --kills 20    # prints, and writes no result

@@ -1,4 +1,4 @@
-"""What readers do with random damage: damaged files, and settings and values of wrong types.
+"""Random damage to whatever the package reads: files, and settings and values of wrong types.
 
     python -m benchmarks.reliability.fuzz                           # 100,000 cases: about an hour on two cores
     python -m benchmarks.reliability.fuzz --only labels --cases 500    # prints, and writes no result
@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a reader did with a case."""
+    """Result of a case."""
 
     case: Case
     outcome: str

@@ -50,7 +50,7 @@ class BaseSettings:
         return {name: value for name, value in kept.items() if not is_of_base(self, name)}
 
     def share_with_base(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Hands settings of the base that were given beside its config to its config.
+        """Hands settings of the base that were given next to its config to its config.
 
         Args:
             given: settings that the class has no fields for.

@@ -71,7 +71,7 @@ def readable_source(source: Any) -> Iterator[None]:
     except OSError as error:
         if str(source) in str(error):
             raise
-        raise OSError(f"{source} is not a folder, and is not to be had from the Hub: {error}") from error
+        raise OSError(f"{source} is not a folder, and cannot be downloaded from the Hub: {error}") from error
 
 
 def check_base(base: str | os.PathLike[str], load: Mapping[str, Any] | None = None) -> Any:

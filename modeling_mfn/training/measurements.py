@@ -137,19 +137,19 @@ class Evaluation(Measurements):
                 weight = predicted if name == "util" else sums.tokens
                 self.add({f"{name}_loss": parts[name]}, weight, weight)
         for layer, losses in layers.items():
-            self.add({_of_layer(layer, name): loss for name, loss in losses.items()}, sums.tokens, sums.tokens)
+            self.add({name_of_loss(layer, name): loss for name, loss in losses.items()}, sums.tokens, sums.tokens)
         self.count(sums)
 
     def _losses(self, sums: FeatureSums, by_layer: bool) -> dict[str, float]:
         found = self._parts.take()
         args, layers = self._objective.args, self.config.layers
         for layer, share, fired in zip(layers, sums.variation(), sums.fired, strict=True):
-            if args.normalize_losses and (recon := _of_layer(layer, "recon")) in found:
+            if args.normalize_losses and (recon := name_of_loss(layer, "recon")) in found:
                 found[recon] /= share
-            if (rate := _of_layer(layer, "rate")) in found:
+            if (rate := name_of_loss(layer, "rate")) in found:
                 found[rate] = float(rate_divergence(fired / sums.tokens, self._objective.rho))
         for name in LAMBDAS:
-            of_layers = [found[each] for layer in layers if (each := _of_layer(layer, name)) in found]
+            of_layers = [found[each] for layer in layers if (each := name_of_loss(layer, name)) in found]
             if of_layers:
                 found[f"{name}_loss"] = sum(of_layers) / len(of_layers)
         if parts := [name for name in LAMBDAS if f"{name}_loss" in found]:
@@ -157,7 +157,8 @@ class Evaluation(Measurements):
         return {name: value for name, value in found.items() if by_layer or not name.startswith("layer_")}
 
 
-def _of_layer(layer: int, name: str) -> str:
+def name_of_loss(layer: int, name: str) -> str:
+    """Returns the name of a layer's own loss in logs."""
     return f"layer_{layer}/{name}_loss"
 
 
@@ -189,4 +190,4 @@ def layer_figures(sums: FeatureSums, kept: Tensor, dead: Tensor | None = None) -
     return figures
 
 
-__all__ = ["Averages", "Evaluation", "Measurements", "layer_figures"]
+__all__ = ["Averages", "Evaluation", "Measurements", "layer_figures", "name_of_loss"]

@@ -22,7 +22,7 @@ from .distillation import base_outputs, streams_loss
 from .distributed import unshard_for_gradients
 from .feature_sums import FeatureSums
 from .losses import distillation_loss
-from .measurements import Evaluation, Measurements
+from .measurements import Evaluation, Measurements, name_of_loss
 from .named_features import CONCEPTS, NamedFeatures
 from .objective import FeatureObjective
 from .record import find_complete_checkpoint, write_record
@@ -81,8 +81,7 @@ class MFNTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs; start with accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
         super().__init__(model, args, *others, **kwargs)
-        collator: Any = vars(self)["data_collator"]
-        if isinstance(collator, DataCollatorWithPadding) and collator.tokenizer.pad_token is None:
+        if isinstance(self.data_collator, DataCollatorWithPadding) and self.data_collator.tokenizer.pad_token is None:
             self.data_collator = default_data_collator  # packed windows have one length, and nothing to pad with
         if args.reinit_dead_every and self.is_fsdp_enabled:
             raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
@@ -235,7 +234,7 @@ class MFNTrainer(Trainer):
             named = {f"{name}_loss": part for name, part in parts.items()}
             if self.args.log_layers:
                 for layer, losses in layers.items():
-                    named |= {f"layer_{layer}/{name}_loss": loss * share for name, loss in losses.items()}
+                    named |= {name_of_loss(layer, name): loss * share for name, loss in losses.items()}
             self._measure(named, sums, num_items_in_batch)
             self._guard.observe(total, parts, layers)
             if self._restarts is not None:

@@ -152,7 +152,7 @@ def new_folder(output: Path, overwrite: bool, inputs: Iterable[str | Path] = ())
 
 
 def begin_unfinished(output: Path) -> Path:
-    """Makes an empty folder beside `output`, for `replace_folder`. Removes what an earlier, killed command left there.
+    """Makes an empty folder next to `output`, for `replace_folder`. Removes what an earlier, killed command left there.
 
     Raises:
         ValueError: If that folder holds files that `mfn` did not write.
