@@ -35,10 +35,13 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def damage_json(text: str, random_: random.Random) -> str:
-    """Replaces, removes, repeats or nests one to three values of a JSON text."""
-    if random_.random() < 0.02:
-        return "[" * DEEP
-    value = {"value": json.loads(text)}
+    """Damages the value of a JSON text, or nests brackets deeply."""
+    return "[" * DEEP if random_.random() < 0.02 else json.dumps(damage_value(json.loads(text), random_))
+
+
+def damage_value(value: Any, random_: random.Random) -> Any:
+    """Replaces, removes, repeats or nests one to three parts of a value."""
+    value = {"value": value}
     for _ in range(random_.randint(1, 3)):
         found = list(places(value))
         if not found:
@@ -54,7 +57,7 @@ def damage_json(text: str, random_: random.Random) -> str:
             container[key] = copy.deepcopy(other[place])
         else:
             container[key] = [container[key]]
-    return json.dumps(value.get("value"))
+    return value.get("value")
 
 
 def damage_bytes(data: bytes, random_: random.Random) -> bytes:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from benchmarks.reliability.mutations import damage_json, odd_value
+from benchmarks.reliability.mutations import damage_value, odd_value
 from modeling_mfn import (
     ActivationCache,
     Add,
@@ -268,8 +268,6 @@ VALUES: dict[str, ValueReader] = {
     "interventions": ValueReader(intervention),
     "edits of features": ValueReader(edit),
     "presets": ValueReader(
-        lambda random_: MFNConfig.from_dict(
-            json.loads(damage_json(READ_BY_ALL.config.to_json_string(), random_)) or {"model_type": "mfn"}
-        )
+        lambda random_: MFNConfig.from_dict(damage_value(json.loads(READ_BY_ALL.config.to_json_string()), random_))
     ),
 }

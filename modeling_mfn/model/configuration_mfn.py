@@ -166,6 +166,8 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     def __post_init__(self, expansion_factor: float | None = None, **kwargs: Any) -> None:
         _check_version(self.mfn_version)
         self.text_config = _own_text_config(self.text_config)
+        for dtype in (self.dtype, kwargs.get("torch_dtype"), self.text_config.dtype):
+            _check_dtype(dtype)
         if self.text_config.hidden_size < 2:
             raise ValueError(
                 f"hidden_size is {self.text_config.hidden_size}; MFN layers need a residual stream of 2 or more"
@@ -196,7 +198,11 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """Reads a config as transformers does; `ValueError` if it is that of a model without MFN layers."""
-        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError as error:
+            raise ValueError(f"the config of {pretrained_model_name_or_path} is nested too deeply") from error
+        check_type(f"the config of {pretrained_model_name_or_path}", found, dict)
         kind = found.get("model_type")
         if kind != cls.model_type:
             raise ValueError(
@@ -208,6 +214,7 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Makes a config as transformers does. Settings among the keyword arguments are checked together."""
+        check_type("config_dict", config_dict, dict)
         given = {name: kwargs.pop(name) for name in (*TYPES, *CHECKS) if name in kwargs}
         return super().from_dict(config_dict | given, **kwargs)
 
@@ -265,6 +272,14 @@ def _check_version(version: str) -> None:
             f"this model was written by modeling_mfn {version}, newer than the installed {__version__}; "
             "upgrade modeling_mfn to load it"
         )
+
+
+def _check_dtype(dtype: Any) -> None:
+    import torch  # which configs do not need otherwise, and takes seconds
+
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not isinstance(named, torch.dtype):
+        raise ValueError(f"dtype is {shown(dtype)}; it must be a type of torch, such as bfloat16")
 
 
 def _own_text_config(text_config: Any) -> PreTrainedConfig:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from .weights_digest import digest_of_folder, name_features
 
@@ -90,6 +92,11 @@ def check_folder(folder: Path) -> None:
             f"a save into {folder} was killed between two renames: move the files of {complete} into {folder}, and "
             f"delete {complete} and older weights in files of other names"
         )
+    if (generation := folder / GENERATION_CONFIG_NAME).is_file():
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except Exception as error:  # whatever a setting of a wrong type raises
+            raise ValueError(f"{generation} is damaged: {error}") from error
     told = digest_in_config(folder)
     found = None if told is None else digest_of_folder(folder)
     if found != told and found is not None:

@@ -159,6 +159,29 @@ def test_damaged_checkpoints_are_named(saved, tmp_path):
         MFNForCausalLM.from_pretrained(tmp_path / "shards")
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", '"text"', "the config of {folder} is 'text'; it must be a mapping"),
+        ("config.json", DEEP, "the config of {folder} is nested too deeply"),
+        ("config.json", '{{"model_type": "mfn", "dtype": "flot32"{rest}', "dtype is 'flot32'; it must be a type of torch"),
+        ("config.json", '{{"model_type": "mfn", "dtype": [1]{rest}', r"dtype is \[1\]; it must be a type of torch"),
+        ("generation_config.json", "1.5", "{folder}/generation_config.json is damaged"),
+        ("generation_config.json", '{{"pad_token_id": [0]}}', "{folder}/generation_config.json is damaged"),
+    ],
+)
+def test_settings_of_wrong_types_are_named(saved, name, text, message):
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    rest = "".join(f", {json.dumps(key)}: {json.dumps(config[key])}" for key in ("num_features", "text_config")) + "}"
+    (folder / name).write_text(text.format(rest=rest))
+    with pytest.raises(ValueError, match=message.format(folder=folder)):
+        MFNForCausalLM.from_pretrained(folder)
+
+
 def test_a_config_of_a_newer_major_version_is_refused(saved):
     _, folder = saved
     config = json.loads((folder / "config.json").read_text())
