@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+from benchmarks.reliability.hub import HUB
+
+os.environ |= HUB.environment("no-cache")  # read by huggingface_hub when it is imported
 
 import contextlib
 import fnmatch
 import hashlib
+import io
 import multiprocessing
+import pickle
 import random
 import runpy
 import shutil
@@ -43,6 +47,7 @@ from modeling_mfn import FeatureAtlas, MFNForCausalLM
 FILE = records.RESULTS / "reliability" / "chaos.json"
 DISK_KILOBYTES = 2_000
 """Size of the small disk, which an older output nearly fills."""
+REPOSITORY, KEPT = "me/out", "hub.pickle"
 TEXTS = ["--text", "text.txt", "--window", "8", "--batch-size", "2"]
 TRAINING = [*TEXTS, "--steps", "24", "--save-steps", "4"]
 
@@ -58,6 +63,8 @@ class Scenario(NamedTuple):
     """Makes an older output."""
     again: Callable[[], None] | None = None
     """Runs the command once more after a kill; `run` if `None`."""
+    on_disk: bool = True
+    """False if the output goes to the Hub, so that the disk does not matter."""
 
 
 def digest_of_model(folder: str) -> str:
@@ -81,6 +88,16 @@ def digest_of_results(folder: str) -> str:
     return hashlib.sha256(b"".join(Path(folder, name).read_bytes() for name in ("P1.json", "report.md"))).hexdigest()
 
 
+def digest_of_repository() -> str:
+    """Digest of the files of the repository. `OSError` if it has no model."""
+    repositories, _ = pickle.loads(Path(KEPT).read_bytes())
+    repository = repositories.get(REPOSITORY)
+    files = repository.commits[repository.branches["main"]] if repository else {}
+    if "config.json" not in files:
+        raise OSError("the repository has no model")
+    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+
+
 def mfn(arguments: list[str]) -> None:
     """Runs the command line in this process."""
     sys.argv = ["mfn", *arguments]
@@ -88,11 +105,14 @@ def mfn(arguments: list[str]) -> None:
 
 
 def resumed(*arguments: str) -> Callable[[], None]:
-    """Command with `--resume`, or without it where the first one was killed before its output began."""
+    """Command with `--resume`, or with `--overwrite` where nothing can be resumed."""
 
     def run() -> None:
-        begun = any(Path(name).exists() for name in ("out", "out.unfinished"))
-        mfn([*arguments, *(["--resume"] if begun else [])])
+        try:
+            mfn([*arguments, "--resume"])
+        except SystemExit as error:
+            if error.code:
+                mfn([*arguments, "--overwrite"])
 
     return run
 
@@ -141,15 +161,19 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         lambda: digest_of_results("out"),
     ),
+    "push": Scenario(command("push", "new", REPOSITORY), digest_of_repository, on_disk=False),
+    "push over a model": Scenario(
+        command("push", "new", REPOSITORY), digest_of_repository, command("push", "old", REPOSITORY), on_disk=False
+    ),
 }
 
 
 def write_inputs(folder: Path) -> None:
     """Writes a base model, two MFN models made from it, and a text."""
     for name, k in (("old", 4), ("new", 6)):
-        torch.manual_seed(k)
         model = readers.model()
         model.set_k(k)
+        torch.manual_seed(k)
         with torch.no_grad():
             for layer in model.mfn_layers.values():
                 layer.encoder.weight += 0.01 * torch.randn_like(layer.encoder.weight)
@@ -159,6 +183,18 @@ def write_inputs(folder: Path) -> None:
     readers.tokenizer().save_pretrained(folder / "base")
     words = random.Random(0).choices([f"w{number}" for number in range(3, readers.VOCABULARY)], k=4000)
     (folder / "text.txt").write_text("\n".join(" ".join(words[at : at + 20]) for at in range(0, 4000, 20)))
+
+
+@contextlib.contextmanager
+def hub_of(folder: Path) -> Iterator[None]:
+    """Context in which the Hub has the repositories that a file of the folder keeps."""
+    file = folder / KEPT
+    HUB.reset()
+    if file.exists():
+        HUB.repositories, HUB.objects = pickle.loads(file.read_bytes())
+    yield
+    if HUB.repositories:
+        file.write_bytes(pickle.dumps((HUB.repositories, HUB.objects)))
 
 
 def in_child(work: Callable[[], Any], folder: Path, kill_after: float | None = None) -> tuple[str, float]:
@@ -171,27 +207,28 @@ def in_child(work: Callable[[], Any], folder: Path, kill_after: float | None = N
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(work, folder, sender))
-    begun = time.monotonic()
-    process.start()
-    process.join(kill_after)
-    if process.is_alive():
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-    took = time.monotonic() - begun
+    with hub_of(folder):
+        process = context.Process(target=_work, args=(work, folder, sender))
+        begun = time.monotonic()
+        process.start()
+        process.join(kill_after)
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+        took = time.monotonic() - begun
     return (receiver.recv() if receiver.poll() else "killed"), took
 
 
 def _work(work: Callable[[], Any], folder: Path, sender: Any) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    with io.StringIO() as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         try:
             sender.send(str(work()))
         except (ValueError, OSError) as error:
             sender.send(f"refused: {error}")
         except SystemExit as error:
-            sender.send("done" if not error.code else f"refused: exit code {error.code}")
+            sender.send("done" if not error.code else f"refused: {told.getvalue().strip().splitlines()[-1]}")
         except BaseException as error:
             sender.send(f"escaped: {type(error).__name__}: {error}")
 
@@ -309,7 +346,7 @@ def main(
             for _ in range(kills // len(chosen)):
                 outcomes["killed"].append(kill_once(prepared, moments.random()))
                 progress.update()
-            if os.geteuid() == 0:
+            if os.geteuid() == 0 and SCENARIOS[name].on_disk:
                 outcomes["full disk"] = [disk_once(prepared, kilobytes) for kilobytes in (0, 4, 16, 64, 256)]
                 outcomes["read-only disk"] = [disk_once(prepared, None)]
         found[name] = {how: dict(Counter(left)) for how, left in outcomes.items()}
@@ -322,4 +359,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with HUB:
+        typer.run(main)

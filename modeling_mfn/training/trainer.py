@@ -172,6 +172,9 @@ class MFNTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Begins an optimizer step: returns its batches, and counts their real tokens in all processes."""
+        if self.state.global_step >= self.state.max_steps:  # resumed when complete: the Trainer would make one more
+            self.control.should_training_stop = True
+            return [], None
         self._in_training.begin_step()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = torch.tensor(float(sum(int(tokens_that_count(batch).sum()) for batch in batches)), device=device)

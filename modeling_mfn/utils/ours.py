@@ -36,9 +36,11 @@ FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE)
 FOLDERS = (
     *("checkpoint-*", "features", "features.replaced", "features.unfinished", ".features-harvest"),
     *("runs", "???[0-9][0-9]_[0-9][0-9]-[0-9][0-9]-[0-9][0-9]_*"),
-    *("additional_chat_templates", "model", "training", "cache", ".saving*", ".saved*", ".explanation-*", ".card-*"),
+    *("additional_chat_templates", "model", "training", "cache", ".saved*", ".explanation-*", ".card-*"),
 )
 """Folders inside an output, with those of a training's log and those that a killed command may leave."""
+IGNORED = (".saving*", "__pycache__")
+"""Folders whose content is not looked at: of a save that was killed, which the next save removes, and of Python."""
 MARKERS = (
     *("training_record.json", "feature_statistics.safetensors", "atlas.json", "explanation.json", "activations.json"),
     *("harvest-*-of-*.safetensors",),
@@ -73,7 +75,7 @@ def _foreign(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             if _matches(path.name, FOLDERS):
                 yield from _foreign(path, names)
-            elif path.name != "__pycache__":
+            elif not _matches(path.name, IGNORED):
                 yield path
         elif not _matches(path.name, names) and path.name not in code:
             yield path

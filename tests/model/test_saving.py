@@ -167,8 +167,12 @@ DEEP = "[" * 100_000
     [
         ("config.json", '"text"', "the config of {folder} is 'text'; it must be a mapping"),
         ("config.json", DEEP, "the config of {folder} is nested too deeply"),
-        ("config.json", '{{"model_type": "mfn", "dtype": "flot32"{rest}', "dtype is 'flot32'; it must be a type of torch"),
-        ("config.json", '{{"model_type": "mfn", "dtype": [1]{rest}', r"dtype is \[1\]; it must be a type of torch"),
+        (
+            "config.json",
+            '{{"model_type": "mfn", "dtype": "flot32"{rest}',
+            "dtype is 'flot32'; it must be a type of torch",
+        ),
+        ("config.json", '{{"model_type": "mfn", "dtype": [1]{rest}', r"dtype is \[1\]; it must be"),
         ("generation_config.json", "1.5", "{folder}/generation_config.json is damaged"),
         ("generation_config.json", '{{"pad_token_id": [0]}}', "{folder}/generation_config.json is damaged"),
     ],

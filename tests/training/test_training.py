@@ -60,6 +60,10 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path):
             assert history(resumed, name)[-7:] == history(whole, name)[5:], name
         for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+    complete = train(tmp_path / "resumed", fresh, resume=str(tmp_path / "whole" / "checkpoint-12"), **settings)
+    assert complete.state.global_step == 12
+    for ours, theirs in zip(complete.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("lambda_util", [1.0, 0.0])

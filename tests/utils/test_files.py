@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from modeling_mfn.features.atlas.storage import check_atlas_folder
-from modeling_mfn.utils.files import check_output, check_space, new_folder, write_whole
+from modeling_mfn.utils.files import begin_unfinished, check_output, check_space, new_folder, unfinished, write_whole
 
 
 @pytest.fixture
@@ -103,3 +103,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="out cannot take 1 bytes: Not a directory"):
         check_space(tmp_path / "file" / "out")
+
+
+def test_a_save_that_was_killed_does_not_stop_the_next_one(tmp_path):
+    """Code is written first, before the config that names it."""
+    killed = unfinished(tmp_path / "out") / ".saving"
+    killed.mkdir(parents=True)
+    (killed / "conversion.py").touch()
+    assert list(begin_unfinished(tmp_path / "out").iterdir()) == []
