@@ -173,6 +173,7 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
                 f"hidden_size is {self.text_config.hidden_size}; MFN layers need a residual stream of 2 or more"
             )
         kwargs = self.share_with_base(kwargs)
+        check_type("id2label", self.id2label, dict | None)
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
         self._check_settings(CHECKS)
         # the base class sets text_config's attention and flag to its own; start from those that text_config has
@@ -200,8 +201,8 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
         """Reads a config as transformers does; `ValueError` if it is that of a model without MFN layers."""
         try:
             found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except RecursionError as error:
-            raise ValueError(f"the config of {pretrained_model_name_or_path} is nested too deeply") from error
+        except (RecursionError, TypeError) as error:  # nested too deeply, or no mapping
+            raise ValueError(f"the config of {pretrained_model_name_or_path} is damaged: {error}") from error
         check_type(f"the config of {pretrained_model_name_or_path}", found, dict)
         kind = found.get("model_type")
         if kind != cls.model_type:

@@ -156,7 +156,10 @@ class MFNModel(MFNPreTrainedModel):
     def __init__(self, config: MFNConfig) -> None:
         super().__init__(config)
         family = family_of(config.text_config)
-        self.backbone = AutoModel.from_config(config.text_config)
+        try:
+            self.backbone = AutoModel.from_config(config.text_config)
+        except KeyError as error:
+            raise ValueError(f"text_config names {error}, such as an activation that transformers lacks") from error
         blocks = getattr(self.backbone, family.blocks)
         for layer in config.layers:
             blocks[layer].__class__ = family.block_class

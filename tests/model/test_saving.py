@@ -166,13 +166,15 @@ DEEP = "[" * 100_000
     ("name", "text", "message"),
     [
         ("config.json", '"text"', "the config of {folder} is 'text'; it must be a mapping"),
-        ("config.json", DEEP, "the config of {folder} is nested too deeply"),
+        ("config.json", "null", "the config of {folder} is damaged"),
+        ("config.json", DEEP, "the config of {folder} is damaged: maximum recursion"),
         (
             "config.json",
             '{{"model_type": "mfn", "dtype": "flot32"{rest}',
             "dtype is 'flot32'; it must be a type of torch",
         ),
         ("config.json", '{{"model_type": "mfn", "dtype": [1]{rest}', r"dtype is \[1\]; it must be"),
+        ("config.json", '{{"model_type": "mfn", "id2label": 1.5{rest}', "id2label is 1.5; it must be a mapping"),
         ("generation_config.json", "1.5", "{folder}/generation_config.json is damaged"),
         ("generation_config.json", '{{"pad_token_id": [0]}}', "{folder}/generation_config.json is damaged"),
     ],
