@@ -14,6 +14,30 @@ from ..model.families import MFNBlock
 from ..model.mfn_pass import Reconstruction
 from ..model.sparse_code import SparseCode
 from ..model.twins import is_a
+from .arguments import MFNTrainingArguments
+
+
+def check_distribution(args: MFNTrainingArguments, sharded: bool, deepspeed: bool) -> None:
+    """Checks that arguments of a training fit the way in which its processes share weights and steps.
+
+    Args:
+        args: of the training.
+        sharded: True under FSDP.
+        deepspeed: True under DeepSpeed.
+
+    Raises:
+        ValueError: if an argument asks for something that is not possible there.
+    """
+    if args.reinit_dead_every and sharded:
+        raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
+    for name in ("trainable_features", "named_features"):
+        if getattr(args, name) and (sharded or deepspeed):
+            raise ValueError(f"{name} is not available under FSDP and DeepSpeed, which spread weights")
+    if args.skip_nonfinite_steps and deepspeed:
+        raise ValueError(
+            f"skip_nonfinite_steps is {args.skip_nonfinite_steps}; under DeepSpeed, whose backward moves the weights, "
+            "it must be 0"
+        )
 
 
 def gather_code(code: SparseCode, mask: Tensor | None = None) -> SparseCode:
@@ -50,4 +74,4 @@ def unshard_for_gradients(model: nn.Module, reconstructions: Mapping[int, Recons
                     tensor.register_hook(lambda gradient, block=block: block.unshard())
 
 
-__all__ = ["gather_code", "unshard_for_gradients"]
+__all__ = ["check_distribution", "gather_code", "unshard_for_gradients"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import reduce
+from accelerate.utils import DistributedType, reduce
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -23,6 +23,8 @@ class StepGuard:
 
     float16 is trained with a scaled loss. Its gradients overflow now and then, and the scaler leaves such steps out. So
     there a gradient counts only once the loss is no longer scaled up.
+
+    The backward of DeepSpeed includes the optimizer step. There, a training stops only after the weights have moved.
     """
 
     def __init__(self, accelerator: Accelerator, skipped: int) -> None:
@@ -60,15 +62,25 @@ class StepGuard:
         named += ["a loss of another process"] if in_losses else ["the gradient, of finite losses,"]
         report = f"{named[0]} is not finite in step {step + 1}"
         if self._left == 0:
-            raise ValueError(
-                f"{report}; the training stops, and the weights are those before it. A smaller learning_rate may "
-                "help; skip_nonfinite_steps leaves such steps out"
-            )
+            raise ValueError(f"{report}; the training stops, {self._state_of_weights()}")
         self._left -= 1
         logger.warning(f"{report}, which is left out; {self._left} more may be")
         return False
 
+    def _state_of_weights(self) -> str:
+        if self._has_deepspeed():
+            return "after DeepSpeed moved the weights. Go on from a checkpoint; a smaller learning_rate may help"
+        return (
+            "and the weights are those before it. A smaller learning_rate may help; skip_nonfinite_steps leaves such "
+            "steps out"
+        )
+
+    def _has_deepspeed(self) -> bool:
+        return self._accelerator.distributed_type == DistributedType.DEEPSPEED
+
     def _is_scaled_up(self) -> bool:
+        if self._has_deepspeed():  # has a scaler of its own, which leaves steps out in float16 alone
+            return self._accelerator.mixed_precision == "fp16"
         scaler = self._accelerator.scaler
         return scaler is not None and scaler.get_scale() > 1
 

@@ -19,7 +19,7 @@ from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from .arguments import MFNTrainingArguments
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
 from .distillation import base_outputs, streams_loss
-from .distributed import unshard_for_gradients
+from .distributed import check_distribution, unshard_for_gradients
 from .feature_sums import FeatureSums
 from .losses import distillation_loss
 from .measurements import Evaluation, Measurements, name_of_loss
@@ -83,11 +83,7 @@ class MFNTrainer(Trainer):
         super().__init__(model, args, *others, **kwargs)
         if isinstance(self.data_collator, DataCollatorWithPadding) and self.data_collator.tokenizer.pad_token is None:
             self.data_collator = default_data_collator  # packed windows have one length, and nothing to pad with
-        if args.reinit_dead_every and self.is_fsdp_enabled:
-            raise ValueError("reinit_dead_every is not available under FSDP, where no process has whole weights")
-        for name in ("trainable_features", "named_features"):
-            if getattr(args, name) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                raise ValueError(f"{name} is not available under FSDP and DeepSpeed, which spread weights")
+        check_distribution(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
         self.base_model = base_model
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(args.device)
@@ -109,10 +105,9 @@ class MFNTrainer(Trainer):
         # `objective` is the Trainer's own name for the figure of a hyperparameter search
         self.feature_objective = FeatureObjective(args, config)
         self.statistics = FeatureStatistics(config, args.rate_window, args.device)
-        self._in_training = Measurements(config, args.device)
         self._in_evaluation = Evaluation(config, self.feature_objective, args.device)
-        self._guard = StepGuard(self.accelerator, args.skip_nonfinite_steps)
         self._restarts = RestartCallback(self.statistics) if args.reinit_dead_every else None
+        self._forget_batches()
         own: list[TrainerCallback | None] = [
             ScheduleCallback(),
             UnitNormCallback(),
@@ -123,6 +118,14 @@ class MFNTrainer(Trainer):
                 self.remove_callback(type(callback))  # that of an earlier model
                 self.add_callback(callback)
 
+    def _forget_batches(self) -> None:
+        """Forgets the batches of an earlier training, which may have been interrupted within a step."""
+        self._in_training = Measurements(self.model.config, self.args.device)
+        self._guard = StepGuard(self.accelerator, self.args.skip_nonfinite_steps)
+        for part in (self.statistics, self._restarts):
+            if part is not None:
+                part.drop_step()
+
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
         """Sets up a model that `model_init` made, and loads the statistics of the checkpoint.
 
@@ -130,6 +133,7 @@ class MFNTrainer(Trainer):
         """
         if self.model_init is not None:
             self._set_up()
+        self._forget_batches()
         if self._resumed_from is not None:
             self.statistics.load(self._resumed_from)
         return super().set_initial_training_values(*args, **kwargs)

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import make_base, make_mfn
 from datasets import Dataset
 from trainings import arguments, history, rows
+from transformers import Trainer, TrainerCallback
 
 from modeling_mfn import ActivationCache, CachedResiduals, MFNTrainer
 from modeling_mfn.training.step_guard import StepGuard
@@ -42,6 +44,13 @@ def poisoned_rows(count, *places):
     for place in places:
         data["input_ids"][place][5] = POISON
     return Dataset.from_dict(data)
+
+
+def accelerator(distributed=DistributedType.NO, precision="no", scaler=None):
+    """Returns what the guard asks of accelerate."""
+    return SimpleNamespace(
+        device=torch.device("cpu"), scaler=scaler, distributed_type=distributed, mixed_precision=precision
+    )
 
 
 def strict_json(file):
@@ -120,6 +129,51 @@ def test_cached_residuals_that_are_not_finite(tmp_path):
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+class Interrupted(TrainerCallback):
+    """Interrupts a training after its first batch, within a step."""
+
+    def on_substep_end(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_training_after_one_that_stopped_has_nothing_of_its_last_step(tmp_path, interrupted):
+    settings = STEADY | {"gradient_accumulation_steps": 2, "reinit_dead_every": 1, "rate_window": 1}
+    trainer = MFNTrainer(poisoned_model(), arguments(tmp_path, max_steps=2, **settings),
+                         train_dataset=poisoned_rows(16, 1))  # fmt: skip
+    if interrupted:
+        trainer.add_callback(Interrupted)
+    with pytest.raises(KeyboardInterrupt if interrupted else ValueError):
+        trainer.train()
+    trainer.remove_callback(Interrupted)
+    trainer.train_dataset = rows(16)
+    trainer.train()
+    assert all(map(math.isfinite, history(trainer, "loss") + history(trainer, "explained_variance")))
+    assert trainer.statistics.common.isfinite().all()
+
+
+def test_deepspeed_makes_the_step_before_it_can_be_left_out(tmp_path, monkeypatch):
+    set_up = Trainer.create_accelerator_and_postprocess
+
+    def as_with_deepspeed(self):
+        set_up(self)
+        self.is_deepspeed_enabled = True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "create_accelerator_and_postprocess", as_with_deepspeed)
+        with pytest.raises(ValueError, match=r"skip_nonfinite_steps is 1; under DeepSpeed.*must be 0"):
+            MFNTrainer(poisoned_model(), arguments(tmp_path, skip_nonfinite_steps=1), train_dataset=rows(4))
+    for precision in ("no", "fp16"):
+        guard = StepGuard(accelerator(DistributedType.DEEPSPEED, precision), 0)
+        guard.observe(torch.tensor(1.0), {}, {})
+        if precision == "fp16":  # its own scaler leaves the step out
+            assert guard.is_finite(math.inf, 0)
+            guard.observe(torch.tensor(math.nan), {}, {})
+        with pytest.raises(ValueError, match="after DeepSpeed moved the weights") as raised:
+            guard.is_finite(math.inf, 0)
+        assert "skip_nonfinite_steps" not in str(raised.value)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_a_training_that_diverges_is_not_saved(tmp_path, steps):
     """The weights of the last step have not been used in a forward, so that they are checked themselves."""
@@ -143,7 +197,7 @@ def test_a_training_that_diverges_is_not_saved(tmp_path, steps):
 )
 def test_what_counts_as_a_step_that_is_not_finite(loss, norm, scale, fine):
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-    guard = StepGuard(SimpleNamespace(device=torch.device("cpu"), scaler=scaler), 1)
+    guard = StepGuard(accelerator(scaler=scaler), 1)
     for _ in range(2):
         guard.observe(torch.tensor(1.0), {}, {0: {"recon": torch.tensor(1.0)}})
         guard.observe(torch.tensor(loss), {}, {0: {"recon": torch.tensor(loss)}})
