@@ -15,10 +15,14 @@ def non_finite_weight(model: nn.Module) -> str | None:
 
     Every process of a sharded model must call it.
     """
-    return next((name for name, each in model.named_parameters() if not _has_finite_norm(each)), None)
+    return next((name for name, each in model.named_parameters() if not has_finite_norm(each)), None)
 
 
-def _has_finite_norm(weight: Tensor) -> bool:
+def has_finite_norm(weight: Tensor) -> bool:
+    """Returns True if the norm of a tensor is finite in float32; also for tensors that hold no numbers, or packed ones.
+
+    Every process of a sharded tensor must call it.
+    """
     if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < SUMMABLE_BYTES:
         return True
     norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -31,4 +35,4 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-__all__ = ["non_finite_weight", "whole"]
+__all__ = ["has_finite_norm", "non_finite_weight", "whole"]

@@ -222,6 +222,13 @@ class MFNTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"optim is {optimizer!r}; it saves an average of weights, which does not keep directions at unit norm"
             )
+        if self.moves_in_backward:
+            for name in ("trainable_features", "skip_nonfinite_steps"):
+                if value := getattr(self, name):
+                    raise ValueError(
+                        f"{name} is {value}, and optim is {optimizer!r}, which moves the weights in the backward pass; "
+                        "choose another optimizer"
+                    )
         if self.reinit_dead_every < 0:
             raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; it must be a number of steps, 0 for none")
         if self.reinit_dead_every and ("8bit" in optimizer or "4bit" in optimizer):
@@ -230,6 +237,11 @@ class MFNTrainingArguments(TrainingArguments):
             )
         if self.trainable_features and self.reinit_dead_every:
             raise ValueError(f"reinit_dead_every is {self.reinit_dead_every}; with trainable_features it must be 0")
+
+    @property
+    def moves_in_backward(self) -> bool:
+        """True for an optimizer that moves the weights in the backward pass, so that no step can be changed later."""
+        return any(each in OptimizerNames(self.optim).value for each in ("lomo", "layerwise"))
 
     def weight(self, part: str) -> float:
         """Weight lambda of a part of the objective, one of [`LAMBDAS`]."""

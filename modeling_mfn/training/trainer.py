@@ -89,6 +89,8 @@ class MFNTrainer(Trainer):
             base_model.requires_grad_(False).eval().to(args.device)
         self._resumed_from: str | None = None
         self._tokens_in_step: Tensor | float = 0
+        self._step: tuple[list, Any] = [], None
+        """Batches of the optimizer step, and the number of their labels."""
         self._set_up()
 
     def _set_up(self) -> None:
@@ -121,7 +123,7 @@ class MFNTrainer(Trainer):
     def _forget_batches(self) -> None:
         """Forgets the batches of an earlier training, which may have been interrupted within a step."""
         self._in_training = Measurements(self.model.config, self.args.device)
-        self._guard = StepGuard(self.accelerator, self.args.skip_nonfinite_steps)
+        self._guard = StepGuard(self.accelerator, self.args)
         for part in (self.statistics, self._restarts):
             if part is not None:
                 part.drop_step()
@@ -189,6 +191,7 @@ class MFNTrainer(Trainer):
         if num_items is not None:
             # without labels, as in text for features alone, the utility loss is 0 and not 0 / 0
             num_items = torch.as_tensor(num_items, device=device).clamp_min(1)
+        self._step = batches, num_items
         return batches, num_items
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -204,12 +207,20 @@ class MFNTrainer(Trainer):
         Private to the Trainer, and called once between the gradients and the optimizer. Callbacks do not get the norm.
         """
         norm = super()._get_grad_norm(model, grad_norm)
-        if not self._guard.is_finite(norm, self.state.global_step):
+        if not self._guard.is_finite(norm, self.state.global_step, lambda: self._run_step_again(model)):
             self.optimizer.zero_grad()  # without gradients the optimizer moves nothing
             for part in (self._in_training, self.statistics, self._restarts):
                 if part is not None:
                     part.drop_step()
         return norm
+
+    def _run_step_again(self, model: nn.Module) -> nn.Module:
+        """Makes the gradient of the optimizer step anew, before clipping. Returns the model that has it."""
+        model.zero_grad()
+        batches, num_items = self._step
+        for batch in batches:
+            self.training_step(model, batch, num_items)
+        return self.model
 
     def compute_loss(
         self,

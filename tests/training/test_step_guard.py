@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 from conftest import make_base, make_mfn
 from datasets import Dataset
+from torch import nn
 from trainings import arguments, history, rows
 from transformers import Trainer, TrainerCallback
 
@@ -51,6 +52,10 @@ def accelerator(distributed=DistributedType.NO, precision="no", scaler=None):
     return SimpleNamespace(
         device=torch.device("cpu"), scaler=scaler, distributed_type=distributed, mixed_precision=precision
     )
+
+
+def never():
+    pytest.fail("the step was run again")
 
 
 def strict_json(file):
@@ -152,6 +157,43 @@ def test_a_training_after_one_that_stopped_has_nothing_of_its_last_step(tmp_path
     assert trainer.statistics.common.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
+@pytest.mark.parametrize("clipped", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_is_named(tmp_path, name, clipped):
+    """A nan that enters the backward pass in the middle of the model reaches the parameters below."""
+    model = make_mfn(make_base(name), alpha=0.5, k=6)
+    blocks = model.model.backbone.h if name.startswith("gpt2") else model.model.backbone.layers
+
+    def poison(module, arguments, output):
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * math.nan)
+
+    blocks[1].mlp.register_forward_hook(poison)
+    other = copy.deepcopy(model)
+    data = rows(16)
+    other(torch.tensor(data["input_ids"]), labels=torch.tensor(data["labels"])).loss.backward()
+    reached = [each for each, parameter in other.named_parameters() if not parameter.grad.isfinite().all()][::-1]
+    assert 10 < len(reached) < len(list(other.parameters())) - 5
+    args = arguments(tmp_path, max_grad_norm=clipped, gradient_accumulation_steps=2, **STEADY)
+    trainer = MFNTrainer(model, args, train_dataset=data)
+    named = f"{', '.join(reached[:3])} and {len(reached) - 3} more"
+    with pytest.raises(ValueError, match=f"^the gradient, of finite losses, of {named} is not finite in step 1;"):
+        trainer.train()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("settings", [{"trainable_features": ["L0/1"]}, {"skip_nonfinite_steps": 2}])
+def test_an_optimizer_that_moves_weights_in_the_backward_pass(tmp_path, settings):
+    args = arguments(tmp_path, optim="galore_adamw_layerwise", optim_target_modules=["mfn"])
+    guard = StepGuard(accelerator(), args)
+    guard.observe(torch.tensor(math.nan), {}, {})
+    with pytest.raises(ValueError, match="after the backward pass moved the weights"):
+        guard.is_finite(1.0, 0, never)
+    for name in ("galore_adamw_layerwise", "lomo", "adalomo"):
+        with pytest.raises(ValueError, match=rf"{next(iter(settings))} is .* and optim is '{name}', which moves"):
+            arguments(tmp_path, optim=name, **settings)
+
+
 def test_deepspeed_makes_the_step_before_it_can_be_left_out(tmp_path, monkeypatch):
     set_up = Trainer.create_accelerator_and_postprocess
 
@@ -164,13 +206,13 @@ def test_deepspeed_makes_the_step_before_it_can_be_left_out(tmp_path, monkeypatc
         with pytest.raises(ValueError, match=r"skip_nonfinite_steps is 1; under DeepSpeed.*must be 0"):
             MFNTrainer(poisoned_model(), arguments(tmp_path, skip_nonfinite_steps=1), train_dataset=rows(4))
     for precision in ("no", "fp16"):
-        guard = StepGuard(accelerator(DistributedType.DEEPSPEED, precision), 0)
+        guard = StepGuard(accelerator(DistributedType.DEEPSPEED, precision), arguments(tmp_path))
         guard.observe(torch.tensor(1.0), {}, {})
         if precision == "fp16":  # its own scaler leaves the step out
-            assert guard.is_finite(math.inf, 0)
+            assert guard.is_finite(math.inf, 0, never)
             guard.observe(torch.tensor(math.nan), {}, {})
-        with pytest.raises(ValueError, match="after DeepSpeed moved the weights") as raised:
-            guard.is_finite(math.inf, 0)
+        with pytest.raises(ValueError, match="after the backward pass moved the weights") as raised:
+            guard.is_finite(math.inf, 0, never)
         assert "skip_nonfinite_steps" not in str(raised.value)
 
 
@@ -197,15 +239,15 @@ def test_a_training_that_diverges_is_not_saved(tmp_path, steps):
 )
 def test_what_counts_as_a_step_that_is_not_finite(loss, norm, scale, fine):
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-    guard = StepGuard(accelerator(scaler=scaler), 1)
+    guard = StepGuard(accelerator(scaler=scaler), arguments("unused", skip_nonfinite_steps=1))
     for _ in range(2):
         guard.observe(torch.tensor(1.0), {}, {0: {"recon": torch.tensor(1.0)}})
         guard.observe(torch.tensor(loss), {}, {0: {"recon": torch.tensor(loss)}})
         if fine:
-            assert guard.is_finite(torch.tensor(norm), 6)
+            assert guard.is_finite(torch.tensor(norm), 6, never)
     if not fine:
         guard._losses = guard._losses[-2:]
-        assert not guard.is_finite(torch.tensor(norm), 6)
+        assert not guard.is_finite(torch.tensor(norm), 6, never)
         guard.observe(torch.tensor(loss), {}, {0: {"recon": torch.tensor(loss)}})
         with pytest.raises(ValueError, match="in step 8"):
-            guard.is_finite(torch.tensor(norm), 7)
+            guard.is_finite(torch.tensor(norm), 7, lambda: nn.Linear(2, 2))
