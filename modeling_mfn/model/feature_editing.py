@@ -16,6 +16,7 @@ from .configuration_mfn import MFNConfig
 from .feature_names import format_feature
 from .feature_rows import FeatureRows
 from .feature_weights import FeatureWeights, WeightRows
+from .features_digest import keeps_features
 from .mfn_layer import MFNLayer
 from .presets import depending_on, read_presets
 
@@ -34,6 +35,7 @@ class FeatureEditing:
         @property
         def mfn_layers(self) -> dict[int, MFNLayer]: ...
 
+    @keeps_features
     @torch.no_grad()
     def prune_features(self, layer: int, indices: Iterable[int]) -> None:
         """Takes away the effect of features of one layer, as if each of them were ablated on every token.
@@ -60,6 +62,7 @@ class FeatureEditing:
         self._forget_norms(layer, chosen)
         self._record("pruned_features", layer, {*self._pruned(layer), *chosen})
 
+    @keeps_features
     @torch.no_grad()
     def compact(self, keep_competition: bool = True) -> None:
         """Removes the weights of pruned features, from memory and from saved models.
@@ -96,6 +99,7 @@ class FeatureEditing:
                 mfn.encoder.weight, mfn.encoder.bias = encoder, bias
                 self._record("removed_encoder_rows", layer, self._pruned(layer))
 
+    @keeps_features
     @torch.no_grad()
     def reset_features(self, layer: int, indices: Iterable[int], generator: torch.Generator | None = None) -> None:
         """Starts features of one layer again, from random unit directions.
@@ -123,6 +127,7 @@ class FeatureEditing:
         self._record("pruned_features", layer, self._pruned(layer) - set(chosen))
         self._warn_of_presets(layer, chosen)
 
+    @keeps_features
     @torch.no_grad()
     def merge_features(self, layer: int, keep: int, others: Iterable[int]) -> None:
         r"""Merges duplicates into one feature: `keep` takes over what all of them write, and the others are pruned.

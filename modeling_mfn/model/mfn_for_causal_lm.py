@@ -17,6 +17,7 @@ from .conversion import convert, readable_source
 from .families import family_of
 from .feature_editing import FeatureEditing
 from .feature_weights import FeatureDecoder
+from .features_digest import FeaturesDigest
 from .mfn_layer import MFNLayer
 from .mfn_pass import EMBEDDINGS, MFNPass
 from .model_outputs import MFNCausalLMOutput, MFNModelOutput
@@ -50,7 +51,7 @@ def _leave_embeddings(block: nn.Module, arguments: tuple[Tensor, ...], options: 
     mfn_pass.position_ids = options.get("position_ids")
 
 
-class MFNPreTrainedModel(SteerableModel, FeatureEditing, WholeFiles, PreTrainedModel):
+class MFNPreTrainedModel(SteerableModel, FeatureEditing, FeaturesDigest, WholeFiles, PreTrainedModel):
     """Base class of MFN models: MFN layers, editing, steering, and what transformers asks of an architecture."""
 
     config_class = MFNConfig

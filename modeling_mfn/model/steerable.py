@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .checks import shown
 from .configuration_mfn import MFNConfig
 from .feature_names import format_feature, parse_feature
+from .features_digest import keeps_features
 from .interventions import CheckedInterventions, Interventions, check_interventions
 from .mfn_layer import MFNLayer
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, without_pruned, write_preset
@@ -153,6 +154,7 @@ class SteerableModel:
         self._written_preset(name)
         self.config.steering_presets = {k: v for k, v in self.config.steering_presets.items() if k != name}
 
+    @keeps_features
     def bake(self: Any, interventions: Interventions | str) -> None:
         """Writes interventions into the weights. They take the forms that `steer` takes.
 

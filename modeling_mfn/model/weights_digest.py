@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,43 +69,4 @@ def _digest(tensors: dict[str, Callable[[str], Tensor]]) -> str:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:DIGITS]
 
 
-def name_features_of(model: Any) -> str | None:
-    """Returns the name of a model's features. Features that a training has changed since the last save get a new one.
-
-    Returns:
-        The name; `None` for a model whose own code is of an earlier version, or whose weights are not in memory.
-    """
-    layers = list(model.mfn_layers.values())
-    if not all(hasattr(layer, "was_trained") for layer in layers):
-        return None
-    if model.config.features_digest is None or any(layer.was_trained for layer in layers):
-        name_features(layers, model.config, digest_of_model(model))
-    return model.config.features_digest
-
-
-def name_features(layers: Iterable[Any], config: Any, weights: str | None) -> None:
-    """Names features after the weights that a training left, in the config. Edits and casts keep the older name.
-
-    Args:
-        layers: MFN layers of the model.
-        config: The model's config.
-        weights: Digest of the weights as they are now.
-    """
-    layers = list(layers)
-    trained = any(layer.training or layer.was_trained for layer in layers)
-    if config.features_digest is None or (trained and weights != config.weights_digest):
-        config.features_digest = weights
-    config.weights_digest = weights
-    for layer in layers:
-        layer.has_named_features()
-
-
-__all__ = [
-    "INDEX",
-    "WEIGHTS",
-    "digest_of_folder",
-    "digest_of_model",
-    "name_features",
-    "name_features_of",
-    "weight_files",
-]
+__all__ = ["INDEX", "WEIGHTS", "digest_of_folder", "digest_of_model", "weight_files"]

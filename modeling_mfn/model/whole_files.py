@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from .weights_digest import digest_of_folder, name_features
+from .weights_digest import digest_of_folder
 
 WRITING, COMPLETE = ".saving", ".saved"
 """Folders inside a model's folder: of a model that is being written, and of one whose files are being renamed."""
@@ -44,6 +44,7 @@ class WholeFiles:
         model, info = super().from_pretrained(  # type: ignore[misc]
             source, *args, output_loading_info=True, **kwargs
         )
+        model.note_features()
         if tells:
             return model, info
         of_a_model = source is not None and not model._hf_peft_config_loaded
@@ -75,7 +76,7 @@ class WholeFiles:
         with _aside(folder, variant) as aside:
             save(aside, is_main_process, *args, **kwargs)
             if (aside / CONFIG).is_file():  # an adapter has none
-                name_features(self.mfn_layers.values(), self.config, None if variant else digest_of_folder(aside))
+                self.name_features(None if variant else digest_of_folder(aside))
                 self.config.save_pretrained(aside)
         if push:
             self.push_to_hub(upload.pop("repo_id", folder.resolve().name), **upload)

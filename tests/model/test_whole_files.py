@@ -1,6 +1,8 @@
 """A model is saved whole, and a mixture of two models is refused. What an atlas belongs to outlives casts and edits."""
 
+import copy
 import os
+import pickle
 import resource
 import shutil
 
@@ -153,6 +155,54 @@ def test_features_keep_their_name_until_they_are_trained(two, tmp_path):
     first = saved(trained.eval()).config.features_digest
     assert first not in (None, name)
     assert first == digest_of_folder(tmp_path / "again")
+
+
+def one_step(model, optimizer, **options):
+    """Trains as a loop does that never calls `model.train()`."""
+    optimizer = optimizer((each for each in model.parameters() if each.requires_grad), **options)
+    model(**tokens(2, 9), labels=tokens(2, 9)["input_ids"]).loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("fused", [False, True])  # torch does not count the changes of fused optimizers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loop_in_evaluation_mode_is_a_training(two, tmp_path, fused, dtype):
+    two[1].save_pretrained(tmp_path / "model")
+    model = MFNForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype)
+    before = model.config.features_digest
+    for unchanged in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model).float()):
+        assert unchanged.features_digest == before
+    for trained in (copy.deepcopy(model), model):
+        one_step(trained, torch.optim.AdamW, lr=0.01, fused=fused)
+        name = trained.features_digest
+        assert name not in (None, before)
+        assert copy.deepcopy(trained).features_digest == name == digest_of_model(trained)
+        trained.prune_features(0, [3])
+        assert trained.features_digest != before
+        trained.save_pretrained(tmp_path / "trained")
+        assert load(tmp_path / "trained").features_digest == trained.features_digest == digest_of_model(trained)
+
+
+def test_one_feature_that_a_loop_trains_is_noticed(two, tmp_path):
+    model, _ = two
+    model.save_pretrained(tmp_path)
+    before = model.features_digest
+    model.requires_grad_(False)
+    weight = model.mfn_layers[0].encoder.weight.requires_grad_()
+    with torch.no_grad():
+        weight[7, 1] += 1e-3
+    assert model.features_digest not in (None, before)
+
+
+def test_a_merged_adapter_gives_features_another_name(two, tmp_path):
+    model, _ = two
+    model.save_pretrained(tmp_path)
+    before = model.features_digest
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2, init_lora_weights=False)
+    adapted = get_peft_model(load(tmp_path), settings)
+    assert adapted.unload().features_digest == before
+    adapted = get_peft_model(load(tmp_path), settings)
+    assert adapted.merge_and_unload().features_digest not in (None, before)
 
 
 def test_an_adapter_next_to_its_model_leaves_the_model(two, tmp_path):

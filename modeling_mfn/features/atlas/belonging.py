@@ -30,7 +30,8 @@ def check_model(metadata: dict[str, Any], model: Any, source: str = "", whole: b
             f"the atlas is of layers {layers} with {num_features} features, {source} has {config.layers} with "
             f"{config.num_features}; take the atlas of this model"
         )
-    own = getattr(config, "features_digest", None)
+    # a model knows what a training has changed since; code of earlier versions, and a config, do not
+    own = getattr(model, "features_digest", None) or getattr(config, "features_digest", None)
     if theirs and own and theirs != own:
         raise ValueError(
             f"the atlas is of {name} with the features {theirs}, {source} has the features {own}: of another "

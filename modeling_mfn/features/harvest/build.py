@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from ...data.tokens import token_text
+from ...model.features_digest import name_features_of
 from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.offloading import check_in_memory
 from ...model.twins import is_a
 from ...model.version import __version__
-from ...model.weights_digest import name_features_of
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
 from .harvest import HarvestOptions, Skipped, harvest

@@ -16,7 +16,7 @@ from modeling_mfn import Ablate, Add, Clamp, FeatureAtlas, Scale
 from modeling_mfn.cli.main import main
 from modeling_mfn.features.atlas.label_files import read_label_file
 from modeling_mfn.features.labelling.automatic import label_features
-from modeling_mfn.model.weights_digest import name_features_of
+from modeling_mfn.model.features_digest import name_features_of
 
 
 def shown(thing):
@@ -127,6 +127,24 @@ def test_strengths_are_multiples_of_typical_activations(atlas):
     assert not steered[..., 11].any()
     torch.testing.assert_close(steered[..., 12], 3 * z[..., 12])
     assert atlas.steering(chosen, unit="activation")[0, 0] == Clamp(2.0)
+
+
+def test_an_atlas_of_features_that_a_loop_trained_since_is_refused(atlas):
+    """The loop never calls `model.train()`. An atlas made after it is of the new features."""
+    model, data = planted.model(), planted.text(48)
+    old = FeatureAtlas.build(model, planted.tokenizer(), data, progress=False)
+    old.label((0, 1), "animals")
+    assert old.group("animals", model) == ["L0/1"]
+    ids = torch.tensor(data["input_ids"][:4])
+    model(ids, labels=ids).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    for use in (lambda: old.group("animals", model), lambda: old.top("a", model, planted.tokenizer())):
+        with pytest.raises(ValueError, match="of another training, or trained since"):
+            use()
+    new = FeatureAtlas.build(model, planted.tokenizer(), data, progress=False)
+    new.label((0, 1), "animals")
+    assert new.group("animals", model) == ["L0/1"]
+    assert len({made.metadata["model"]["features_digest"] for made in (old, new)} - {None}) == 2
 
 
 def test_groups_leave_out_what_is_pruned(atlas):
