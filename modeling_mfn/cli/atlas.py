@@ -191,6 +191,7 @@ def _labels_to_keep(folder: Path, config: MFNConfig) -> list[Label]:
     if kept:
         try:
             check_model(read_metadata(folder / FOLDER), config)
+            read_labels(_labels_file(folder), config.features_digest)
         except ValueError as error:
             raise ValueError(
                 f"{folder} has {len(kept)} labels by people, and not of these features: {error}; to lose the labels, "
@@ -203,17 +204,17 @@ def _label(
     atlas: FeatureAtlas, folder: Path, labels: Path | None, concepts: Concepts | None, reader: _Reader | None
 ) -> None:
     """Adds imported and automatic labels to an atlas on disk, and prints how many."""
-    from ..features.atlas.storage import write_labels
+    from ..features.atlas.storage import features_of, write_labels
 
     if labels is not None:
         console.print(f"{atlas.import_labels(labels)} features labelled by {labels}", markup=False)
-        write_labels(_labels_file(folder), atlas.labels)
+        write_labels(_labels_file(folder), atlas.labels, features_of(atlas.metadata))
     if concepts is not None and reader is not None:
         from ..features.labelling.automatic import label_features
 
         model, tokenizer, windows, batch_size = reader
         console.print(label_features(atlas, model, tokenizer, windows, concepts, batch_size=batch_size))
-        write_labels(_labels_file(folder), atlas.labels)
+        write_labels(_labels_file(folder), atlas.labels, features_of(atlas.metadata))
 
 
 __all__ = ["atlas"]

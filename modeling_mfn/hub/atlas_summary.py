@@ -13,7 +13,14 @@ import pyarrow.parquet as pq
 
 from ..features.atlas.labels import Label, display_order
 from ..features.atlas.schema import FEATURES_FILE, LABELS_FILE
-from ..features.atlas.storage import AtlasNotFoundError, check_size, find_folder, read_labels, read_metadata
+from ..features.atlas.storage import (
+    AtlasNotFoundError,
+    check_size,
+    features_of,
+    find_folder,
+    read_labels,
+    read_metadata,
+)
 from ..model.feature_names import parse_feature
 from ..utils.readers import readable
 from .evaluation_file import is_number
@@ -76,7 +83,7 @@ def read_atlas(folder_or_repo: str | os.PathLike[str], revision: str | None = No
             sources=[source["name"] for source in data["sources"] if source["name"] is not None],
             tokens=int(data["tokens"]),
             layers={int(layer): _numbers(figures) for layer, figures in metadata["layers"].items()},
-            labelled=_labelled(features),
+            labelled=_labelled(features, features_of(metadata)),
         )
 
 
@@ -84,8 +91,8 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if is_number(value)}
 
 
-def _labelled(features: Path) -> list[LabelledFeature]:
-    labels = read_labels(features / LABELS_FILE)
+def _labelled(features: Path, name: str | None) -> list[LabelledFeature]:
+    labels = read_labels(features / LABELS_FILE, name)
     best = {label.feature: labels[label.feature][0] for label in labels}
     rows = _rows(features / FEATURES_FILE, best)
     ranked = sorted(best.values(), key=_card_order)

@@ -134,7 +134,7 @@ class FeatureAtlas:
         """
         folder = storage.find_folder(folder_or_repo, revision, token)
         metadata = storage.read_metadata(folder)
-        labels = storage.read_labels(folder / storage.LABELS_FILE)
+        labels = storage.read_labels(folder / storage.LABELS_FILE, storage.features_of(metadata))
         return cls(metadata, storage.read_features(folder), folder, labels)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -17,7 +17,7 @@ from ...model.checks import shown
 from ...model.feature_names import format_feature
 from ...utils.display import visible
 from ...utils.readers import parse_json, readable
-from .labels import Label
+from .labels import BELONGS_TO, Label
 
 FORMATS = (".csv", ".json", ".jsonl")
 LABEL_COLUMNS, FEATURE_COLUMNS = ("label", "description"), ("feature", "name")
@@ -109,7 +109,7 @@ def _label_of(row: Any) -> Label:
     text = next((row[name] for name in LABEL_COLUMNS if row.get(name) is not None), None)
     if text is None:
         raise ValueError(f"it has neither a label nor a description, only {', '.join(map(repr, row))[:200]}")
-    taken = {*LABEL_COLUMNS, *FEATURE_COLUMNS, "layer", "index", "score", "source"}
+    taken = {*LABEL_COLUMNS, *FEATURE_COLUMNS, "layer", "index", "score", "source", BELONGS_TO}
     details = {name: value for name, value in row.items() if name not in taken and isinstance(value, str | int | float)}
     if row.get("source"):
         details["source_of_label"] = row["source"]

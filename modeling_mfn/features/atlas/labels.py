@@ -14,6 +14,10 @@ from ...model.feature_names import FeatureName, format_feature, parse_feature
 
 SOURCES = ("human", "imported", "automatic", "llm")
 """Sources of labels; a label of an earlier source is shown first."""
+OWN_KEYS = ("feature", "label", "source", "score")
+"""Keys of a label in `labels.json`."""
+BELONGS_TO = "features_digest"
+"""Key in `labels.json` of the name of the features that a label was given to."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Label:
                 f"the label of {self.feature} is {shown(self.label)} with the details {shown(self.details)}; JSON in "
                 "UTF-8 must be able to hold both"
             )
-        taken = {"feature", "label", "source", "score"} & set(self.details)
+        taken = {*OWN_KEYS, BELONGS_TO} & set(self.details)
         if taken:
             raise ValueError(f"details of the label of {self.feature} cannot be called {', '.join(sorted(taken))}")
 
@@ -61,8 +65,9 @@ class Label:
         """Reads an object of `labels.json`; `feature` and `label` are required."""
         if not isinstance(record, Mapping) or not isinstance(record.get("feature"), str) or "label" not in record:
             raise ValueError(f"{str(record)[:100]} is not a label; it needs a feature and a label")
-        own = {name: record[name] for name in ("feature", "label", "source", "score") if name in record}
-        return cls(**own, details={name: value for name, value in record.items() if name not in own})
+        own = {name: record[name] for name in OWN_KEYS if name in record}
+        details = {name: value for name, value in record.items() if name not in (*OWN_KEYS, BELONGS_TO)}
+        return cls(**own, details=details)
 
 
 def _is_json(record: dict[str, Any]) -> bool:

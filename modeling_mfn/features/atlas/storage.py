@@ -22,7 +22,7 @@ from ...utils.files import (
 )
 from ...utils.ours import ATLAS, check_ours
 from ...utils.readers import parse_json, readable
-from .labels import Label, Labels
+from .labels import BELONGS_TO, Label, Labels
 from .schema import (
     EXAMPLES,
     EXAMPLES_FILE,
@@ -127,7 +127,7 @@ def write_atlas(folder: Path, metadata: dict[str, Any], features: pa.Table, exam
     try:
         pq.write_table(features, made / FEATURES_FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
         pq.write_table(examples, made / EXAMPLES_FILE, compression="zstd", row_group_size=ROWS_PER_GROUP)
-        write_labels(made / LABELS_FILE, labels)
+        write_labels(made / LABELS_FILE, labels, features_of(metadata))
         (made / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         replace_folder(made, folder / FOLDER)
     finally:
@@ -159,18 +159,47 @@ def remove_harvest(folder: Path) -> None:
         folder.rmdir()
 
 
-def write_labels(file: Path, labels: Labels) -> None:
-    """Writes labels as a JSON list of flat objects, one per line; the file is replaced as a whole."""
-    lines = ",\n".join(json.dumps(label.to_record()) for label in labels)
+def write_labels(file: Path, labels: Labels, features: str | None) -> None:
+    """Writes labels as a JSON list of flat objects, one per line; the file is replaced as a whole.
+
+    Args:
+        file: File `labels.json` of an atlas.
+        labels: Labels of the atlas.
+        features: Name of its features, if it has one. Each label says it.
+    """
+    belongs = {BELONGS_TO: features} if features else {}
+    lines = ",\n".join(json.dumps(label.to_record() | belongs) for label in labels)
     write_whole(file, f"[\n{lines}\n]\n" if lines else "[]\n")
 
 
-def read_labels(file: Path) -> Labels:
-    """Reads a file that `write_labels` wrote; no labels if there is no such file."""
+def read_labels(file: Path, features: str | None = None) -> Labels:
+    """Reads a file that `write_labels` wrote; no labels if there is no such file.
+
+    Args:
+        file: File `labels.json` of an atlas.
+        features: Name of the features that the labels must be of. Labels of earlier versions do not say.
+
+    Raises:
+        ValueError: If the file is damaged, or a label is of other features.
+    """
     if not file.exists():
         return Labels()
     with readable(file):
-        return Labels(map(Label.from_record, parse_json(file.read_bytes(), list[dict[str, Any]])))
+        records = parse_json(file.read_bytes(), list[dict[str, Any]])
+        for record in records:
+            theirs = record.get(BELONGS_TO)
+            if theirs and features and theirs != features:
+                raise ValueError(
+                    f"its labels are of the features {theirs}, the atlas is of the features {features}; move the file "
+                    "away, and import its labels (mfn atlas --labels) if they fit"
+                )
+        return Labels(map(Label.from_record, records))
+
+
+def features_of(metadata: dict[str, Any]) -> str | None:
+    """Returns the name of the features that an atlas is of; `None` for an atlas of an earlier version."""
+    name: str | None = metadata["model"].get("features_digest")
+    return name
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -228,6 +257,7 @@ __all__ = [
     "AtlasNotFoundError",
     "check_atlas_folder",
     "check_size",
+    "features_of",
     "find_folder",
     "read_examples",
     "read_features",

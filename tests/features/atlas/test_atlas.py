@@ -1,6 +1,7 @@
 """The atlas as files: written and read whole, without torch, with any text in it."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pytest
@@ -9,9 +10,10 @@ from fresh_process import run_fresh
 
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.features.atlas import schema
+from modeling_mfn.hub.atlas_summary import read_atlas
 
 
-def small_atlas(texts=("a", "b")):
+def small_atlas(texts=("a", "b"), name="one"):
     """Atlas of two features with invented figures; the first has an example with the given texts as tokens."""
     row = {"layer": 1, "status": "alive", "firing_count": 3, "source_counts": [3], "firing_rate": 0.3}
     row |= {"mean_activation": 2.0, "max_activation": 4.0, "histogram": [0] * schema.NUM_BINS}
@@ -22,7 +24,8 @@ def small_atlas(texts=("a", "b")):
     example = {"layer": 1, "index": 0, "kind": "top", "stratum": None, "rank": 0, "activation": 4.0, "window": 7}
     example |= {"position": 3, "source": texts[0], "offset": 0, "token_ids": list(range(len(texts)))}
     example |= {"tokens": list(texts), "activations": [4.0] + [0.0] * (len(texts) - 1)}
-    metadata = {"schema_version": schema.SCHEMA_VERSION, "model": {"layers": [1], "num_features": 2}}
+    model = {"layers": [1], "num_features": 2, "features_digest": name}
+    metadata = {"schema_version": schema.SCHEMA_VERSION, "model": model}
     metadata |= {"data": {"sources": [{"name": texts[0], "tokens": 10}], "tokens": 10, "skip_first": 1}}
     metadata |= {"layers": {"1": {"dead_share": 0.5, "logit_scale": 1.0}}}
     features = pa.Table.from_pylist(rows, schema.FEATURES)
@@ -147,4 +150,25 @@ def test_a_label_file_is_plain_json(tmp_path):
     (record,) = json.loads((tmp_path / "features" / "labels.json").read_text())
     assert record == {
         "feature": "L1/1", "label": HOSTILE[3], "source": "llm:some/model", "score": 0.5, "precision": 0.25,
+        "features_digest": "one",
     }  # fmt: skip
+
+
+def test_labels_of_other_features_are_refused(tmp_path):
+    """A file of labels that is copied into another atlas is noticed; one of an earlier version does not say."""
+    first, second = small_atlas(name="one"), small_atlas(name="another")
+    first.label("L1/1", "mine")
+    for name, atlas in (("first", first), ("second", second)):
+        atlas.save_pretrained(tmp_path / name)
+    file = tmp_path / "second" / "features" / "labels.json"
+    shutil.copy(tmp_path / "first" / "features" / "labels.json", file)
+    for read in (FeatureAtlas.from_pretrained, read_atlas):
+        with pytest.raises(ValueError, match=r"labels\.json cannot be read: its labels are of the features one,"):
+            read(tmp_path / "second")
+    assert second.import_labels(file) == 1
+    assert "features_digest" not in second.labels.best("L1/1").details
+    records = json.loads(file.read_text())
+    for record in records:
+        del record["features_digest"]
+    file.write_text(json.dumps(records))
+    assert FeatureAtlas.from_pretrained(tmp_path / "second").labels.best("L1/1").label == "mine"
