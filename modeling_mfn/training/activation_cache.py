@@ -9,6 +9,7 @@ At alpha 0, with a frozen backbone and without dropout, this equals training ins
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 KEPT_COLUMNS = ("input_ids", "attention_mask")
 """Columns of the windows that are kept in the cache."""
 
+SAMPLED = 16
+"""Windows of an array that its digest is made of."""
+
 
 class ResidualsTooLarge(ValueError):
     """Residual streams that do not fit into the dtype of a cache."""
@@ -49,15 +53,25 @@ class _Description:
 
     layers: list[int]
     columns: list[Literal["input_ids", "attention_mask"]] = field(default_factory=lambda: ["input_ids"])
+    digests: dict[str, str] = field(default_factory=dict)
+    """Digest of each array; a cache of an earlier version has none."""
 
 
-def _open(file: Path, dimensions: int) -> np.ndarray:
+def _open(file: Path, dimensions: int, digests: Mapping[str, str]) -> np.ndarray:
     """Opens an array on disk."""
     with readable(file):
         array: np.ndarray = np.load(file, mmap_mode="r")
         if array.ndim != dimensions or array.dtype.kind not in "if":
             raise ValueError(f"it has {array.ndim} dimensions of {array.dtype}; there must be {dimensions}, of numbers")
+        if digests.get(file.stem, own := _digest(array)) != own:
+            raise ValueError(f"it is not the file that {DESCRIPTION} was written with; write the cache again")
     return array
+
+
+def _digest(array: np.ndarray) -> str:
+    """Digest of type, shape and some windows of an array: whole arrays are too large to be read at each opening."""
+    windows = np.ascontiguousarray(array[:: max(len(array) // SAMPLED, 1)])
+    return f"{array.dtype} {array.shape} {zlib.crc32(windows.data):08x}"
 
 
 class ActivationCache(torch.utils.data.Dataset):
@@ -77,8 +91,8 @@ class ActivationCache(torch.utils.data.Dataset):
         if description is None:
             raise ValueError(f"{folder} holds no cached activations: it has no {DESCRIPTION}")
         self.layers = description.layers
-        self._columns = {name: _open(folder / f"{name}.npy", 2) for name in description.columns}
-        self._residuals = [_open(folder / f"layer_{layer}.npy", 3) for layer in self.layers]
+        self._columns = {name: _open(folder / f"{name}.npy", 2, description.digests) for name in description.columns}
+        self._residuals = [_open(folder / f"layer_{at}.npy", 3, description.digests) for at in self.layers]
         shapes = {file.shape[:2] for file in (*self._columns.values(), *self._residuals)}
         if len(shapes) > 1 or not self._residuals or "input_ids" not in self._columns:
             raise ValueError(
@@ -148,7 +162,9 @@ class ActivationCache(torch.utils.data.Dataset):
                     file[batch] = _as_stored(read[layer], padding, layer, dtype)
         for file in (*columns.values(), *residuals.values()):
             file.flush()
-        description = {"layers": model.config.layers, "columns": list(columns)}
+        digests = {name: _digest(file) for name, file in columns.items()}
+        digests |= {f"layer_{layer}": _digest(file) for layer, file in residuals.items()}
+        description = {"layers": model.config.layers, "columns": list(columns), "digests": digests}
         write_whole(folder / DESCRIPTION, json.dumps(description) + "\n")
         return cls(folder)
 

@@ -102,11 +102,24 @@ def test_bad_caches(tmp_path):
     assert list((tmp_path / "cache").glob("*.json")) == []
     cache = ActivationCache.write(model, rows(2), tmp_path / "cache")
     assert cache[1]["residuals"].dtype == torch.float32
-    assert json.loads((tmp_path / "cache" / "activations.json").read_text()) == {
-        "layers": [1],
-        "columns": ["input_ids"],
-    }
+    description = json.loads((tmp_path / "cache" / "activations.json").read_text())
+    assert (description["layers"], description["columns"]) == ([1], ["input_ids"])
     assert np.isfinite(cache[1]["residuals"].numpy()).all()
+
+
+def test_a_file_of_another_cache_is_refused(tmp_path):
+    """The other cache is of the same text in a model of the same shape. A cache of an earlier version does not say."""
+    for name, seed in (("one", 11), ("other", 12)):
+        base = make_base("llama-tied")
+        with torch.no_grad():
+            base.get_input_embeddings().weight.mul_(seed)
+        ActivationCache.write(make_mfn(base, layers=[1]), rows(40), tmp_path / name)
+    (tmp_path / "other" / "layer_1.npy").rename(tmp_path / "one" / "layer_1.npy")
+    with pytest.raises(ValueError, match=r"layer_1\.npy cannot be read: it is not the file that activations\.json"):
+        ActivationCache(tmp_path / "one")
+    description = tmp_path / "one" / "activations.json"
+    description.write_text('{"layers": [1], "columns": ["input_ids"]}')
+    assert len(ActivationCache(tmp_path / "one")) == 40
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):

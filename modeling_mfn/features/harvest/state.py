@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,11 +136,14 @@ class HarvestState:
         progress = {"sources": list(self.sources.items()), "windows": self.windows}
         progress |= {"batches": self.batches, "digest": self.digest}
         arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
+        arrays["checksum"] = _checksum(arrays)
         return safetensors.numpy.save(arrays, {"settings": json.dumps(settings)})
 
     def restore(self, data: bytes) -> None:
-        """Replaces everything by the content of `to_bytes`."""
+        """Replaces everything by the content of `to_bytes`; `ValueError` if that was changed since."""
         arrays = safetensors.numpy.load(data)
+        if not np.array_equal(arrays.pop("checksum", None), _checksum(arrays)):
+            raise ValueError("its numbers are not those that were saved")
         progress = parse_json(arrays.pop("progress").tobytes(), _Progress)
         self.sources = dict(progress.sources)
         self.windows, self.batches, self.digest = progress.windows, progress.batches, progress.digest
@@ -168,6 +172,14 @@ class HarvestState:
                 )
         with readable(file):
             self.restore(file.read_bytes())
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """CRC-32 of arrays with their names, (1,) uint32."""
+    found = 0
+    for name in sorted(arrays):
+        found = zlib.crc32(np.ascontiguousarray(arrays[name]).data, zlib.crc32(name.encode(), found))
+    return np.array([found], np.uint32)
 
 
 def own_file(folder: Path, resume: bool) -> Path:

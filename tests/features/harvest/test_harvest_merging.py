@@ -166,6 +166,11 @@ def test_a_state_belongs_to_its_harvest(tmp_path):
     file.write_bytes(good[:1000])
     with pytest.raises(ValueError, match="cannot be read"):
         build(data, resume=True)
+    header = 8 + int.from_bytes(good[:8], "little")
+    for place in range(header, len(good), len(good) // 50):  # a state that can be read, with other numbers in it
+        file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(ValueError, match=rf"{file.name} cannot be read: its numbers are not those that were saved"):
+            build(data, resume=True)
     file.write_bytes(good)
     of_two = file.rename(file.with_name("harvest-00000-of-00002.safetensors"))
     for resume, message in ((True, "had 2 processes, this one has 1"), (False, "interrupted harvest")):
