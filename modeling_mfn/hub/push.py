@@ -24,6 +24,7 @@ from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.weights_digest import INDEX, WEIGHTS, weight_files
 from ..model.whole_files import check_folder
 from ..utils.files import read_json
+from ..utils.ours import named_classes
 from .card import CARD_FILE, base_of, model_card, read_config, write_card
 from .evaluation_file import read_perplexities
 
@@ -257,18 +258,13 @@ def _code(folder: Path) -> set[str]:
 
 def _named_code(file: Path) -> list[re.Match[str]]:
     """Classes that the `auto_map` of a file names; `ValueError` if it holds something else."""
-    written = (read_json(file, dict[str, Any]) or {}).get("auto_map") or {}
-    targets = written.values() if isinstance(written, dict) else [written]
-    named = []
-    for target in targets:
-        for each in target if isinstance(target, list) else [target]:
-            match = CODE_NAME.fullmatch(each) if isinstance(each, str) else None
-            if match is None and each is not None:
-                raise ValueError(
-                    f"{file} has {each!r} in auto_map; it must name a module and a class, as 'module.Class'"
-                )
-            named += [match] if match else []
-    return named
+    found = []
+    for each in named_classes(read_json(file, dict[str, Any]) or {}):
+        match = CODE_NAME.fullmatch(each) if isinstance(each, str) else None
+        if match is None and each is not None:
+            raise ValueError(f"{file} has {each!r} in auto_map; it must name a module and a class, as 'module.Class'")
+        found += [match] if match else []
+    return found
 
 
 def _matching(folder: Path) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from transformers.training_args import OptimizerNames
 from ..model.checks import as_number, check_type, is_whole, shown
 from ..model.configuration_mfn import MFNConfig, check_alpha, check_k
 from ..model.feature_names import parse_feature
+from ..utils.readers import parse_json
 from .schedules import Schedule, Shape, resolve_steps
 
 LAMBDAS = ("recon", "rate", "comp", "stab", "util", "aux", "streams", "named")
@@ -337,7 +337,7 @@ def parse_trainable_features(given: Any) -> dict[str, list[int]] | None:
 def _pairs(given: Any) -> list[tuple[Any, Any]]:
     """(layer, index) pairs, unchecked."""
     if isinstance(given, str):
-        given = json.loads(given) if given.lstrip().startswith(("{", "[")) else given.split(",")
+        given = parse_json(given, Any) if given.lstrip().startswith(("{", "[")) else given.split(",")
     if isinstance(given, Mapping):
         return [(layer, index) for layer, indices in given.items() for index in indices]
     # JSON turns a pair into a list

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from .readers import parse_json
 
 ATLAS = ("atlas.json", "features.parquet", "examples.parquet", "labels.json")
 MODEL = (
@@ -94,7 +95,9 @@ def _is_marker(path: Path) -> bool:
 def _code(folder: Path) -> set[str]:
     """Names of the code files that a model or its tokenizer names in its config, and of those that they import."""
     found: set[str] = set()
-    wanted = {name for file in ("config.json", "tokenizer_config.json") for name in _named_modules(folder / file)}
+    configs = (_object(folder / file) for file in ("config.json", "tokenizer_config.json"))
+    named = (each for config in configs for each in named_classes(config))
+    wanted = {each.partition(".")[0] for each in named if isinstance(each, str)}
     while wanted:
         found |= wanted
         imported = {
@@ -107,21 +110,19 @@ def _code(folder: Path) -> set[str]:
     return {f"{name}.py" for name in found}
 
 
-def _named_modules(file: Path) -> Iterator[str]:
-    named = _object(file).get("auto_map")
-    for target in named.values() if isinstance(named, dict) else ():
-        for each in target if isinstance(target, list) else (target,):
-            if isinstance(each, str):
-                yield each.partition(".")[0]
+def named_classes(config: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields what the `auto_map` of a config names: classes, as `module.Class`, and whatever a damaged file has."""
+    written = config.get("auto_map") or {}
+    for target in written.values() if isinstance(written, dict) else [written]:
+        yield from target if isinstance(target, list) else [target]
 
 
 def _object(file: Path) -> dict[str, Any]:
     """Content of a JSON file; {} if it holds no object. A damaged file says nothing of who wrote it."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(file.read_bytes(), dict[str, Any])
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
-__all__ = ["ATLAS", "check_ours"]
+__all__ = ["ATLAS", "check_ours", "named_classes"]

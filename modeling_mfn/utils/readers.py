@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 ShapeT = TypeVar("ShapeT")
 
@@ -20,10 +20,26 @@ def parse_json(text: str | bytes, shape: type[ShapeT]) -> ShapeT:
     Raises:
         ValueError: If the text is not JSON, is nested too deeply, or has another shape. The message names the place.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
+
+    with _one_line():
+        return TypeAdapter(shape).validate_json(text, strict=True)
+
+
+def checked(content: Any, shape: type[ShapeT]) -> ShapeT:
+    """Returns content of JSON with the keys that a shape names, a `TypedDict`; types and errors as in `parse_json`."""
+    from pydantic import TypeAdapter
+
+    with _one_line():
+        return TypeAdapter(shape).validate_python(content, strict=True)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(shape).validate_json(text, strict=True)
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -40,4 +56,4 @@ def readable(file: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{file} cannot be read: {kind}{error}") from error
 
 
-__all__ = ["parse_json", "readable"]
+__all__ = ["checked", "parse_json", "readable"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from ...utils.files import (
     begin_unfinished,
@@ -21,7 +21,7 @@ from ...utils.files import (
     write_whole,
 )
 from ...utils.ours import ATLAS, check_ours
-from ...utils.readers import parse_json, readable
+from ...utils.readers import checked, parse_json, readable
 from .labels import BELONGS_TO, Label, Labels
 from .schema import (
     EXAMPLES,
@@ -42,24 +42,21 @@ MIN_BYTES_PER_ROW, MAX_VALUES_PER_BYTE = 2, 32
 """Limits of tables that are read. A harvest without a single firing is 4 times above the first and half the second."""
 
 
-@dataclass
-class _Model:
+class _Model(TypedDict):
     """Fields of `atlas.json` about the model."""
 
     layers: list[int]
     num_features: int
 
 
-@dataclass
-class _Source:
+class _Source(TypedDict):
     """Fields of `atlas.json` about a source of text."""
 
     name: str | None
     tokens: int
 
 
-@dataclass
-class _Data:
+class _Data(TypedDict):
     """Fields of `atlas.json` about the text."""
 
     sources: list[_Source]
@@ -67,15 +64,13 @@ class _Data:
     skip_first: int
 
 
-@dataclass
-class _Figures:
+class _Figures(TypedDict):
     """Fields of `atlas.json` about a layer."""
 
     logit_scale: float
 
 
-@dataclass
-class _Metadata:
+class _Metadata(TypedDict):
     """Part of `atlas.json` that is read."""
 
     model: _Model
@@ -206,8 +201,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Reads `atlas.json`; raises `ValueError` if it is damaged or its schema is newer than this package."""
     file = folder / METADATA_FILE
     with readable(file):
-        text = file.read_bytes()
-        metadata = parse_json(text, dict[str, Any])
+        metadata = parse_json(file.read_bytes(), dict[str, Any])
         version = metadata.get("schema_version")
         if not isinstance(version, int):
             raise ValueError("it has no schema_version, so it is not of an atlas")
@@ -216,11 +210,10 @@ def read_metadata(folder: Path) -> dict[str, Any]:
                 f"it has schema version {version}, newer than {SCHEMA_VERSION}, which this package reads; upgrade "
                 "modeling_mfn"
             )
-        known = parse_json(text, _Metadata)
-        if sorted(known.layers) != sorted(map(str, known.model.layers)):
-            raise ValueError(
-                f"it has figures of layers {', '.join(known.layers)}; the model's are {known.model.layers}"
-            )
+        known = checked(metadata, _Metadata)
+        figures, layers = known["layers"], known["model"]["layers"]
+        if sorted(figures) != sorted(map(str, layers)):
+            raise ValueError(f"it has figures of layers {', '.join(figures)}; the model's are {layers}")
     return metadata
 
 
