@@ -22,7 +22,7 @@ from ..features.atlas.schema import FOLDER, METADATA_FILE
 from ..features.atlas.storage import read_metadata
 from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.weights_digest import INDEX, WEIGHTS, weight_files
-from ..model.whole_files import check_folder
+from ..model.whole_files import CONFIG, OLD_CODE, check_folder
 from ..utils.files import read_json
 from ..utils.ours import named_classes
 from .card import CARD_FILE, base_of, model_card, read_config, write_card
@@ -301,6 +301,8 @@ def _upload(
     replaced = ["model*.safetensors", INDEX]
     if any(file.startswith("features/") for file in files):
         replaced.append("features/*")
+    if _has_old_code(api, repo_id, revision):
+        replaced.append(OLD_CODE)
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
@@ -311,6 +313,14 @@ def _upload(
         commit_description=description,
         create_pr=create_pr,
     )
+
+
+def _has_old_code(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """Returns True for a repository with code of version 0.1.0, which would shadow this package in a clone."""
+    if not all(api.file_exists(repo_id, name, revision=revision) for name in (OLD_CODE, CONFIG)):
+        return False
+    config = read_json(Path(api.hf_hub_download(repo_id, CONFIG, revision=revision)), dict[str, Any]) or {}
+    return any(str(each).startswith(f"{Path(OLD_CODE).stem}.") for each in named_classes(config))
 
 
 @contextmanager

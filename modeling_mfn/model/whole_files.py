@@ -154,4 +154,4 @@ def _complete(complete: Path, folder: Path, variant: str | None) -> None:
     shutil.rmtree(complete)
 
 
-__all__ = ["WholeFiles", "check_folder", "digest_in_config"]
+__all__ = ["CONFIG", "OLD_CODE", "WholeFiles", "check_folder", "digest_in_config"]

@@ -225,6 +225,24 @@ def load_revisions(folder, other):
         assert all(torch.equal(weight, expected.state_dict()[name]) for name, weight in loaded.state_dict().items())
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_code_of_the_first_version_leaves_the_repository(clients, hub, folder, named):
+    """In a clone it would shadow the package. A file of that name which no config names is somebody's own."""
+    clients.run(mfn, "push", folder, "me/trained")
+    repository, files = hub.repositories["me/trained"], hub.files("me/trained")
+    config = json.loads(files["config.json"])
+    if named:
+        config["auto_map"] = {"AutoModelForCausalLM": "modeling_mfn.MFNForCausalLM"}
+    old = files | {"config.json": json.dumps(config).encode(), "modeling_mfn.py": b""}
+    for branch in ("main", "other"):
+        repository.commit(branch, old, "as version 0.1.0")
+    clients.run(mfn, "push", folder, "me/trained")
+    assert ("modeling_mfn.py" in hub.files("me/trained")) != named
+    assert repository.messages[-2:] == ["as version 0.1.0", "Upload MFN model"]
+    clients.run(mfn, "push", folder, "me/trained", "--revision", "other")
+    assert ("modeling_mfn.py" in hub.files("me/trained", "other")) != named
+
+
 def test_a_branch_of_its_own(clients, hub, folder, tmp_path):
     clients.run(mfn, "push", folder, "me/trained")
     model = make_mfn(make_base("llama-tied"), seed=12, layers=[1])
