@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def read_config(model: str) -> MFNConfig:
     """Reads the config of an MFN model; an error names a folder or id that is missing or is not an MFN model."""
     from ..model.configuration_mfn import MFNConfig
-    from ..model.conversion import readable_source
+    from ..model.whole_files import readable_source
 
     with readable_source(model):
         return MFNConfig.from_pretrained(model)

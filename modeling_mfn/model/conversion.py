@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
@@ -20,6 +18,7 @@ from .finite import non_finite_weight
 from .masks import tokens_that_count
 from .mfn_layer import mfn_parameters
 from .modes import as_base
+from .whole_files import readable_source
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 MODEL_OWNED_FIELDS = {
@@ -59,19 +58,6 @@ def convert(
     if calibration is not None:
         _calibrate(model, calibration)
     return model
-
-
-@contextmanager
-def readable_source(source: Any) -> Iterator[None]:
-    """Names the folder or id in the error if it cannot be found, or if its weights turn out to be damaged."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(f"the weights of {source} are truncated or not safetensors ({error})") from error
-    except OSError as error:
-        if str(source) in str(error):
-            raise
-        raise OSError(f"{source} is not a folder, and cannot be downloaded from the Hub: {error}") from error
 
 
 def check_base(base: str | os.PathLike[str], load: Mapping[str, Any] | None = None) -> Any:

@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
-from .conversion import convert, readable_source
+from .conversion import convert
 from .families import family_of
 from .feature_editing import FeatureEditing
 from .feature_weights import FeatureDecoder
@@ -104,12 +104,6 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, FeaturesDigest, WholeFi
                     module._is_hf_initialized = True  # type: ignore[assignment]
             if self.config.shared_decoder:
                 directions = layer.decoder.weight
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a model as transformers does; an `OSError` for damaged or missing weights names the folder or id."""
-        with readable_source(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Saves a model as transformers does, with the code that loads it where this package is not installed."""

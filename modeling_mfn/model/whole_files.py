@@ -35,15 +35,17 @@ class WholeFiles:
         """Loads a model as transformers does.
 
         Raises:
+            OSError: If the weights are damaged or missing. The message names the folder or id.
             ValueError: If the folder's config is not that of its weights, or if a weight is missing. With
                 `output_loading_info=True` the caller checks the weights: missing ones start afresh.
         """
         source, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        if source is not None and not tells and kwargs.get("variant") is None:
-            check_folder(Path(source) / (kwargs.get("subfolder") or ""))
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            source, *args, output_loading_info=True, **kwargs
-        )
+        with readable_source(source):
+            if source is not None and not tells and kwargs.get("variant") is None:
+                check_folder(Path(source) / (kwargs.get("subfolder") or ""))
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                source, *args, output_loading_info=True, **kwargs
+            )
         model.note_features()
         if tells:
             return model, info
@@ -80,6 +82,19 @@ class WholeFiles:
                 self.config.save_pretrained(aside)
         if push:
             self.push_to_hub(upload.pop("repo_id", folder.resolve().name), **upload)
+
+
+@contextmanager
+def readable_source(source: Any) -> Iterator[None]:
+    """Names the folder or id in the error if it cannot be found, or if its weights turn out to be damaged."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"the weights of {source} are truncated or not safetensors ({error})") from error
+    except OSError as error:
+        if str(source) in str(error):
+            raise
+        raise OSError(f"{source} is not a folder, and cannot be downloaded from the Hub: {error}") from error
 
 
 def check_folder(folder: Path) -> None:
@@ -154,4 +169,4 @@ def _complete(complete: Path, folder: Path, variant: str | None) -> None:
     shutil.rmtree(complete)
 
 
-__all__ = ["CONFIG", "OLD_CODE", "WholeFiles", "check_folder", "digest_in_config"]
+__all__ = ["CONFIG", "OLD_CODE", "WholeFiles", "check_folder", "digest_in_config", "readable_source"]
