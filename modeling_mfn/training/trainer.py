@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput
@@ -29,11 +28,9 @@ from .record import find_complete_checkpoint, write_record
 from .restarts import RestartCallback
 from .statistics import FeatureStatistics
 from .step_guard import StepGuard, check_weights
+from .step_shares import StepShares, means_over_layers, predicted_tokens
 from .trainable_features import TrainableFeatures
 from .trained_parts import check_trained_parts, freeze_backbone, set_learning_rate
-
-OF_ALL_PROCESSES = ("rate", "comp")
-"""Losses of the whole batch, which every process computes alike."""
 
 
 class MFNTrainer(Trainer):
@@ -88,7 +85,7 @@ class MFNTrainer(Trainer):
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(args.device)
         self._resumed_from: str | None = None
-        self._tokens_in_step: Tensor | float = 0
+        self._shares = StepShares(self.accelerator, args)
         self._step: tuple[list, Any] = [], None
         """Batches of the optimizer step, and the number of their labels."""
         self._set_up()
@@ -183,11 +180,9 @@ class MFNTrainer(Trainer):
             return [], None
         self._in_training.begin_step()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = torch.tensor(float(sum(int(tokens_that_count(batch).sum()) for batch in batches)), device=device)
-        tokens = reduce(tokens, "sum")
+        tokens = self._shares.begin_step(batches, device)
         if self.args.include_num_input_tokens_seen == "no":  # otherwise the Trainer counts them itself
             self.state.num_input_tokens_seen += int(tokens)
-        self._tokens_in_step = tokens.clamp_min(1)
         if num_items is not None:
             # without labels, as in text for features alone, the utility loss is 0 and not 0 / 0
             num_items = torch.as_tensor(num_items, device=device).clamp_min(1)
@@ -246,7 +241,7 @@ class MFNTrainer(Trainer):
             for layer, loss in self.feature_objective.second_pass(model, inputs, items, mask).items():
                 layers[layer]["stab"] = loss
         share = self._share(mask, num_items_in_batch)
-        parts |= self._means(layers, share)
+        parts |= means_over_layers(layers, share)
         total: Any = sum(self.feature_objective.weight(name) * part for name, part in parts.items())
         if self.model.training:
             named = {f"{name}_loss": part for name, part in parts.items()}
@@ -296,16 +291,12 @@ class MFNTrainer(Trainer):
         measured = None if self.model.training else labels
         outputs = model(**plain, labels=measured, reconstruction_request=inputs["reconstruction_request"])
         if measured is not None:
-            predicted = (measured[:, 1:] != -100).sum()
+            predicted = predicted_tokens(inputs).sum()
             self._in_evaluation.add({"next_token_loss": outputs.loss}, predicted, predicted)
-        mask = tokens_that_count(inputs)
-        counted = (mask if labels is None else labels != -100)[:, 1:]
-        parts = {"util": distillation_loss(outputs.logits[:, :-1], target.logits[:, :-1], counted)}
-        if num_items is None:
-            parts["util"] = parts["util"] / counted.sum().clamp_min(1)
-        else:
-            across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            parts["util"] = parts["util"] * across / num_items
+        mask, counted = tokens_that_count(inputs), predicted_tokens(inputs)
+        divergence = distillation_loss(outputs.logits[:, :-1], target.logits[:, :-1], counted)
+        divisor = counted.sum().clamp_min(1) if num_items is None else num_items / self._shares.processes
+        parts = {"util": divergence / divisor}
         if self.args.lambda_streams:
             distance = streams_loss(outputs.hidden_states, target.hidden_states, mask, self.args.normalize_losses)
             parts["streams"] = distance * self._share(mask, num_items)
@@ -325,44 +316,28 @@ class MFNTrainer(Trainer):
             layers[layer] = {name: loss.to(mask.device) for name, loss in parts.items()}
         return layers
 
-    def _share(self, mask: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Weight of this batch's means in its optimizer step.
-
-        Gradients are averaged over processes. The Trainer also divides by the number of batches if it does not know the
-        number of items.
-        """
+    def _share(self, mask: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """Weight of this batch's means in its optimizer step; 1 in evaluation."""
         if not self.model.training:
             return torch.ones((), device=mask.device)
-        share = mask.sum() / self._tokens_in_step * self.accelerator.num_processes
-        return share * self.current_gradient_accumulation_steps if self._divides(num_items_in_batch) else share
+        return self._shares.of_tokens(mask, self._divisor(num_items))
 
-    def _divides(self, num_items_in_batch: Tensor | int | None) -> bool:
-        return num_items_in_batch is None and self.compute_loss_func is None
-
-    def _means(self, layers: Mapping[int, Mapping[str, Tensor]], share: Tensor) -> dict[str, Tensor]:
-        """Means over layers, times the batch's share of the step."""
-        # a loss of all processes' tokens is equal in each process, whatever its own share
-        mean_share = reduce(share, "mean")
-        return {
-            name: torch.stack([losses[name] for losses in layers.values()]).mean()
-            * (mean_share if name in OF_ALL_PROCESSES else share)
-            for name in next(iter(layers.values()))
-        }
+    def _divisor(self, num_items: Tensor | int | None) -> int:
+        """Number by which the Trainer divides the loss of a batch."""
+        knows = num_items is not None or self.compute_loss_func is not None
+        return 1 if knows else self.current_gradient_accumulation_steps
 
     def _measure(self, named: Mapping[str, Tensor], sums: FeatureSums, num_items: Any) -> None:
         """Adds a batch to the figures of the training."""
-        share_of_step = 1 / self.current_gradient_accumulation_steps
-        self._in_training.add(named, share_of_step if self._divides(num_items) else 1, share_of_step)
+        self._in_training.add(named, 1 / self._divisor(num_items), 1 / self.current_gradient_accumulation_steps)
         self._in_training.count(sums)
         self.statistics.add(sums)
 
     def _predicted(self, inputs: Mapping[str, Any], mask: Tensor, num_items: Tensor | int | None) -> Tensor:
         """Tokens that the utility loss of a batch in evaluation is a mean over."""
         if num_items is not None:  # of all processes, unless each process averages on its own
-            across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            return torch.as_tensor(num_items, device=mask.device) / across
-        labels = inputs.get("labels")
-        return (mask.bool() if labels is None else labels != -100)[:, 1:].sum()
+            return torch.as_tensor(num_items, device=mask.device) / self._shares.processes
+        return predicted_tokens(inputs).sum()
 
     def prediction_step(
         self,

@@ -80,7 +80,7 @@ def test_every_lambda_weighs_its_own_part(tmp_path):
         settings = {f"lambda_{name}": weights.get(name, 0.0) for name in lambdas}
         trainer = MFNTrainer(model, arguments(tmp_path, rate_floor=1.0, **settings), train_dataset=rows(6))
         trainer.statistics.rates[:, ::3] = 0
-        trainer._tokens_in_step, trainer.current_gradient_accumulation_steps = batch["attention_mask"].sum(), 1
+        trainer._shares.tokens, trainer.current_gradient_accumulation_steps = batch["attention_mask"].sum(), 1
         model.train()
         torch.manual_seed(4)
         trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(50)).backward()
