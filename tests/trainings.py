@@ -39,7 +39,7 @@ def arguments(folder, **settings):
 
 def train(folder, model=None, data=None, resume=None, **settings):
     model = model or make_mfn(make_base("llama-tied"), alpha=0.0, k=6)
-    trainer = MFNTrainer(model, arguments(folder, **settings), train_dataset=data or rows(64))
+    trainer = MFNTrainer(model, arguments(folder, **settings), train_dataset=rows(64) if data is None else data)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

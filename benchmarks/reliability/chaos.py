@@ -84,8 +84,8 @@ def digest_of_atlas(folder: str) -> str:
 
 
 def digest_of_results(folder: str) -> str:
-    """Digest of a prediction's result and of the report."""
-    return hashlib.sha256(b"".join(Path(folder, name).read_bytes() for name in ("P1.json", "report.md"))).hexdigest()
+    """Digest of the results. The report tells what is known so far, and is made of them."""
+    return hashlib.sha256(b"".join(Path(folder, name).read_bytes() for name in ("P1.json", "further.json"))).hexdigest()
 
 
 def digest_of_repository() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
+from ..data.tokens import checked_text
 from ..model.feature_names import parse_feature
 from ..utils.display import for_terminal, visible, visible_lines
 from .inputs import load_mfn, read_config, read_tokenizer
@@ -60,7 +61,7 @@ def steer(
     chosen = _read_settings(interventions or [], model)
     read_config(model)
     tokenizer = read_tokenizer(model)
-    inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = tokenizer(checked_text("prompt", prompt), return_tensors="pt")
     mfn = load_mfn(model)
     _check_length(inputs["input_ids"].shape[1], max_new_tokens, mfn.config)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": sample}

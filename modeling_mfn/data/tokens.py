@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..model.checks import shown
+
 WORD_START = "\u2581"
 """Mark at the start of a word in a SentencePiece token."""
+
+
+def checked_text(name: str, text: Any) -> str:
+    """Returns a text that a tokenizer can read; `ValueError` for anything else, such as bytes that are not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise ValueError(f"{name} is {shown(text)}; it must be text, in UTF-8") from error
+    return str(text)
 
 
 def token_text(tokenizer: Any, token: int) -> str:
@@ -23,4 +34,4 @@ def token_texts(tokenizer: Any) -> list[str]:
     return [token_text(tokenizer, token) for token in range(len(tokenizer))]
 
 
-__all__ = ["token_text", "token_texts"]
+__all__ = ["checked_text", "token_text", "token_texts"]

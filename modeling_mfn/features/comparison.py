@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data.windows import Windows, input_batches
 from ..model.mfn_for_causal_lm import MFNForCausalLM
+from ..model.twins import check_has_features
 from ..utils.extras import needs
 from .activations import activations_of
 
@@ -228,6 +229,8 @@ def _share(similarities: np.ndarray, level: float) -> float:
 
 
 def _check(models: tuple[MFNForCausalLM, MFNForCausalLM], layer: int) -> None:
+    for model in models:
+        check_has_features(model)
     for name, what in (("hidden_size", "directions lie in different spaces"), ("vocab_size", "tokens differ")):
         values = [getattr(model.config, name) for model in models]
         if values[0] != values[1]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..data.tokens import token_text
+from ..data.tokens import checked_text, token_text
 from ..model.feature_names import format_feature
 from ..model.mfn_for_causal_lm import MFNForCausalLM
 from ..model.modes import evaluating
@@ -85,7 +85,7 @@ class _Pair(NamedTuple):
 
 
 def _token_ids(text: str, model: MFNForCausalLM, tokenizer: Any) -> torch.Tensor:
-    ids: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+    ids: torch.Tensor = tokenizer(checked_text("text", text), return_tensors="pt")["input_ids"].to(model.device)
     if not ids.numel():
         raise ValueError(f"the text {text!r} has no tokens")
     limit = getattr(model.config.text_config, "max_position_embeddings", None)

@@ -5,6 +5,7 @@ import functools
 import math
 import operator
 import reprlib
+from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -37,6 +38,17 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         type_validator(name, value, _with_whole_numbers(kind))
     except (TypeError, ValueError, RecursionError):  # the last two if its message cannot write the value
         raise ValueError(f"{name} is {shown(value)}; it must be {_in_words(kind)}") from None
+
+
+@contextlib.contextmanager
+def naming(source: Any) -> Iterator[None]:
+    """Context in which an error of a value names the folder or id that the value is from."""
+    try:
+        yield
+    except ValueError as error:
+        if str(source) in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
 
 
 def as_number(
@@ -81,4 +93,4 @@ def _in_words(kind: Any) -> str:
     return WORDS.get(None if kind is NoneType else kind, str(kind))
 
 
-__all__ = ["as_number", "as_whole", "check_type", "is_whole", "shown"]
+__all__ = ["as_number", "as_whole", "check_type", "is_whole", "naming", "shown"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .base_settings import BaseSettings
-from .checks import as_number, as_whole, check_type, is_whole, shown
+from .checks import as_number, as_whole, check_type, is_whole, naming, shown
 from .feature_names import FeatureName, existing_feature, format_feature, is_among
 from .presets import read_presets
 from .version import __version__
@@ -20,6 +20,7 @@ EDITS = ("pruned_features", "removed_decoder_rows", "removed_encoder_rows")
 
 
 MAX_FEATURES = 2**24
+MAX_BLOCKS = 10_000
 """Largest number of features per MFN layer, as many as the largest sparse autoencoders that were published."""
 
 
@@ -48,11 +49,13 @@ def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
         raise ValueError(
             f'layers is {shown(layers)}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}'
         )
+    found = set()
     for layer in layers:
         if not is_whole(layer) or not 0 <= layer < num_blocks:
             raise ValueError(f"layers contains {shown(layer)}; the base model has blocks 0 to {num_blocks - 1}")
-        if layers.count(layer) > 1:
+        if layer in found:
             raise ValueError(f"layers contains {layer} twice; each block can have one MFN layer")
+        found.add(layer)
     return sorted(layers)
 
 
@@ -172,6 +175,7 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
             raise ValueError(
                 f"hidden_size is {self.text_config.hidden_size}; MFN layers need a residual stream of 2 or more"
             )
+        as_whole("num_hidden_layers", self.text_config.num_hidden_layers, 1, MAX_BLOCKS)
         kwargs = self.share_with_base(kwargs)
         check_type("id2label", self.id2label, dict | None)
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
@@ -197,6 +201,12 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
             super().__setattr__(name, value)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Reads a config as transformers does. An error names the folder or id."""
+        with naming(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """Reads a config as transformers does; `ValueError` if it is that of a model without MFN layers."""
         try:
@@ -205,6 +215,8 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
             raise ValueError(f"the config of {pretrained_model_name_or_path} is damaged: {error}") from error
         check_type(f"the config of {pretrained_model_name_or_path}", found, dict)
         kind = found.get("model_type")
+        if kind is None:
+            raise ValueError(f"the config of {pretrained_model_name_or_path} has no model_type")
         if kind != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a {shown(kind)} model without MFN layers; convert it first: "
@@ -262,6 +274,22 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
         if not pruned and is_among((layer, index), self.pruned_features):
             raise ValueError(f"{format_feature(layer, index)} is pruned and has no effect; choose another feature")
         return layer, index
+
+
+def check_structure(config: MFNConfig, layers: Mapping[int, Any]) -> None:
+    """Checks that a config still says what a model was made with, as settings can be assigned.
+
+    Raises:
+        ValueError: if a setting that fixes the weights is another one.
+    """
+    if config.layers != sorted(layers):
+        raise ValueError(f"layers is {config.layers}, and the model was made with {sorted(layers)}; set it back")
+    for at, layer in layers.items():
+        m = len(layer.encoder.weight) + len(config.removed_encoder_rows.get(str(at), []))
+        has_bias = layer.decoder.bias is not None
+        for name, made in {"num_features": m, "decoder_bias": has_bias}.items():
+            if getattr(config, name) != made:
+                raise ValueError(f"{name} is {getattr(config, name)}, and layer {at} was made with {made}; set it back")
 
 
 def _check_version(version: str) -> None:

@@ -106,7 +106,10 @@ def _of_files(load: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_config(base: str | os.PathLike[str], load: Mapping[str, Any]) -> Any:
     gguf = {name: load[name] for name in ("gguf_file",) if name in load}
-    return AutoConfig.from_pretrained(base, **_of_files(load), **gguf)
+    try:
+        return AutoConfig.from_pretrained(base, **_of_files(load), **gguf)
+    except TypeError as error:
+        raise ValueError(f"the config of {base} is damaged: {error}") from error
 
 
 def _make_config(text_config: Any, model_class: type[ModelT], settings: Mapping[str, Any]) -> MFNConfig:

@@ -19,6 +19,7 @@ from .feature_weights import FeatureWeights, WeightRows
 from .features_digest import keeps_features
 from .mfn_layer import MFNLayer
 from .presets import depending_on, read_presets
+from .twins import check_has_features
 
 logger = logging.get_logger(__name__)
 
@@ -262,6 +263,7 @@ def find_duplicates(
     Raises:
         ValueError: on a layer without features, or a threshold out of range.
     """
+    check_has_features(model)
     model.config.check_feature((layer, 0), pruned=True)
     as_number("threshold", threshold, math.ulp(0.0), 1, "a cosine above 0 and at most 1")
     as_whole("block", block, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ class SteeringContext(ContextDecorator, AbstractContextManager[None]):
     def __init__(self, model: Any, context: Context) -> None:
         self._given = model, context
         self._inner: AbstractContextManager[None] | None = None
+        self._thread = 0
 
     def _recreate_cm(self) -> SteeringContext:  # of contextlib: the context of each call of a decorated function
         return SteeringContext(*self._given)
@@ -37,12 +39,13 @@ class SteeringContext(ContextDecorator, AbstractContextManager[None]):
         """Puts the interventions in force; `ValueError` if the context was entered before."""
         if self._inner is not None:
             raise ValueError("this context was entered before; call model.steer(...) anew for each `with`")
-        self._inner = steering(*self._given)
+        self._inner, self._thread = steering(*self._given), threading.get_ident()
         self._inner.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        """Takes the interventions back."""
-        assert self._inner is not None
+        """Takes the interventions back; `ValueError` in another thread than that in which they were put in force."""
+        if self._inner is None or self._thread != threading.get_ident():
+            raise ValueError("this context was not entered in this thread; leave it where it was entered")
         self._inner.__exit__(*error)
 
 
@@ -175,7 +178,7 @@ class SteerableModel:
         if isinstance(interventions, str):
             interventions, positions = self._preset(interventions)
         if positions != "all":
-            raise ValueError(f"positions are {positions!r}; weights act on every token alike")
+            raise ValueError(f"positions are {shown(positions)}; weights act on every token alike")
         checked = self._checked(interventions)
         _bake(self.mfn_layers, checked)
         norms = dict(self.config.direction_norms)
@@ -223,7 +226,7 @@ def _check_positions(positions: Any) -> Any:
     if positions is None:
         return "all"
     if not isinstance(positions, str) or positions not in POSITIONS:
-        raise ValueError(f"positions is {positions!r}; it must be {', '.join(POSITIONS)} or a mask (B, T)")
+        raise ValueError(f"positions is {shown(positions)}; it must be {', '.join(POSITIONS)} or a mask (B, T)")
     return positions
 
 

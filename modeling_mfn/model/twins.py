@@ -16,4 +16,12 @@ def is_a(thing: Any, kind: type[T]) -> TypeGuard[T]:
     return any(each.__name__ == kind.__name__ for each in type(thing).__mro__)
 
 
-__all__ = ["is_a"]
+def check_has_features(model: Any) -> None:
+    """Raises `ValueError` unless a model has MFN layers."""
+    if getattr(getattr(model, "config", None), "model_type", None) != "mfn":
+        raise ValueError(
+            f"{type(model).__name__} has no MFN layers; convert the model first: MFNForCausalLM.from_base(model, ...)"
+        )
+
+
+__all__ = ["check_has_features", "is_a"]

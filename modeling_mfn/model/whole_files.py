@@ -16,6 +16,10 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .checks import naming
+from .configuration_mfn import check_structure
+from .mfn_layer import MFNLayer
+from .twins import is_a
 from .weights_digest import digest_of_folder
 
 WRITING, COMPLETE = ".saving", ".saved"
@@ -40,7 +44,7 @@ class WholeFiles:
                 `output_loading_info=True` the caller checks the weights: missing ones start afresh.
         """
         source, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        with readable_source(source):
+        with readable_source(source), naming(source):
             if source is not None and not tells and kwargs.get("variant") is None:
                 check_folder(Path(source) / (kwargs.get("subfolder") or ""))
             model, info = super().from_pretrained(  # type: ignore[misc]
@@ -62,8 +66,10 @@ class WholeFiles:
 
         Raises:
             OSError: If the folder cannot be written. The older files are then as they were.
+            ValueError: If the config has another setting than the one that the weights were made with.
         """
         folder, save = Path(save_directory), super().save_pretrained  # type: ignore[misc]
+        check_structure(self.config, {each.layer_index: each for each in self.modules() if is_a(each, MFNLayer)})
         if kwargs.get("distributed_checkpoint"):  # every process writes a part, and the weights are in no one file
             self.config.weights_digest = None
             save(folder, is_main_process, *args, **kwargs)
@@ -89,6 +95,8 @@ def readable_source(source: Any) -> Iterator[None]:
     """Names the folder or id in the error if it cannot be found, or if its weights turn out to be damaged."""
     try:
         yield
+    except RecursionError as error:
+        raise ValueError(f"the config of {source} is nested too deeply") from error
     except SafetensorError as error:
         raise OSError(f"the weights of {source} are truncated or not safetensors ({error})") from error
     except OSError as error:

@@ -30,6 +30,7 @@ from ..model.mfn_layer import MFNLayer
 from ..model.mfn_pass import MFNPass, ReconstructionRequest
 from ..model.model_outputs import MFNModelOutput
 from ..model.modes import as_base
+from ..model.twins import check_has_features
 from ..utils.files import allocate, read_json, write_whole
 from ..utils.readers import readable
 
@@ -134,6 +135,7 @@ class ActivationCache(torch.utils.data.Dataset):
             ValueError: The data set is streamed, the windows differ in length, or a given dtype is too small.
             OSError: The disk has too little space for the whole cache. No part of it is written then.
         """
+        check_has_features(model)
         if not hasattr(windows, "__len__"):
             raise ValueError(
                 f"windows is of type {type(windows).__name__}, whose length is not known; a cache is made of a data "

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, default_data_collator
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..model.masks import tokens_that_count
 from ..model.mfn_layer import mfn_parameters
 from ..model.mfn_pass import Reconstruction, ReconstructionRequest
+from ..model.twins import check_has_features
 from .arguments import MFNTrainingArguments
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
+from .collation import collate_without_padding
 from .distillation import base_outputs, streams_loss
 from .distributed import check_distribution, unshard_for_gradients
 from .feature_sums import FeatureSums
@@ -79,7 +81,7 @@ class MFNTrainer(Trainer):
             )
         super().__init__(model, args, *others, **kwargs)
         if isinstance(self.data_collator, DataCollatorWithPadding) and self.data_collator.tokenizer.pad_token is None:
-            self.data_collator = default_data_collator  # packed windows have one length, and nothing to pad with
+            self.data_collator = collate_without_padding
         check_distribution(args, self.is_fsdp_enabled, self.is_deepspeed_enabled)
         self.base_model = base_model
         if base_model is not None:
@@ -92,6 +94,7 @@ class MFNTrainer(Trainer):
 
     def _set_up(self) -> None:
         """Sets up all that depends on the model: its trained parts, objective, statistics and callbacks."""
+        check_has_features(self.model)
         args, config = self.args, self.model.config
         args.check_model(config)
         if args.trainable == "mfn":
@@ -155,12 +158,14 @@ class MFNTrainer(Trainer):
         """Trains as `Trainer.train` does. `resume_from_checkpoint=True` takes the last complete checkpoint.
 
         Raises:
-            ValueError: if there is no complete checkpoint to resume from.
+            ValueError: if there is no complete checkpoint to resume from, or if the data set is empty.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = find_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
+        if self.train_dataset is not None and has_length(self.train_dataset) and not len(self.train_dataset):
+            raise ValueError("train_dataset is empty")
         self._resumed_from = resume_from_checkpoint or None
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -366,10 +371,16 @@ class MFNTrainer(Trainer):
             del logs["grad_norm"]
         super().log(logs, *args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Runs the evaluation, and adds the parts of the loss and the figures of the features to its metrics."""
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Runs the evaluation, and adds the parts of the loss and the figures of the features to its metrics.
+
+        Raises:
+            ValueError: if the data set is empty.
+        """
+        if has_length(dataloader.dataset) and not len(dataloader.dataset):
+            raise ValueError("the data set of the evaluation is empty")
         self._in_evaluation = Evaluation(self.model.config, self.feature_objective, self.args.device)
-        output = super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         found = self._in_evaluation.take(self.args.log_layers)
         output.metrics.pop(f"{prefix}_loss", None)  # a mean over batches

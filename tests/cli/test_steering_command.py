@@ -160,6 +160,8 @@ def test_a_label_needs_an_atlas_with_labels(planted_model, tmp_path, capsys):
 def test_prompts_that_no_model_can_go_on_from(folder, tmp_path, capsys):
     assert run("steer", folder, "", "--set", "L0/0=clamp:60") == 2
     assert "the prompt has no tokens, and the tokenizer adds none" in capsys.readouterr().err
+    assert run("steer", folder, "king \udcff", "--set", "L0/0=clamp:60") == 2  # a byte that is not UTF-8
+    assert "it must be text, in UTF-8" in capsys.readouterr().err
     long = " ".join(["king"] * 60)
     assert run("steer", folder, long, "--set", "L0/0=clamp:60", "--max-new-tokens", 6) == 2
     assert "the prompt has 60 tokens and --max-new-tokens is 6; the model reads at most 64" in capsys.readouterr().err

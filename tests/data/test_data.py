@@ -170,7 +170,7 @@ def test_less_than_a_window(tmp_path, monkeypatch, large):
     assert len(list(pack(texts, make_tokenizer(), 4))) == 1
     with pytest.raises(ValueError, match=r"^the text has 4 tokens, less than one window of 5$"):
         pack(texts, make_tokenizer(), 5)
-    with pytest.raises(ValueError, match=r"^window is 0; it must be at least 2"):
+    with pytest.raises(ValueError, match=r"^window is 0; it must be a whole number of at least 2"):
         pack(texts, make_tokenizer(), 0)
 
 

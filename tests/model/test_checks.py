@@ -1,6 +1,7 @@
 """Settings of any type and value are either taken or refused with a `ValueError` that names the setting."""
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -161,3 +162,14 @@ def test_settings_that_fit_together_are_checked_together(tmp_path):
     loaded = MFNForCausalLM.from_pretrained(tmp_path, k=3, alpha=0.5)
     model.config.k, model.config.alpha = 3, 0.5
     assert torch.equal(loaded(**tokens(2, 5)).logits, model(**tokens(2, 5)).logits)
+
+
+def test_huge_numbers_of_layers_are_refused_at_once():
+    huge = copy.deepcopy(BASE)
+    huge.num_hidden_layers = 10**8
+    begun = time.perf_counter()
+    with pytest.raises(ValueError, match="num_hidden_layers is 100000000; it must be a whole number from 1 to 10000"):
+        MFNConfig(text_config=huge, num_features=80, k=8)
+    huge.num_hidden_layers = 10_000
+    assert MFNConfig(text_config=huge, num_features=80, k=8, layers=list(range(10_000))).layers[-1] == 9_999
+    assert time.perf_counter() - begun < 5  # a minute, were each compared with all

@@ -167,6 +167,8 @@ DEEP = "[" * 100_000
     [
         ("config.json", '"text"', "the config of {folder} is 'text'; it must be a mapping"),
         ("config.json", "null", "the config of {folder} is damaged"),
+        ("config.json", "{{}}", "the config of {folder} has no model_type"),
+        ("config.json", '{{"model_type": "mfn", "k": 0{rest}', "{folder}: k is 0; it must be"),
         ("config.json", DEEP, "the config of {folder} is damaged: maximum recursion"),
         (
             "config.json",

@@ -156,3 +156,25 @@ def test_a_compiled_model_in_another_thread_is_steered_there_or_says_so(model):
 def test_continuous_batching_is_refused_inside_a_context(model):
     with model.steer({(0, 3): Clamp(1.0)}), pytest.raises(ValueError, match="a thread of its own"):
         model.generate_batch(inputs=[[3, 4, 5]])
+
+
+def test_a_context_is_left_where_it_was_entered(model):
+    plain, context, errors = activation(model), model.steer({(0, 3): Clamp(5.0)}), []
+
+    def leave():
+        try:
+            context.__exit__(None, None, None)
+        except ValueError as error:
+            errors.append(error)
+
+    leave()
+    context.__enter__()
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    assert [str(error) for error in errors] == [
+        "this context was not entered in this thread; leave it where it was entered"
+    ] * 2
+    assert not torch.equal(activation(model), plain)
+    leave()
+    assert torch.equal(activation(model), plain)

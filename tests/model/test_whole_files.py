@@ -250,3 +250,14 @@ def test_a_variant_stands_next_to_the_weights(two, tmp_path):
     half = MFNForCausalLM.from_pretrained(tmp_path, variant="half", dtype="auto")
     weights = dict(half.named_parameters())
     assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize(("name", "value"), [("layers", [0]), ("num_features", 90), ("decoder_bias", False)])
+def test_a_model_is_not_saved_with_settings_of_another(two, tmp_path, name, value):
+    model, _ = two
+    made = getattr(model.config, name)
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=rf"^{name} is .* made with"):
+        model.save_pretrained(tmp_path / "model")
+    setattr(model.config, name, made)
+    model.save_pretrained(tmp_path / "model")

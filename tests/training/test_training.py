@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_base, make_mfn
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers_for_tests import make_tokenizer
 from trainings import arguments, history, rows, train
 from transformers import EarlyStoppingCallback
 
@@ -418,3 +420,25 @@ def test_bad_arguments_for_this_model(tmp_path):
         MFNTrainer(model, arguments(tmp_path, k_start=200, k_end=3), train_dataset=rows(4))
     with pytest.raises(ValueError, match="TrainingArguments; MFNTrainer takes MFNTrainingArguments"):
         MFNTrainer(model, TrainingArguments(output_dir=str(tmp_path), report_to=[]), train_dataset=rows(4))
+
+
+def test_a_base_model_and_no_data_are_refused(tmp_path, family_base):
+    with pytest.raises(ValueError, match="has no MFN layers; convert the model first"):
+        MFNTrainer(family_base, arguments(tmp_path), train_dataset=rows(4))
+    with pytest.raises(ValueError, match="has no MFN layers; convert the model first"):
+        ActivationCache.write(family_base, rows(4), tmp_path / "cache")
+    model = make_mfn(family_base)
+    for empty in ([], rows(4).select([])):
+        with pytest.raises(ValueError, match="train_dataset is empty"):
+            train(tmp_path, model, data=empty)
+        with pytest.raises(ValueError, match="data set of the evaluation is empty"):
+            MFNTrainer(model, arguments(tmp_path)).evaluate(empty)
+
+
+def test_rows_of_unequal_length_without_a_padding_token_are_refused(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    trainer = MFNTrainer(make_mfn(make_base("gpt2-tied")), arguments(tmp_path), processing_class=tokenizer)
+    trainer.train_dataset = Dataset.from_dict({"input_ids": [[3, 4, 5], [3, 4], [5, 6], [7, 8, 9]]})
+    with pytest.raises(ValueError, match="rows differ in length, and the tokenizer has no padding token"):
+        trainer.train()

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ...data.tokens import token_texts
-from ...model.checks import is_whole
+from ...data.tokens import checked_text, token_texts
+from ...model.checks import is_whole, shown
 from ...model.modes import frozen
 from ...model.offloading import check_in_memory
 from ...model.sparse_code import SparseCode
+from ...model.twins import check_has_features
 from ..atlas.belonging import check_model
 from .explanation import Explanation
 from .gradients import Attributed, TracedText
@@ -127,7 +128,8 @@ def explain(
 
 
 def _check(model: Any, method: str, **counts: int) -> None:
-    if getattr(model.config, "model_type", None) != "mfn" or model.get_output_embeddings() is None:
+    check_has_features(model)
+    if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} is not an MFN model with an LM head; give an MFNForCausalLM")
     check_in_memory(model, "explain")
     if model.config.alpha == 0:
@@ -137,15 +139,15 @@ def _check(model: Any, method: str, **counts: int) -> None:
     for name, count in counts.items():
         least = 0 if name in ("trace", "verify") else 1
         if not is_whole(count) or count < least:
-            raise ValueError(f"{name} is {count!r}; it must be a whole number, at least {least}")
+            raise ValueError(f"{name} is {shown(count)}; it must be a whole number, at least {least}")
 
 
 def _read_tokens(model: Any, tokenizer: Any, text: str, position: int) -> Tensor:
     """Token ids (T,) up to and including the one at `position`."""
-    ids = tokenizer(text)["input_ids"]
+    ids = tokenizer(checked_text("text", text))["input_ids"]
     if not is_whole(position) or not -len(ids) <= position < len(ids):
         raise ValueError(
-            f"position is {position!r}; the text has {len(ids)} tokens, counted from 0, or from -1 backwards"
+            f"position is {shown(position)}; the text has {len(ids)} tokens, counted from 0, or from -1 backwards"
         )
     ids = ids[: position % len(ids) + 1]
     most = getattr(model.config.text_config, "max_position_embeddings", None)
@@ -189,7 +191,7 @@ def _choose_target(
 
 def _token_id(tokenizer: Any, token: int | str, vocabulary: int, name: str) -> int:
     if isinstance(token, str):
-        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(checked_text(name, token), add_special_tokens=False)["input_ids"]
         if len(ids) > 1:  # SentencePiece puts a space of its own before a text
             ids = [index for index, text in enumerate(token_texts(tokenizer)) if text == token] or ids
         if len(ids) != 1:
@@ -200,7 +202,7 @@ def _token_id(tokenizer: Any, token: int | str, vocabulary: int, name: str) -> i
             )
         return ids[0]
     if not is_whole(token) or not 0 <= token < vocabulary:
-        raise ValueError(f"{name} is {token!r}; it must be a text, or a token's id from 0 to {vocabulary - 1}")
+        raise ValueError(f"{name} is {shown(token)}; it must be a text, or a token's id from 0 to {vocabulary - 1}")
     return token
 
 

@@ -13,7 +13,7 @@ from ...data.tokens import token_text
 from ...model.features_digest import name_features_of
 from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.offloading import check_in_memory
-from ...model.twins import is_a
+from ...model.twins import check_has_features, is_a
 from ...model.version import __version__
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
 from .directions import logit_effects, nearest_features
@@ -40,6 +40,7 @@ class AtlasTables(NamedTuple):
 
 def harvest_tables(model: MFNForCausalLM, tokenizer: Any, dataset: Any, options: HarvestOptions) -> AtlasTables:
     """Makes the tables of an atlas in one pass over a data set; see `FeatureAtlas.build` for arguments and errors."""
+    check_has_features(model)
     if not is_a(model, MFNForCausalLM):
         raise ValueError(f"model is a {type(model).__name__}; an atlas is made of an MFNForCausalLM")
     check_in_memory(model, "an atlas")

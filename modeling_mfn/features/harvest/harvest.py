@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ...data.text import TextWindows
 from ...data.windows import Columns, column_batches, first_length, padded_inputs, sources_of
-from ...model.checks import is_whole
+from ...model.checks import as_whole, is_whole, shown
 from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.modes import evaluating
 from ...model.version import __version__
@@ -67,8 +67,10 @@ class HarvestOptions(NamedTuple):
         may_be_zero = ("skip_first", "examples.before", "examples.after")
         for name, number in given.items():
             least = 0 if name in may_be_zero else 1
-            if number is not None and number < least:
-                raise ValueError(f"{name} is {number}; it must be at least {least}")
+            if number is not None or name != "tokens":
+                as_whole(name, number, least)
+        if not isinstance(self.skip_tokens, Iterable):
+            raise ValueError(f"skip_tokens is {shown(self.skip_tokens)}; it must be a list of token ids")
         for token in self.skip_tokens:
             if not is_whole(token) or token < 0:
                 raise ValueError(f"skip_tokens has {token!r}; token ids are whole numbers of at least 0")

@@ -400,6 +400,8 @@ def test_a_foreign_or_later_document_is_refused(model):
         ({"position": 7}, "position is 7; the text has 7 tokens, counted from 0"),
         ({"position": -8}, "position is -8"),
         ({"position": 1.0}, "position is 1.0"),
+        ({"text": "\ud800"}, "text is .*; it must be text, in UTF-8"),
+        ({"token": "\ud800"}, "token is .*; it must be text, in UTF-8"),
         ({"text": ""}, "the text has 0 tokens"),
         ({"text": " ".join(["w5"] * 65)}, "the text has 65 tokens up to the position; the model reads 64"),
         ({"token": "w5 w6"}, r"token 'w5 w6' is 2 tokens \('w5', 'w6'\)"),
@@ -419,7 +421,7 @@ def test_bad_input_is_named(arguments, message):
 
 
 def test_models_that_read_no_features_are_refused(family_base):
-    with pytest.raises(ValueError, match="is not an MFN model with an LM head"):
+    with pytest.raises(ValueError, match="has no MFN layers; convert the model first"):
         explain(family_base, TOKENIZER, TEXT)
     model = make_mfn(family_base, layers=[1])
     with pytest.raises(ValueError, match="MFNModel is not an MFN model with an LM head"):

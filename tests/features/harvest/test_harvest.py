@@ -287,5 +287,5 @@ def test_activations_that_are_not_finite_are_named(family_base):
 
 
 def test_base_models_have_no_atlas(family_base):
-    with pytest.raises(ValueError, match="an atlas is made of an MFNForCausalLM"):
+    with pytest.raises(ValueError, match="has no MFN layers; convert the model first"):
         build(family_base, windows(4))
