@@ -12,8 +12,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # tests and examples start many processes, which would compile every package anew without byte code
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint fuzz chaos lint format docs \
-	benchmark fidelity real-checkpoint all-blocks predictions
+.PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint fuzz chaos mutation coverage lint \
+	format docs benchmark fidelity real-checkpoint all-blocks predictions
 
 demo: $(VENV)/installed-demo
 	$(BIN)/mfn demo --overwrite
@@ -44,6 +44,19 @@ fuzz: $(VENV)/installed
 # commands that are killed, and full and read-only disks: what is left must be whole
 chaos: $(VENV)/installed
 	$(BIN)/python -m benchmarks.reliability.chaos
+
+# small errors in the modules that compute: a test must notice each
+mutation: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[reliability]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.mutants
+
+# lines and branches that the whole suite runs, also in the processes that tests start
+coverage: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[reliability]"
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 tests
+	$(BIN)/coverage combine --quiet
+	$(BIN)/python -m benchmarks.reliability.branches
 
 # the suite's claims once more on the demo's real checkpoint
 test-checkpoint: $(VENV)/installed

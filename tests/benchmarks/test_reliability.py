@@ -1,4 +1,4 @@
-"""A short share of `make fuzz` and of `make chaos`."""
+"""A short share of `make fuzz`, of `make chaos` and of `make mutation`."""
 
 import random
 import subprocess
@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-from benchmarks.reliability import fuzz
+from benchmarks.common import records
+from benchmarks.reliability import branches, chaos, fuzz, mutants
+from benchmarks.reliability.equivalent import Change
+from benchmarks.reliability.mutated_runs import KILLED, SURVIVED, TIMED_OUT, Reached
 from benchmarks.reliability.mutations import damage_bytes, damage_json
 from benchmarks.reliability.outcomes import FAILURES
 from benchmarks.reliability.readers import FILES, VALUES
@@ -52,5 +55,29 @@ def test_equal_seeds_damage_alike():
 
 
 @pytest.mark.slow
-def test_a_killed_command_leaves_something_whole():
-    subprocess.run([sys.executable, "-m", "benchmarks.reliability.chaos", "--kills", "20", "--only", "*"], check=True)
+@pytest.mark.parametrize("name", chaos.SCENARIOS)
+def test_a_killed_command_leaves_something_whole(name, tmp_path):
+    prepared = chaos.prepare(chaos.SCENARIOS[name], tmp_path / "inputs")
+    assert chaos.kill_once(prepared, 0.5) in ("newer", "older", "named", "none")
+
+
+MUTATED = """
+from pathlib import Path
+from benchmarks.reliability import mutated_runs
+
+mutated_runs.preload()
+file = "modeling_mfn/training/schedules.py"
+source = Path(file).read_text()
+wrong, endless = source.replace("math.cos(", "math.sin("), source + "while True: pass"
+for text in (source, wrong, endless):
+    mutated_runs.SPARE_SECONDS = 1 if text is endless else 100
+    print(mutated_runs.run_mutated(file, text, ["tests/training/test_schedules.py"], 0))
+"""
+
+
+def test_a_wrong_module_is_killed_and_an_endless_one_stopped():
+    """Processes are forked from one that has not imported the package."""
+    result = subprocess.run(
+        [sys.executable, "-c", MUTATED], capture_output=True, text=True, cwd=records.REPOSITORY, check=False
+    )
+    assert result.stdout.split("\n")[:3] == [SURVIVED, KILLED, TIMED_OUT], result.stderr

@@ -107,6 +107,26 @@ def test_rate_is_eq_6_with_the_slope_of_a_rectangle(counted, width, monkeypatch)
         assert (grad_bias[rates == 0] < 0).any(), "features that were not active but near it must be raised"
 
 
+def test_a_feature_that_fires_on_every_token_has_the_gradient_just_below():
+    values = torch.ones(4, 1, dtype=torch.float64, requires_grad=True)
+    loss = rate_loss(SparseCode(torch.zeros(4, 1, dtype=torch.long), values, 3), RHO)
+    assert loss.item() == pytest.approx(-math.log(RHO) - 2 * math.log(1 - RHO))
+    (gradient,) = torch.autograd.grad(loss, values)
+    p = 1 - 0.5 / 4
+    of_rate = math.log(p / RHO) - math.log((1 - p) / (1 - RHO))
+    torch.testing.assert_close(gradient, torch.full_like(gradient, of_rate / WINDOW / 4))
+
+
+def test_the_window_has_its_edges():
+    """Token with the value 2: its window reaches from 1.5 to 2.5."""
+    code = SparseCode(torch.tensor([[0]]), torch.tensor([[2.0]]), 4)
+    near = torch.tensor([[2.0, 1.5, 1.4]], requires_grad=True)
+    loss = rate_loss(code, RHO, candidates=SparseCode(torch.tensor([[0, 1, 2]]), near, 4))
+    assert loss.item() == pytest.approx(-math.log(RHO) - 3 * math.log(1 - RHO))
+    (gradient,) = torch.autograd.grad(loss, near)
+    assert (gradient != 0).tolist() == [[True, True, False]]
+
+
 def test_competition_is_eq_7(counted):
     x, weight, bias = weights()
     z = dense_code(x, weight, bias)[0][counted]
@@ -117,6 +137,8 @@ def test_competition_is_eq_7(counted):
     scale = z.square().sum(-1).mean().item() ** 2
     normalised = competition_loss(code, mask_of(counted), normalize=True)
     assert normalised.item() == pytest.approx(off_diagonal.square().sum().item() / scale)
+    spread = code._replace(indices=code.indices * 5_000 + 4_999, num_features=FEATURES * 5_000)
+    assert competition_loss(spread, mask_of(counted)).item() == pytest.approx(off_diagonal.square().sum().item())
 
 
 def test_stability_is_eq_8(counted):
@@ -128,6 +150,15 @@ def test_stability_is_eq_8(counted):
     compare(stability_loss(*codes, mask_of(counted)), dense, [weight, bias])
     normalised = stability_loss(*codes, mask_of(counted), normalize=True)
     assert normalised.item() == pytest.approx(dense.item() / z.square().sum(-1).mean().item())
+
+
+def test_losses_of_one_small_token():
+    code = SparseCode(torch.tensor([[0, 2]]), torch.tensor([[3e-4, 4e-4]], dtype=torch.float64), 3)
+    perturbed = code._replace(indices=torch.tensor([[2, 1]]))
+    difference = torch.tensor([3e-4, -4e-4, 4e-4 - 3e-4], dtype=torch.float64).square().sum().item()
+    assert competition_loss(code).item() == pytest.approx(0, abs=1e-20)
+    assert stability_loss(code, perturbed).item() == pytest.approx(difference)
+    assert stability_loss(code, perturbed, normalize=True).item() == pytest.approx(difference / 25e-8)
 
 
 def test_reconstruction_is_eq_5():
@@ -183,7 +214,8 @@ def test_codes_without_an_active_feature_or_a_token_give_finite_losses(shape):
         assert gradient.isfinite().all()
 
 
-def test_bad_input():
+@pytest.mark.parametrize("rho", [0, 1, 1.5])
+def test_a_rate_that_is_none(rho):
     code = SparseCode(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), 2)
-    with pytest.raises(ValueError, match=r"rho is 1.5; a firing rate lies between 0 and 1"):
-        rate_loss(code, 1.5)
+    with pytest.raises(ValueError, match=f"rho is {rho}; a firing rate lies between 0 and 1"):
+        rate_loss(code, rho)

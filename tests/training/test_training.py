@@ -18,7 +18,6 @@ from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainingArguments
 from modeling_mfn.training.activation_cache import ActivationCache, CachedResiduals
 from modeling_mfn.training.arguments import without_removed
 from modeling_mfn.training.record import find_complete_checkpoint
-from modeling_mfn.training.schedules import Schedule
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -181,14 +180,6 @@ def test_no_checkpoint_is_best_before_alpha_and_k_have_arrived(tmp_path, kind):
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
     assert trainer.state.global_step == 6
     assert (trained.config.alpha, trained.config.k) == (end, 3)
-
-
-def test_schedules():
-    assert [Schedule(0.0, 1.0, 4).at(step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert Schedule(0.3, 0.8, 0).at(0) == 0.8
-    assert [Schedule(1.0, 0.0, 2, begin=3).at(step) for step in range(6)] == [1, 1, 1, 1, 0.5, 0]
-    cosine = [Schedule(0.0, 1.0, 6, shape="cosine").at(step) for step in range(7)]
-    assert cosine == pytest.approx([0, 0.0669873, 0.25, 0.5, 0.75, 0.9330127, 1])
 
 
 def test_amounts_are_shares_or_steps(tmp_path):

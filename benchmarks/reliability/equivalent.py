@@ -1,0 +1,55 @@
+"""Mutants that change nothing a user could see, each with the reason."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Change(NamedTuple):
+    """A change of a module's source. It holds no line number, so it stays valid when lines move."""
+
+    place: str
+    """Module, and the class or function in it."""
+    before: str
+    """Changed lines, or in a claim a part of them."""
+    after: str
+
+    def covers(self, other: Change) -> bool:
+        """Returns True if this change turns the lines before another one into those after it."""
+        made = other.before.replace(self.before, self.after, 1)
+        return self.place == other.place and made != other.before and _dense(made) == _dense(other.after)
+
+
+def _dense(text: str) -> str:
+    """Text without spaces, which Cosmic Ray sets in its own way."""
+    return re.sub(r"\s", "", text)
+
+
+MATRIX = "The tensor has two dimensions, and the last one is number 1."
+EQUIVALENT: dict[Change, str] = {
+    Change(place, before, after): reason
+    for reason, changes in {
+        MATRIX: [
+            ("losses.rate_loss", "shape[-1]", "shape[1]"),
+            ("losses._slope", "values.sum(-1", "values.sum(1"),
+            ("losses._slope", "(values > 0).sum(-1", "(values > 0).sum(1"),
+            ("losses._slope", "amin(-1", "amin(1"),
+            ("losses.competition_loss", "sort(-1)", "sort(1)"),
+            ("losses.competition_loss", "gather(-1", "gather(1"),
+            ("losses.stability_loss", "partners).square().sum(-1)", "partners).square().sum(1)"),
+            ("losses.stability_loss", "alone.square().sum(-1)", "alone.square().sum(1)"),
+            ("losses.distillation_loss", "float(), -1)", "float(), 1)"),
+        ],
+        "Both types give the same pairs, and the narrow one only sorts faster.": [
+            ("losses.competition_loss", "if code", "if not code"),
+            ("losses.competition_loss", "<=", "<"),
+            ("losses.competition_loss", "<=", ">"),
+        ],
+        "A schedule of one step has the share 0 wherever it divides.": [
+            ("schedules.Schedule.at", "max(self.steps, 1)", "max(self.steps, 2)"),
+        ],
+    }.items()
+    for place, before, after in changes
+}
+"""Change -> reason."""
