@@ -19,6 +19,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -26,11 +27,11 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from tqdm.auto import tqdm
 
-from benchmarks.common import records
 from benchmarks.reliability.equivalent import EQUIVALENT, Change
-from benchmarks.reliability.mutated_runs import KILLED, SURVIVED, TIMED_OUT, Reached, measure, preload, run_mutated
+from benchmarks.reliability.mutated_runs import KILLED, SURVIVED, TIMED_OUT, in_fork, preload, run_mutated
+from benchmarks.reliability.reached import Reached, measure
 
-RESULTS = records.RESULTS / "reliability" / "mutants"
+REPOSITORY = Path(__file__).parents[2]
 FOLDER = "modeling_mfn"
 MODULES = {
     Path(name).stem: f"{FOLDER}/{name}.py"
@@ -49,34 +50,11 @@ TESTS = ("tests/model", "tests/training", "--ignore=tests/model/transformers_com
 LEAST_RATE = 0.85
 """Share of mutants that must be killed or equivalent."""
 
-BINARY = (
-    "Add_Sub",
-    "Sub_Add",
-    "Mul_Div",
-    "Div_Mul",
-    "FloorDiv_Mul",
-    "Mod_FloorDiv",
-    "Pow_Mul",
-    "BitAnd_BitOr",
-    "BitOr_BitAnd",
-)
-COMPARISONS = (
-    "Lt_LtE",
-    "Lt_GtE",
-    "LtE_Lt",
-    "LtE_Gt",
-    "Gt_GtE",
-    "Gt_LtE",
-    "GtE_Gt",
-    "GtE_Lt",
-    "Eq_NotEq",
-    "NotEq_Eq",
-    "Is_IsNot",
-    "IsNot_Is",
-)
+BINARY = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_FloorDiv Pow_Mul BitAnd_BitOr BitOr_BitAnd"
+COMPARISONS = "Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Eq_NotEq NotEq_Eq Is_IsNot IsNot_Is"
 OPERATORS = (
-    *(f"ReplaceBinaryOperator_{name}" for name in BINARY),
-    *(f"ReplaceComparisonOperator_{name}" for name in COMPARISONS),
+    *(f"ReplaceBinaryOperator_{name}" for name in BINARY.split()),
+    *(f"ReplaceComparisonOperator_{name}" for name in COMPARISONS.split()),
     *(f"ReplaceUnaryOperator_Delete_{name}" for name in ("USub", "Invert", "Not")),
     "AddNot",
     "ExceptionReplacer",
@@ -109,7 +87,7 @@ def mutants_of(module: str) -> Iterator[Mutant]:
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.operators.provider import OperatorProvider
 
-    source = (records.REPOSITORY / MODULES[module]).read_text(encoding="utf-8")
+    source = (REPOSITORY / MODULES[module]).read_text(encoding="utf-8")
     tree = ast.parse(source)
     left_out = list(_annotations(tree))
     for name in OPERATORS:
@@ -197,13 +175,23 @@ def wrong_claims(module: str, trials: list[Trial]) -> list[Change]:
     return [claim for claim in claims if outcomes[claim] != {SURVIVED}]
 
 
+def write_result(module: str, found: dict[str, Any]) -> int:
+    """Writes the result of a module."""
+    # imports the package, and processes are forked from one that has not
+    from benchmarks.common import records
+
+    record = {"command": records.command_line("reliability.mutants"), "commit": records.COMMIT}
+    records.write_record(records.RESULTS / "reliability" / "mutants" / f"{module}.json", record | found)
+    return 0
+
+
 def main(
     only: Annotated[str, typer.Option(help="Pattern that the names of modules must match.")] = "*",
     seconds: Annotated[float, typer.Option(help="Time of the tests that a mutant meets at most.")] = 60,
     reached: Annotated[Path | None, typer.Option(help="File that keeps the tests of each line between runs.")] = None,
 ) -> None:
     """Tries the mutants, prints the survivors, and writes a result for each module. Fails if too many survive."""
-    os.chdir(records.REPOSITORY)
+    os.chdir(REPOSITORY)
     preload()
     if reached is not None and reached.exists():
         tests = Reached.read(reached)
@@ -215,8 +203,7 @@ def main(
     for module in (name for name in MODULES if fnmatch.fnmatch(name, only)):
         trials = try_module(module, tests, seconds)
         found, wrong = summary(trials), wrong_claims(module, trials)
-        record = {"command": records.command_line("reliability.mutants"), "commit": records.COMMIT}
-        records.write_record(RESULTS / f"{module}.json", record | found)
+        in_fork(partial(write_result, module, found), None)
         for survivor in found["survivors"]:
             print(f"survived in {survivor['place']}: {survivor['before']} -> {survivor['after']}")
         for change in wrong:

@@ -9,9 +9,10 @@ import pytest
 from benchmarks.common import records
 from benchmarks.reliability import branches, chaos, fuzz, mutants
 from benchmarks.reliability.equivalent import Change
-from benchmarks.reliability.mutated_runs import KILLED, SURVIVED, TIMED_OUT, Reached
+from benchmarks.reliability.mutated_runs import KILLED, SURVIVED, TIMED_OUT
 from benchmarks.reliability.mutations import damage_bytes, damage_json
 from benchmarks.reliability.outcomes import FAILURES
+from benchmarks.reliability.reached import Reached
 from benchmarks.reliability.readers import FILES, VALUES
 
 CASES = {"text": 5, "model": 10, "model to share": 10}
@@ -81,3 +82,52 @@ def test_a_wrong_module_is_killed_and_an_endless_one_stopped():
         [sys.executable, "-c", MUTATED], capture_output=True, text=True, cwd=records.REPOSITORY, check=False
     )
     assert result.stdout.split("\n")[:3] == [SURVIVED, KILLED, TIMED_OUT], result.stderr
+
+
+MODULE = """\
+SCALE = 2.0
+
+
+def scaled(
+    value: float | None = 1,
+) -> float:
+    return (
+        value
+        * SCALE
+    )
+
+
+def other(value):
+    return value
+"""
+
+
+def test_a_line_has_the_tests_that_run_what_it_is_part_of(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(MODULE)
+    reached = Reached(
+        {"slow": 2.0, "quick": 1.0, "other": 0.5}, {str(file): {7: ["slow"], 8: ["quick"], 14: ["other"]}}
+    )
+    for line in (1, 5, 9):  # a constant, a default, and a part of a statement
+        assert reached.tests(str(file), line) == ["quick", "slow"]
+    assert reached.tests(str(file), 14) == ["other"]
+
+
+def test_a_listed_mutant_must_survive(monkeypatch):
+    made = {outcome: Change("losses.mean", f"return {outcome}(-1)", f"return {outcome}( 1)") for outcome in ("a", "b")}
+    killed, survivor = (mutants.Mutant("NumberReplacer", 1, change, "") for change in made.values())
+    trials = [mutants.Trial(killed, KILLED), mutants.Trial(survivor, SURVIVED)]
+    claims = [Change("losses.mean", f"{name}(-1)", f"{name}(1)") for name in ("a", "b", "c")]
+    monkeypatch.setattr(mutants, "EQUIVALENT", dict.fromkeys(claims, "same"))
+    assert mutants.wrong_claims("losses", trials) == [claims[0], claims[2]]
+    found = mutants.summary(trials)
+    assert (found["killed"], found["equivalent"], found["survived"], found["rate"]) == (1, 1, 0, 1.0)
+
+
+def test_coverage_is_counted_by_folder():
+    files = {"modeling_mfn/model/a.py": 3, "modeling_mfn/model/b.py": 4, "modeling_mfn/__init__.py": 5}
+    report = {"files": {file: {"summary": dict.fromkeys(branches.COUNTS.values(), of)} for file, of in files.items()}}
+    assert branches.by_folder(report) == {
+        "model": dict.fromkeys(branches.COUNTS, 7),
+        "modeling_mfn": dict.fromkeys(branches.COUNTS, 5),
+    }
