@@ -18,7 +18,7 @@ import fnmatch
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -28,7 +28,16 @@ import typer
 from tqdm.auto import tqdm
 
 from benchmarks.reliability.equivalent import EQUIVALENT, Change
-from benchmarks.reliability.mutated_runs import KILLED, SURVIVED, TIMED_OUT, in_fork, preload, run_mutated
+from benchmarks.reliability.mutated_runs import (
+    KILLED,
+    SURVIVED,
+    TIMED_OUT,
+    Outcome,
+    in_fork,
+    preload,
+    run_imported,
+    with_collected,
+)
 from benchmarks.reliability.reached import Reached, measure
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,6 +88,8 @@ class Mutant(NamedTuple):
     change: Change
     source: str
     """Whole text of the changed module."""
+    in_function: bool
+    """True if the change is in the body of a function, which does not run at import."""
 
 
 def mutants_of(module: str) -> Iterator[Mutant]:
@@ -96,7 +107,13 @@ def mutants_of(module: str) -> Iterator[Mutant]:
         for occurrence, start in enumerate(places):
             if not any(first <= start < last for first, last in left_out):
                 changed = mutate_code(source, operator, occurrence)
-                yield Mutant(name, start[0], _change(module, tree, source, changed), changed)
+                change = _change(module, tree, source, changed)
+                yield Mutant(name, start[0], change, changed, _in_function(tree, start[0]))
+
+
+def _in_function(tree: ast.AST, line: int) -> bool:
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return any(node.body[0].lineno <= line <= (node.end_lineno or 0) for node in functions)
 
 
 def _annotations(tree: ast.AST) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -131,15 +148,23 @@ class Trial(NamedTuple):
 
 
 def try_module(module: str, reached: Reached, seconds: float) -> list[Trial]:
-    """Tries all mutants of a module. A test that killed before comes first, and a mutant gets limited seconds."""
-    file, kills, trials = MODULES[module], Counter[str](), []
+    """Tries all mutants of a module. A mutant meets tests of limited seconds, first those that killed before."""
+    file, kills = MODULES[module], Counter[str]()
+
+    def tried(mutants: list[Mutant], run: Callable[..., Outcome]) -> list[Trial]:
+        trials = []
+        for mutant in tqdm(mutants, desc=module, mininterval=10):
+            tests = sorted(reached.tests(file, mutant.line), key=lambda test: (-kills[test], reached.seconds[test]))
+            chosen = _within(tests, reached.seconds, seconds)
+            outcome = run(file, mutant.source, chosen, sum(reached.seconds[test] for test in chosen))
+            kills[outcome.test] += 1
+            trials.append(Trial(mutant, outcome.name))
+        return trials
+
     mutants = list(mutants_of(module))
-    for mutant in tqdm(mutants, desc=module, mininterval=10):
-        tests = sorted(reached.tests(file, mutant.line), key=lambda test: (-kills[test], reached.seconds[test]))
-        chosen = _within(tests, reached.seconds, seconds)
-        outcome = run_mutated(file, mutant.source, chosen, sum(reached.seconds[test] for test in chosen))
-        trials.append(Trial(mutant, outcome))
-    return trials
+    inside = [mutant for mutant in mutants if mutant.in_function]
+    outside = [mutant for mutant in mutants if not mutant.in_function]
+    return with_collected(TESTS, lambda tests: tried(inside, tests.run)) + tried(outside, run_imported)
 
 
 def _within(tests: list[str], times: dict[str, float], seconds: float) -> list[str]:
@@ -175,14 +200,13 @@ def wrong_claims(module: str, trials: list[Trial]) -> list[Change]:
     return [claim for claim in claims if outcomes[claim] != {SURVIVED}]
 
 
-def write_result(module: str, found: dict[str, Any]) -> int:
+def write_result(module: str, found: dict[str, Any]) -> None:
     """Writes the result of a module."""
     # imports the package, and processes are forked from one that has not
     from benchmarks.common import records
 
     record = {"command": records.command_line("reliability.mutants"), "commit": records.COMMIT}
     records.write_record(records.RESULTS / "reliability" / "mutants" / f"{module}.json", record | found)
-    return 0
 
 
 def main(
@@ -203,7 +227,7 @@ def main(
     for module in (name for name in MODULES if fnmatch.fnmatch(name, only)):
         trials = try_module(module, tests, seconds)
         found, wrong = summary(trials), wrong_claims(module, trials)
-        in_fork(partial(write_result, module, found), None)
+        in_fork(partial(write_result, module, found))
         for survivor in found["survivors"]:
             print(f"survived in {survivor['place']}: {survivor['before']} -> {survivor['after']}")
         for change in wrong:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from benchmarks.reliability.mutated_runs import in_fork
 
@@ -25,15 +27,16 @@ class Reached(NamedTuple):
     def tests(self, file: str, line: int) -> list[str]:
         """Returns the tests that run a line, the quickest first.
 
-        For a line that runs at import, these are the tests of whatever uses it: of the lines that name what it
-        defines, else of the function or class around it, else of the whole module.
+        For a line that runs at import, these are the files of tests that run whatever uses it: the lines that name what
+        it defines, else the function or class around it, else the whole module.
         """
-        by_line = self.lines[file]
-        for lines in _nearest_lines(ast.parse(Path(file).read_text(encoding="utf-8")), line):
-            tests = {test for each in lines for test in by_line.get(each, ())}
-            if tests:
-                return sorted(tests, key=lambda test: self.seconds[test])
-        return sorted(self.seconds, key=lambda test: self.seconds[test])
+        own, *others = (
+            {test for each in lines for test in self.lines[file].get(each, ())}
+            for lines in _nearest_lines(ast.parse(Path(file).read_text(encoding="utf-8")), line)
+        )
+        files = {test.partition("::")[0] for test in next(filter(None, others), ())}
+        found = own or {test for test in self.seconds if test.partition("::")[0] in files}
+        return sorted(found, key=lambda test: self.seconds[test])
 
     def write(self, file: Path) -> None:
         """Writes the tables as JSON."""
@@ -88,19 +91,13 @@ def _is_read(node: ast.AST) -> bool:
 
 def measure(files: Sequence[str], tests: Sequence[str]) -> Reached:
     """Runs tests once, each of which must pass, and returns those that run each line of some files."""
-    with tempfile.TemporaryDirectory() as scratch:
-        found = Path(scratch, "reached.json")
-        code = in_fork(lambda: _measure(files, tests, found), None)
-        if code != 0:
-            raise RuntimeError(f"the tests do not pass as they are (exit code {code})")
-        return Reached.read(found)
+    return in_fork(partial(_measure, files, tests))
 
 
-def _measure(files: Sequence[str], tests: Sequence[str], found: Path) -> int:
-    import coverage
-    import pytest
+def _measure(files: Sequence[str], tests: Sequence[str]) -> Reached:
+    from coverage import Coverage
 
-    seen = coverage.Coverage(data_file=None, include=list(files), config_file=False)
+    seen = Coverage(data_file=None, include=list(files), config_file=False)
     seconds: dict[str, float] = defaultdict(float)
 
     class Contexts:
@@ -114,10 +111,10 @@ def _measure(files: Sequence[str], tests: Sequence[str], found: Path) -> int:
 
     with seen.collect():
         code = pytest.main(["-p", "no:cacheprovider", *tests], plugins=[Contexts()])
-    data = seen.get_data()
-    lines = {}
+    if code != pytest.ExitCode.OK:
+        raise RuntimeError(f"the tests do not pass as they are (exit code {int(code)})")
+    data, lines = seen.get_data(), {}
     for file in files:
-        of = data.contexts_by_lineno(str(Path(file).resolve()))
-        lines[file] = {line: sorted(set(tests) - {""}) for line, tests in of.items()}
-    Reached(dict(seconds), lines).write(found)
-    return int(code)
+        by_line = data.contexts_by_lineno(str(Path(file).resolve()))
+        lines[file] = {line: sorted(set(tests) - {""}) for line, tests in by_line.items()}
+    return Reached(dict(seconds), lines)

@@ -115,7 +115,7 @@ def test_a_line_has_the_tests_that_run_what_it_is_part_of(tmp_path):
 
 def test_a_listed_mutant_must_survive(monkeypatch):
     made = {outcome: Change("losses.mean", f"return {outcome}(-1)", f"return {outcome}( 1)") for outcome in ("a", "b")}
-    killed, survivor = (mutants.Mutant("NumberReplacer", 1, change, "") for change in made.values())
+    killed, survivor = (mutants.Mutant("NumberReplacer", 1, change, "", True) for change in made.values())
     trials = [mutants.Trial(killed, KILLED), mutants.Trial(survivor, SURVIVED)]
     claims = [Change("losses.mean", f"{name}(-1)", f"{name}(1)") for name in ("a", "b", "c")]
     monkeypatch.setattr(mutants, "EQUIVALENT", dict.fromkeys(claims, "same"))
