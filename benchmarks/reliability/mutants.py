@@ -1,13 +1,14 @@
 """Mutants: small errors put into the modules that compute, each of which a test should notice.
 
-    python -m benchmarks.reliability.mutants                        # all modules: about an hour on one core
+    python -m benchmarks.reliability.mutants                        # all modules
     python -m benchmarks.reliability.mutants --only losses          # one module
     python -m benchmarks.reliability.mutants --only losses --reached reached.json    # keeps the tests of each line
 
-Cosmic Ray makes the mutants. Operators are chosen as in PIT: one or two changes that compute something else, and none
-that only breaks types. Annotations, which nothing evaluates, are left out. A mutant meets the tests that run its line,
-the quickest first, and is killed when one of them fails. Survivors that change nothing a user could see are listed in
-`equivalent.py`; a listed one that a test kills is an error. Results: benchmarks/results/reliability/mutants/*.json.
+Cosmic Ray makes the mutants. Operators are those that PIT, a tool for Java, has by default: each changes what is
+computed, and none only breaks types. Annotations are left out, as nothing evaluates them. A mutant meets the tests that
+run its line, the quickest first. It is killed when one of them fails. Survivors that change nothing a user could see
+are listed in `equivalent.py`; it is an error if a test kills a listed one.
+Results: benchmarks/results/reliability/mutants/*.json.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def try_module(module: str, reached: Reached, seconds: float) -> list[Trial]:
     def tried(mutants: list[Mutant], run: Callable[..., Outcome]) -> list[Trial]:
         trials = []
         for mutant in tqdm(mutants, desc=module, mininterval=10):
-            tests = sorted(reached.tests(file, mutant.line), key=lambda test: (-kills[test], reached.seconds[test]))
+            tests = sorted(reached.tests(file, mutant.line), key=lambda test: -kills[test])
             chosen = _within(tests, reached.seconds, seconds)
             outcome = run(file, mutant.source, chosen, sum(reached.seconds[test] for test in chosen))
             kills[outcome.test] += 1

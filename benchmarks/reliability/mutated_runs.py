@@ -6,10 +6,12 @@ tests. A change of what runs at import needs a process that has not imported the
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.abc
 import importlib.util
+import io
 import multiprocessing
 import os
 import resource
@@ -175,10 +177,11 @@ def with_collected(tests: Sequence[str], work: Callable[[CollectedTests], Any]) 
 
 
 def _run_pytest(tests: Sequence[str], plugin: Any) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    told = io.StringIO()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(told):
         code = pytest.main([*OPTIONS, f"--basetemp={scratch}/tests", *tests], plugins=[plugin])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
-        raise RuntimeError(f"pytest cannot run {tests} (exit code {int(code)})")
+        raise RuntimeError(f"pytest cannot run {tests}:\n{told.getvalue()}")
 
 
 def functions_of(file: str) -> list[FunctionType]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from benchmarks.reliability.mutated_runs import in_fork
+
+FILES = 2
+"""Files of tests for a line that runs at import. Each one takes time to import."""
 
 
 class Reached(NamedTuple):
@@ -27,16 +30,19 @@ class Reached(NamedTuple):
     def tests(self, file: str, line: int) -> list[str]:
         """Returns the tests that run a line, the quickest first.
 
-        For a line that runs at import, these are the files of tests that run whatever uses it: the lines that name what
-        it defines, else the function or class around it, else the whole module.
+        For a line that runs at import, these are the tests in the files that have most tests of whatever uses it: of
+        the lines that name what it defines, else of the function or class around it, else of the whole module.
         """
         own, *others = (
             {test for each in lines for test in self.lines[file].get(each, ())}
             for lines in _nearest_lines(ast.parse(Path(file).read_text(encoding="utf-8")), line)
         )
-        files = {test.partition("::")[0] for test in next(filter(None, others), ())}
-        found = own or {test for test in self.seconds if test.partition("::")[0] in files}
-        return sorted(found, key=lambda test: self.seconds[test])
+        if own:
+            return sorted(own, key=lambda test: self.seconds[test])
+        counts = Counter(_file_of(test) for test in next(filter(None, others), ()))
+        files = [name for name, _ in sorted(counts.most_common(FILES))]
+        found = [test for test in self.seconds if _file_of(test) in files]
+        return sorted(found, key=lambda test: (files.index(_file_of(test)), self.seconds[test]))
 
     def write(self, file: Path) -> None:
         """Writes the tables as JSON."""
@@ -48,6 +54,10 @@ class Reached(NamedTuple):
         found = json.loads(file.read_text(encoding="utf-8"))
         lines = {name: {int(line): tests for line, tests in of.items()} for name, of in found["lines"].items()}
         return cls(found["seconds"], lines)
+
+
+def _file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def _nearest_lines(tree: ast.Module, line: int) -> Iterable[set[int]]:
