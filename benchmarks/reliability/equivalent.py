@@ -27,6 +27,7 @@ def _dense(text: str) -> str:
 
 
 MATRIX = "The tensor has two dimensions, and the last one is number 1."
+VECTOR = "The tensor has one dimension, which is number 0 and the last one."
 EQUIVALENT: dict[Change, str] = {
     Change(place, before, after): reason
     for reason, changes in {
@@ -40,6 +41,22 @@ EQUIVALENT: dict[Change, str] = {
             ("losses.stability_loss", "partners).square().sum(-1)", "partners).square().sum(1)"),
             ("losses.stability_loss", "alone.square().sum(-1)", "alone.square().sum(1)"),
             ("losses.distillation_loss", "float(), -1)", "float(), 1)"),
+        ],
+        VECTOR: [
+            ("feature_rows.FeatureRows._tables", "cumsum(0)", "cumsum(-1)"),
+            ("sparse_code._ChosenPreActivations.backward", "index_add(0,", "index_add(-1,"),
+        ],
+        "Both ways find the same values, and the choice changes time alone.": [
+            ("sparse_code", "GROUP_SIZE = 8", "GROUP_SIZE = 9"),
+            ("sparse_code", "GROUP_SIZE = 8", "GROUP_SIZE = 7"),
+            ("sparse_code.largest", "groups < 3", "groups <= 3"),
+            ("sparse_code.largest", "3 * count", "4 * count"),
+            ("sparse_code.largest", "3 * count", "2 * count"),
+            ("sparse_code.largest", '!= "cpu"', '== "cpu"'),
+        ],
+        "torch reads where bags start only if it is not told the bag of each pair.": [
+            ("sparse_code._dot_rows", "arange(0,", "arange(1,"),
+            ("sparse_code._dot_rows", "arange(0,", "arange(-1,"),
         ],
         "Both types give the same pairs, and the narrow one only sorts faster.": [
             ("losses.competition_loss", "if code", "if not code"),

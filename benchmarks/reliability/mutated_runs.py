@@ -29,7 +29,7 @@ import pytest
 KILLED, TIMED_OUT, SURVIVED = "killed", "timed out", "survived"
 PRELOADED = ("torch", "transformers", "accelerate", "datasets", "peft", "pyarrow", "hypothesis")
 """Packages that tests need and no change concerns."""
-OPTIONS = ("-x", "-p", "no:cacheprovider", "-o", "tmp_path_retention_policy=none")
+OPTIONS = ("-x", "-p", "no:faulthandler", "-p", "no:cacheprovider", "-o", "tmp_path_retention_policy=none")
 SPARE_SECONDS = 30
 """Time of a run beside that of its tests."""
 SLOWER = 5
