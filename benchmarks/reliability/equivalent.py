@@ -58,6 +58,10 @@ EQUIVALENT: dict[Change, str] = {
             ("sparse_code._dot_rows", "arange(0,", "arange(1,"),
             ("sparse_code._dot_rows", "arange(0,", "arange(-1,"),
         ],
+        "Each forward brings the places of the prompt to the device of its input.": [
+            ("steering.generating", "None if prompt is None", "None if prompt is not None"),
+            ("steering.generating", "None if prompt is None", "None if not prompt is None"),
+        ],
         "Both types give the same pairs, and the narrow one only sorts faster.": [
             ("losses.competition_loss", "if code", "if not code"),
             ("losses.competition_loss", "<=", "<"),
