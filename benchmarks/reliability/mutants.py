@@ -201,22 +201,29 @@ def wrong_claims(module: str, trials: list[Trial]) -> list[Change]:
     return [claim for claim in claims if outcomes[claim] != {SURVIVED}]
 
 
-def write_result(module: str, found: dict[str, Any]) -> None:
+def commit() -> str | None:
+    """Commit of the code."""
+    from benchmarks.common import records  # brings the package, and processes are forked from one without it
+
+    return records.COMMIT
+
+
+def write_result(module: str, result: dict[str, Any]) -> None:
     """Writes the result of a module."""
-    # imports the package, and processes are forked from one that has not
     from benchmarks.common import records
 
-    record = {"command": records.command_line("reliability.mutants"), "commit": records.COMMIT}
-    records.write_record(records.RESULTS / "reliability" / "mutants" / f"{module}.json", record | found)
+    record = {"command": records.command_line("reliability.mutants"), **result}
+    records.write_record(records.RESULTS / "reliability" / "mutants" / f"{module}.json", record)
 
 
 def main(
     only: Annotated[str, typer.Option(help="Pattern that the names of modules must match.")] = "*",
-    seconds: Annotated[float, typer.Option(help="Time of the tests that a mutant meets at most.")] = 60,
+    seconds: Annotated[float, typer.Option(help="Time of the tests that a mutant meets at most.")] = 10,
     reached: Annotated[Path | None, typer.Option(help="File that keeps the tests of each line between runs.")] = None,
 ) -> None:
     """Tries the mutants, prints the survivors, and writes a result for each module. Fails if too many survive."""
     os.chdir(REPOSITORY)
+    tried = in_fork(commit)
     preload()
     if reached is not None and reached.exists():
         tests = Reached.read(reached)
@@ -228,7 +235,7 @@ def main(
     for module in (name for name in MODULES if fnmatch.fnmatch(name, only)):
         trials = try_module(module, tests, seconds)
         found, wrong = summary(trials), wrong_claims(module, trials)
-        in_fork(partial(write_result, module, found))
+        in_fork(partial(write_result, module, {"commit": tried, **found}))
         for survivor in found["survivors"]:
             print(f"survived in {survivor['place']}: {survivor['before']} -> {survivor['after']}")
         for change in wrong:

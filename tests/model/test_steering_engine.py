@@ -64,3 +64,11 @@ def test_compiled_code_asks_whether_another_thread_steers(monkeypatch):
             assert list(edits_in_force(model, ids, None)) == [1]
             with pytest.raises(ValueError, match="steered in another thread"):
                 other.submit(edits_in_force, model, ids, None).result()
+
+
+def test_a_model_without_memory_is_steered_where_codes_are():
+    """Weights that accelerate keeps on disk are on the meta device between forwards."""
+    model = make_mfn(make_base("llama-tied"), layers=[1]).to("meta")
+    with model.steer({"L1/3": Clamp(5.0)}):
+        (edit,) = edits_in_force(model.base_model, tokens(2, 5)["input_ids"], None).values()
+    assert edit.plan.features.tolist() == [3]
