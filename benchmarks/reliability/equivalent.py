@@ -62,6 +62,15 @@ EQUIVALENT: dict[Change, str] = {
             ("steering.generating", "None if prompt is None", "None if prompt is not None"),
             ("steering.generating", "None if prompt is None", "None if not prompt is None"),
         ],
+        "Only the type and the device of the tensor are read.": [
+            ("steering.steering", "empty(0,", "empty(1,"),
+        ],
+        "Places before the text read some column of the mask, and are then left out.": [
+            ("steering._tokens", "clamp(0,", "clamp(-1,"),
+        ],
+        "One row is repeated, in place of being spread by torch.": [
+            ("steering._by_row", "shape[0] == 1", "shape[0] == 0"),
+        ],
         "Both types give the same pairs, and the narrow one only sorts faster.": [
             ("losses.competition_loss", "if code", "if not code"),
             ("losses.competition_loss", "<=", "<"),

@@ -72,3 +72,25 @@ def test_a_model_without_memory_is_steered_where_codes_are():
     with model.steer({"L1/3": Clamp(5.0)}):
         (edit,) = edits_in_force(model.base_model, tokens(2, 5)["input_ids"], None).values()
     assert edit.plan.features.tolist() == [3]
+
+
+def test_ids_and_embeddings_have_the_same_places():
+    model, ids = make_mfn(make_base("llama-tied"), layers=[1]), tokens(2, 5)["input_ids"]
+    mask = torch.rand(2, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    for positions, expected in ((mask, mask), ("prompt", torch.ones(1, 5)), ("generated", torch.zeros(1, 5))):
+        with model.steer({"L1/3": Clamp(5.0)}, positions=positions):
+            for inputs in (ids, model.get_input_embeddings()(ids)):
+                (chosen,) = edits_in_force(model.base_model, inputs, None)[1].tokens
+                assert torch.equal(chosen, expected.bool())
+
+
+@pytest.mark.parametrize("positions", ["prompt", "generated"])
+def test_generation_without_a_prompt_starts_from_one_token(positions):
+    model = make_mfn(make_base("llama-tied"), layers=[1])
+    options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    bos = torch.tensor([[model.config.text_config.bos_token_id]])
+    plain = torch.stack(model.generate(bos, **options).logits)
+    with model.steer({"L1/3": Clamp(9.0)}, positions=positions):
+        own, given = (torch.stack(model.generate(*start, **options).logits) for start in ((), (bos,)))
+    assert torch.equal(own, given)
+    assert torch.equal(own[0], plain[0]) == (positions == "generated")
