@@ -68,6 +68,10 @@ EQUIVALENT: dict[Change, str] = {
         "Places before the text read some column of the mask, and are then left out.": [
             ("steering._tokens", "clamp(0,", "clamp(-1,"),
         ],
+        "Where there is no intervention, an infinite activation is compared.": [
+            ("steering._step", "else 0.0 for each in row] for", "else 1.0 for each in row] for"),
+            ("steering._step", "else 0.0 for each in row] for", "else -1.0 for each in row] for"),
+        ],
         "One row is repeated, in place of being spread by torch.": [
             ("steering._by_row", "shape[0] == 1", "shape[0] == 0"),
         ],

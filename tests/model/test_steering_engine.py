@@ -9,7 +9,7 @@ from conftest import make_base, make_mfn, tokens
 
 from modeling_mfn import Clamp, Scale
 from modeling_mfn.model.sparse_code import SparseCode
-from modeling_mfn.model.steering import CodeEdit, activations, check_range, edits_in_force
+from modeling_mfn.model.steering import CodeEdit, activations, check_range, edits_in_force, generating
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,8 @@ def test_mappings_are_shared_by_neighbouring_rows():
     model, batch = make_mfn(make_base("llama-tied"), layers=[1]), tokens(4, 5)
     with model.steer([{"L1/3": Clamp(5.0)}, {"L1/3": Clamp(7.0)}]), torch.no_grad():
         code = model(**batch, output_codes=True).codes[1]
+        with pytest.raises(ValueError, match="a batch of 3 rows cannot be shared by 2 mappings"):
+            model(**tokens(3, 5))
     assert (code.to_dense()[..., 3] == torch.tensor([5.0, 5.0, 7.0, 7.0])[:, None]).all()
 
 
@@ -82,6 +84,17 @@ def test_ids_and_embeddings_have_the_same_places():
             for inputs in (ids, model.get_input_embeddings()(ids)):
                 (chosen,) = edits_in_force(model.base_model, inputs, None)[1].tokens
                 assert torch.equal(chosen, expected.bool())
+
+
+def test_a_mask_begins_with_the_prompt_of_generate():
+    """Text of two tokens is in the cache, three are the prompt, and one is generated."""
+    model, ids = make_mfn(make_base("llama-tied"), layers=[1]), tokens(1, 6)["input_ids"]
+    with (
+        model.steer({"L1/3": Clamp(5.0)}, positions=torch.tensor([[True, False, True]])),
+        generating(model.base_model, ids[:, 2:5], torch.ones(1, 5)),
+    ):
+        (chosen,) = edits_in_force(model.base_model, ids, None)[1].tokens
+    assert chosen.tolist() == [[False, False, True, False, True, False]]
 
 
 @pytest.mark.parametrize("positions", ["prompt", "generated"])
