@@ -41,8 +41,11 @@ EQUIVALENT: dict[Change, str] = {
             ("losses.stability_loss", "partners).square().sum(-1)", "partners).square().sum(1)"),
             ("losses.stability_loss", "alone.square().sum(-1)", "alone.square().sum(1)"),
             ("losses.distillation_loss", "float(), -1)", "float(), 1)"),
+            ("mfn_layer.MFNLayer.initialise", "normalize(rows, dim=-1)", "normalize(rows, dim=1)"),
+            ("mfn_layer.MFNLayer.reset_features", "norm(dim=-1)", "norm(dim=1)"),
         ],
         VECTOR: [
+            ("mfn_layer.MFNLayer.directions", "unsqueeze(-1)", "unsqueeze(1)"),
             ("feature_rows.FeatureRows._tables", "cumsum(0)", "cumsum(-1)"),
             ("sparse_code._ChosenPreActivations.backward", "index_add(0,", "index_add(-1,"),
         ],
@@ -61,6 +64,14 @@ EQUIVALENT: dict[Change, str] = {
         "Each forward brings the places of the prompt to the device of its input.": [
             ("steering.generating", "None if prompt is None", "None if prompt is not None"),
             ("steering.generating", "None if prompt is None", "None if not prompt is None"),
+        ],
+        "In float32, both numbers are the same one.": [
+            ("mfn_layer", "LARGEST_ENTRY = 1e15", "LARGEST_ENTRY = 1000000000000001.0"),
+            ("mfn_layer", "LARGEST_ENTRY = 1e15", "LARGEST_ENTRY = 999999999999999.0"),
+        ],
+        "The largest norm is half or twice as large, and no digit changes.": [
+            ("mfn_layer", "-40", "-41"),
+            ("mfn_layer", "-40", "-39"),
         ],
         "Only the type and the device of the tensor are read.": [
             ("steering.steering", "empty(0,", "empty(1,"),

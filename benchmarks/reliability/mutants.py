@@ -218,7 +218,7 @@ def write_result(module: str, result: dict[str, Any]) -> None:
 
 def main(
     only: Annotated[str, typer.Option(help="Pattern that the names of modules must match.")] = "*",
-    seconds: Annotated[float, typer.Option(help="Time of the tests that a mutant meets at most.")] = 10,
+    seconds: Annotated[float, typer.Option(help="Time of the tests that a mutant meets at most.")] = 5,
     reached: Annotated[Path | None, typer.Option(help="File that keeps the tests of each line between runs.")] = None,
 ) -> None:
     """Tries the mutants, prints the survivors, and writes a result for each module. Fails if too many survive."""
