@@ -58,6 +58,9 @@ def test_alpha_0_leaves_the_stream_alone_and_still_has_codes_and_gradients():
         assert torch.equal(mfn_pass.codes[0].to_dense(), layer.encode(h).to_dense())
     layer(h).sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in layer.parameters())
+    with torch.no_grad():
+        layer.decoder.weight.fill_(torch.nan)
+        assert torch.equal(layer(h), h)  # nothing is computed
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
