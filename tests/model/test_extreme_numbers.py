@@ -49,17 +49,6 @@ def test_what_a_far_clamp_means():
     assert torch.nn.functional.cosine_similarity(*(each[0, -1] for each in logits), dim=0) > 0.9
 
 
-def test_standardising_keeps_every_digit():
-    """The factor that keeps squares finite is a power of two."""
-    layer = make_mfn(make_base("llama-tied"), layers=[1]).mfn_layers[1]
-    h = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
-    centred = h - h.mean(-1, keepdim=True)
-    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / 31**0.5
-    read = layer.standardise(h)
-    assert torch.equal(read.std, std)
-    assert torch.equal(read.x, centred / (std + 1e-5))
-
-
 @pytest.mark.parametrize("config", [LlamaConfig(hidden_size=1, num_attention_heads=1), GPT2Config(n_embd=1, n_head=1)])
 def test_a_residual_stream_of_one_entry_is_refused(config):
     with pytest.raises(ValueError, match="hidden_size is 1"):

@@ -31,6 +31,18 @@ def test_a_layer_codes_what_came_after_the_stream_before(alpha):
     close(layer.encode(h - before).to_dense(), z)
 
 
+def test_standardising_keeps_every_digit():
+    """The factor that keeps squares of large entries finite is a power of two."""
+    layer, h = make_layer(torch.float32), random(50, 32).float()
+    centred = h - h.mean(-1, keepdim=True)
+    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / 31**0.5
+    read, large = layer.standardise(h), layer.standardise(h * 2.0**80)
+    assert torch.equal(read.std, std)
+    assert torch.equal(read.x, centred / (std + 1e-5))
+    assert torch.equal(large.std, std * 2.0**80)
+    assert torch.equal(large.x, centred / std)
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_input_and_error_are_on_the_scale_of_the_encoder(norm):
     layer, h, h_hat = make_layer(input_norm=norm), 1e-4 * random(2, 7, 32), 1e-4 * random(2, 7, 32, seed=6)
