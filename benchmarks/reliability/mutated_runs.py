@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import importlib.abc
-import importlib.util
 import io
 import multiprocessing
 import os
@@ -19,7 +17,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -205,29 +203,16 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-class _Changed(SourceFileLoader):
-    """Loader of a module whose source is replaced."""
+def change_source(file: str, source: str) -> None:
+    """Lets this process import a module from another source. Loaders are changed, as the package has its own finder."""
+    path, original = str(Path(file).resolve()), SourceFileLoader.get_code
 
-    source = ""
+    def get_code(loader: SourceFileLoader, name: str) -> CodeType | None:
+        if loader.path != path:
+            return original(loader, name)
+        return compile(source, path, "exec", dont_inherit=True)
 
-    def get_code(self, fullname: str) -> CodeType:
-        return compile(self.source, self.path, "exec", dont_inherit=True)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finder of one module, which gives it another source than its file."""
-
-    def __init__(self, file: str, source: str) -> None:
-        self.file = file
-        self.name = ".".join(Path(file).with_suffix("").parts)
-        self.source = source
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        loader = _Changed(fullname, str(Path(self.file).resolve()))
-        loader.source = self.source
-        return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
+    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
 
 def run_imported(file: str, source: str, tests: Sequence[str], seconds: float) -> Outcome:
@@ -239,16 +224,16 @@ def run_imported(file: str, source: str, tests: Sequence[str], seconds: float) -
         tests: ids.
         seconds: time that the tests take as a rule.
     """
-    finder = _Finder(file, source)
-    if finder.name in sys.modules:
-        raise RuntimeError(f"{finder.name} is imported already, so its source cannot change")
+    name = ".".join(Path(file).with_suffix("").parts)
+    if name in sys.modules:
+        raise RuntimeError(f"{name} is imported already, so its source cannot change")
 
     def work() -> str:
-        sys.meta_path.insert(0, finder)
+        change_source(file, source)
         try:
-            importlib.import_module(finder.name)
+            importlib.import_module(name)
         except Exception:
-            return finder.name
+            return name
         failure = Failure()
         for part in (tests[:FIRST], tests[FIRST:]):  # most changes fail early, and files take time to import
             if part and not failure.test:

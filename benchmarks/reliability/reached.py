@@ -30,9 +30,9 @@ class Reached(NamedTuple):
     def tests(self, file: str, line: int) -> list[str]:
         """Returns the tests that run a line, the quickest first.
 
-        For a line that runs at import, these are the tests in a few files: those with a word of the module's name, then
-        those that have most tests of what uses the line. That is lines that name what it defines, else the function or
-        class around it, else the whole module.
+        For a line that runs at import, these are the tests in a few files: those with most words of the module's name,
+        then those that have most tests of what uses the line. That is lines that name what it defines, else the
+        function or class around it, else the whole module.
         """
         own, *others = (
             {test for each in lines for test in self.lines[file].get(each, ())}
@@ -41,7 +41,7 @@ class Reached(NamedTuple):
         if own:
             return sorted(own, key=lambda test: self.seconds[test])
         counts = Counter(_file_of(test) for test in next(filter(None, others), ()))
-        files = sorted(counts, key=lambda name: (not _has_name(name, file), -counts[name]))[:FILES]
+        files = sorted(counts, key=lambda name: (-_common_words(name, file), -counts[name]))[:FILES]
         return sorted((test for test in self.seconds if _file_of(test) in files), key=lambda test: self.seconds[test])
 
     def write(self, file: Path) -> None:
@@ -60,8 +60,8 @@ def _file_of(test: str) -> str:
     return test.partition("::")[0]
 
 
-def _has_name(tests: str, module: str) -> bool:
-    return not {*Path(module).stem.split("_")}.isdisjoint(Path(tests).stem.split("_"))
+def _common_words(tests: str, module: str) -> int:
+    return len({*Path(module).stem.split("_")} & {*Path(tests).stem.split("_")})
 
 
 def _nearest_lines(tree: ast.Module, line: int) -> Iterable[set[int]]:

@@ -67,7 +67,7 @@ from pathlib import Path
 from benchmarks.reliability import mutated_runs
 
 mutated_runs.preload()
-mutated_runs.SPARE_SECONDS = 5
+mutated_runs.SPARE_SECONDS = 3
 file, tests = "modeling_mfn/training/schedules.py", ["tests/training/test_schedules.py::test_schedules"]
 source = Path(file).read_text()
 wrong = source.replace("math.cos(", "math.sin(")
@@ -77,8 +77,7 @@ def outcomes(collected):
     return [collected.run(file, text, tests, 0).name for text in (source, wrong, endless)]
 
 print(mutated_runs.with_collected(tests, outcomes))
-for text in (source, wrong):
-    print(mutated_runs.run_imported(file, text, tests, 10).name)
+print(mutated_runs.run_imported(file, wrong, tests, 10).name)
 """
 
 
@@ -86,7 +85,7 @@ def test_a_wrong_module_is_killed_and_an_endless_one_stopped():
     """Processes are forked from one that has not imported the package."""
     command = [sys.executable, "-c", MUTATED]
     result = subprocess.run(command, capture_output=True, text=True, cwd=records.REPOSITORY, check=False)
-    expected = [str([SURVIVED, KILLED, TIMED_OUT]), SURVIVED, KILLED]
+    expected = [str([SURVIVED, KILLED, TIMED_OUT]), KILLED]
     assert result.stdout.splitlines() == expected, result.stderr
 
 
