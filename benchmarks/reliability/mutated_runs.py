@@ -168,18 +168,21 @@ def with_collected(tests: Sequence[str], work: Callable[[CollectedTests], Any]) 
 
     def collect() -> Any:
         plugin = CollectedTests(work)
-        _run_pytest(tests, plugin)
+        trouble = _run_pytest(tests, plugin)
+        if trouble:
+            raise RuntimeError(trouble)
         return plugin.returned
 
     return in_fork(collect)
 
 
-def _run_pytest(tests: Sequence[str], plugin: Any) -> None:
+def _run_pytest(tests: Sequence[str], plugin: Any) -> str:
+    """Runs pytest without output. Returns what it told if it could not run the tests, else an empty text."""
     told = io.StringIO()
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(told):
         code = pytest.main([*OPTIONS, f"--basetemp={scratch}/tests", *tests], plugins=[plugin])
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
-        raise RuntimeError(f"pytest cannot run {tests}:\n{told.getvalue()}")
+    ran = code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    return "" if ran else f"pytest cannot run {tests}:\n{told.getvalue()}"
 
 
 def functions_of(file: str) -> list[FunctionType]:
@@ -236,8 +239,9 @@ def run_imported(file: str, source: str, tests: Sequence[str], seconds: float) -
             return name
         failure = Failure()
         for part in (tests[:FIRST], tests[FIRST:]):  # most changes fail early, and files take time to import
-            if part and not failure.test:
-                _run_pytest(part, failure)
+            trouble = _run_pytest(part, failure) if part and not failure.test else ""
+            if trouble and not failure.test:  # else the tests could not be imported
+                raise RuntimeError(trouble)
         return failure.test
 
     return _outcome(work, seconds)
