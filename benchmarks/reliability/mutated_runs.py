@@ -28,7 +28,7 @@ KILLED, TIMED_OUT, SURVIVED = "killed", "timed out", "survived"
 PRELOADED = ("torch", "transformers", "accelerate", "datasets", "peft", "pyarrow", "hypothesis")
 """Packages that tests need and no change concerns."""
 OPTIONS = ("-x", "-p", "no:faulthandler", "-p", "no:cacheprovider", "-o", "tmp_path_retention_policy=none")
-SPARE_SECONDS = 30
+SPARE_SECONDS = 60
 """Time of a run beside that of its tests."""
 SLOWER = 5
 """Factor of the measured time after which a run hangs."""
