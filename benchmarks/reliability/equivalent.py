@@ -68,6 +68,19 @@ EQUIVALENT: dict[Change, str] = {
         "Tables need no gradient.": [
             ("feature_rows.FeatureRows", "@torch.no_grad()", ""),
         ],
+        "At alpha 0 the output is the stream either way, and its graph costs time alone.": [
+            ("mfn_layer.MFNLayer._reconstruct_for_losses", "self.alpha == 0", "self.alpha == -1"),
+        ],
+        "The limit is far above both numbers, so that the factor is 1.": [
+            ("mfn_layer._shortened", "clamp_min(1)", "clamp_min(2)"),
+            ("mfn_layer._shortened", "clamp_min(1)", "clamp_min(0)"),
+        ],
+        "Mean and standard deviation are both there, or neither is.": [
+            ("mfn_layer.Standardised.undo", "None or self", "None and self"),
+        ],
+        "The lengths are equal.": [
+            ("mfn_layer.MFNLayer.normalise_directions", "strict=True", "strict=False"),
+        ],
         "Only the type and the device of the tensor are read.": [
             ("steering.steering", "empty(0,", "empty(1,"),
         ],

@@ -28,7 +28,7 @@ class Reached(NamedTuple):
     """File -> line -> tests. Lines that run only while the module is imported have none."""
 
     def tests(self, file: str, line: int) -> list[str]:
-        """Returns the tests that run a line, the quickest first.
+        """Returns the tests that run a line. Files with most words of the module's name come first, and quick tests.
 
         For a line that runs at import, these are the tests in a few files: those with most words of the module's name,
         then those that have most tests of what uses the line. That is lines that name what it defines, else the
@@ -39,7 +39,7 @@ class Reached(NamedTuple):
             for lines in _nearest_lines(ast.parse(Path(file).read_text(encoding="utf-8")), line)
         )
         if own:
-            return sorted(own, key=lambda test: self.seconds[test])
+            return sorted(own, key=lambda test: (-_common_words(_file_of(test), file), self.seconds[test]))
         counts = Counter(_file_of(test) for test in next(filter(None, others), ()))
         files = sorted(counts, key=lambda name: (-_common_words(name, file), -counts[name]))[:FILES]
         return sorted((test for test in self.seconds if _file_of(test) in files), key=lambda test: self.seconds[test])

@@ -46,13 +46,14 @@ def test_standardising_keeps_every_digit():
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_input_and_error_are_on_the_scale_of_the_encoder(norm):
     layer, h, h_hat = make_layer(input_norm=norm), 1e-4 * random(2, 7, 32), 1e-4 * random(2, 7, 32, seed=6)
-    x, error = layer.input_and_error(Reconstruction(h, h_hat, layer.encode(h)))
+    x, error = layer.input_and_error(Reconstruction(h.clone().requires_grad_(), h_hat, layer.encode(h)))
+    assert not error.requires_grad
     mean, std = (h.mean(-1, keepdim=True), h.std(-1, keepdim=True) + 1e-5) if norm == "layer" else (0, 1)
     close(x, (h - mean) / std)
     close(error, (h - h_hat) / std)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_losses_that_reach_all_weights_change_no_output(alpha):
     layer, h = make_layer(alpha=alpha), random(2, 7, 32)
     mfn_pass = MFNPass(reconstructions={}, request=ReconstructionRequest(reaches_all=True))
@@ -96,6 +97,9 @@ def test_losses_get_the_code_of_perturbed_tokens_and_the_candidates():
     pre_activations = dense_layer(layer, h, 1.0, 9, "layer", rectify=False)[2]
     close(found.candidates.to_dense(), pre_activations)
     assert found.revived is None
+    mfn_pass = MFNPass(reconstructions={}, request=ReconstructionRequest(chosen=chosen))
+    layer(h, mfn_pass)
+    assert mfn_pass.reconstructions[0].perturbed is None
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 32752.0), (torch.float32, 1e15), (torch.float64, 1e15)])
@@ -178,6 +182,37 @@ def test_calibration_on_constant_rows_keeps_the_encoder():
     layer.calibrate(torch.ones(5, 32, dtype=torch.float64))
     assert torch.equal(layer.encoder.weight, weight)
     assert not layer.encoder.bias.any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_reset_features_have_short_rows_along_their_directions(bias):
+    layer, features, directions = make_layer(decoder_bias=bias), torch.tensor([3, 40]), random(2, 32)
+    before = layer.encoder.weight.clone()
+    layer.reset_features(features, directions)
+    close(layer.decoder.weight[features], directions)
+    close(layer.encoder.weight[features], 0.2 * before.norm(dim=-1).mean() * directions)
+    mean = layer.decoder.bias if bias else torch.zeros(32, dtype=torch.float64)
+    close(layer.encoder.bias[features], -layer.encoder.weight[features] @ mean)
+    others = [feature for feature in range(50) if feature not in (3, 40)]
+    assert torch.equal(layer.encoder.weight[others], before[others])
+
+
+def test_a_stream_that_is_not_steered_keeps_its_length():
+    layer, h = make_layer(torch.float32, alpha=1.0), 1e20 * random(2, 7, 32).float()
+    assert layer(h).abs().max() > 1e19
+
+
+def test_a_layer_knows_whether_it_was_trained():
+    layer = make_layer()
+    assert not layer.was_trained
+    layer.eval()
+    assert not layer.was_trained
+    layer.train()
+    assert layer.training
+    layer.eval()
+    assert layer.was_trained
+    layer.has_named_features()
+    assert not layer.was_trained
 
 
 def test_parameters_of_layers_have_the_names_of_the_model():
