@@ -81,6 +81,12 @@ EQUIVALENT: dict[Change, str] = {
         "The lengths are equal.": [
             ("mfn_layer.MFNLayer.normalise_directions", "strict=True", "strict=False"),
         ],
+        "torch calls the method by its class, where a plain function does the same.": [
+            ("sparse_code._ChosenPreActivations", "@staticmethod", ""),
+            ("sparse_code._WeightedRows", "@staticmethod", ""),
+            ("sparse_code._SumsByFeature", "@staticmethod", ""),
+            ("sparse_code._ThroughInput", "@staticmethod", ""),
+        ],
         "Only the type and the device of the tensor are read.": [
             ("steering.steering", "empty(0,", "empty(1,"),
         ],

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from modeling_mfn.model.sparse_code import SparseCode, decode, encode, largest, pass_to_input
+from modeling_mfn.model.sparse_code import SparseCode, decode, encode, largest, pass_to_input, rank_features
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 24])
-@pytest.mark.parametrize("shape", [(48,), (5, 48), (1, 24, 40), (2, 3, 96), (3, 1, 2, 192)], ids=str)
+@pytest.mark.parametrize("shape", [(48,), (5, 48), (24, 40), (1, 24, 40), (2, 3, 96), (3, 1, 2, 192)], ids=str)
 def test_the_largest_values_are_those_of_topk(shape, count):
     size = torch.Size(shape).numel()
     values = torch.randperm(size, generator=torch.Generator().manual_seed(size)).view(shape).float()
@@ -29,3 +29,8 @@ def test_a_mixture_gets_its_gradient_for_the_input(scale):
     through = pass_to_input(mixture, x, fixed, encoder, fixed, directions)
     assert torch.equal(through, mixture)
     torch.testing.assert_close(torch.autograd.grad(through.pow(3).sum(), x)[0], expected)
+
+
+def test_ranks_have_no_gradient():
+    x, weight = torch.randn(3, 4), torch.randn(9, 4, requires_grad=True)
+    assert not rank_features(x, weight, torch.zeros(9), 2).values.requires_grad
