@@ -45,6 +45,8 @@ EQUIVALENT: dict[Change, str] = {
             ("mfn_layer.MFNLayer.reset_features", "norm(dim=-1)", "norm(dim=1)"),
         ],
         VECTOR: [
+            ("losses.competition_loss", "index_add(0,", "index_add(-1,"),
+            ("losses._per_feature", "index_add(0,", "index_add(-1,"),
             ("mfn_layer.MFNLayer.directions", "unsqueeze(-1)", "unsqueeze(1)"),
             ("feature_rows.FeatureRows._tables", "cumsum(0)", "cumsum(-1)"),
             ("sparse_code._ChosenPreActivations.backward", "index_add(0,", "index_add(-1,"),
@@ -101,9 +103,8 @@ EQUIVALENT: dict[Change, str] = {
             ("steering._by_row", "shape[0] == 1", "shape[0] == 0"),
         ],
         "Both types give the same pairs, and the narrow one only sorts faster.": [
-            ("losses.competition_loss", "if code", "if not code"),
             ("losses.competition_loss", "<=", "<"),
-            ("losses.competition_loss", "<=", ">"),
+            ("losses.competition_loss", "num_features**2 <=", "num_features**3 <="),
         ],
         "A schedule of one step has the share 0 wherever it divides.": [
             ("schedules.Schedule.at", "max(self.steps, 1)", "max(self.steps, 2)"),

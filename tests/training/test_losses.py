@@ -179,6 +179,7 @@ def test_reconstruction_is_eq_5():
     h_hat[0, 2] = float("nan")
     assert reconstruction_loss(h, h_hat, mask, normalize=False) == pytest.approx(float(sum(raw[i] for i in kept) / 4))
     assert token_mean(torch.ones(2), torch.zeros(2)) == 0
+    assert token_mean(torch.tensor([3.0, 4.0]), torch.tensor([0, 1])) == 4
     assert reconstruction_loss(h.bfloat16(), h.bfloat16()).dtype == torch.float32
 
 
