@@ -116,7 +116,7 @@ class Failure:
         self.pytest_runtest_logreport(report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        if report.failed:
+        if report.failed and not self.test:  # the session fails, too, and has no name
             self.test = report.nodeid
 
 
