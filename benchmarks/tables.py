@@ -12,6 +12,8 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.common import records
+from benchmarks.reliability import mutant_tables
+from benchmarks.reliability import tables as reliability
 from benchmarks.small import tables as small
 from benchmarks.smollm2 import tables as smollm2
 from benchmarks.speed import tables as speed
@@ -61,6 +63,8 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     **small.TABLES,
     **smollm2.TABLES,
     **speed.TABLES,
+    **reliability.TABLES,
+    **mutant_tables.TABLES,
 }
 
 

@@ -254,11 +254,14 @@ def remedies(study: str, *groups: str) -> Iterator[list[str]]:
         heading = "" if len(groups) == 1 else f"{group}/"
         runs = records.results(f"{folder}/{group}/*")
         found |= {f"{heading}{name}": of for name, of in runs.items() if name != PLAIN}
+    # where MFN layers code the stream, remedies are compared with the plain training
+    recipes = records.result(f"predictions/{study}/P1")["settings"]["recipes"] if study.endswith("-update") else {}
+    plain = recipes.get("one domain" if of_source else "all domains")
     for name, of in found.items():
         own = {prediction: estimates_of(figures) for prediction, figures in of["figures"].items()}
         figures = [str(own[prediction].get(subject, {}).get(key, "")) for prediction, subject, key in columns.values()]
         means = " / ".join(f"{statistics.mean(of['perplexity'][domain]):.1f}" for domain in DOMAINS)
-        yield [name, changes_of(of["changes"]), *figures, means]
+        yield [name, changes_of(of["changes"], plain), *figures, means]
 
 
 def longer_alone() -> Iterator[list[str]]:
