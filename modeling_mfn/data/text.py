@@ -15,8 +15,6 @@ import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builder
 from tqdm.auto import tqdm
 
-from ..model.checks import as_whole, check_type, shown
-
 STREAM_ABOVE = 2**27
 """Characters of text beyond which it is streamed and no longer held in memory. Also bytes of a download from the Hub
 beyond which a data set is not downloaded as a whole."""
@@ -53,7 +51,7 @@ def load_text(sources: Sequence[str | Path], column: str = "text", split: str = 
             is no text in any source. A streamed source may raise it later, when the stream gets to the damage.
     """
     if isinstance(sources, str | Path) or not isinstance(sources, Sequence):
-        raise ValueError(f"sources is {shown(sources)}; it must be a list of files, folders and data sets")
+        raise ValueError(f"sources is of type {type(sources).__name__}; give a list of files, folders and data sets")
     # a tuple, because `datasets` takes a list for shards that may come in any order
     parts = tuple(part for source in sources for part in source_parts(str(source)))
     stream = IterableDataset.from_generator(_rows, gen_kwargs={"parts": parts, "column": column, "split": split})
@@ -83,8 +81,10 @@ def pack(texts: Dataset | IterableDataset, tokenizer: Any, window: int) -> Datas
     Raises:
         ValueError: If there is not enough text for one window.
     """
-    as_whole("window", window, 2)  # holds a next token
-    check_type("texts", texts, Dataset | IterableDataset)
+    if not isinstance(window, int) or window < 2:
+        raise ValueError(f"window is {window}; it must be a whole number of at least 2, so that it holds a next token")
+    if not isinstance(texts, Dataset | IterableDataset):
+        raise ValueError(f"texts is of type {type(texts).__name__}; it must be a data set, as load_text makes it")
     if texts.column_names is not None and "text" not in texts.column_names:
         raise ValueError(f"texts have no column text, only {', '.join(texts.column_names)}; load_text makes it")
     if isinstance(texts, IterableDataset):

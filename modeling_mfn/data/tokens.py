@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model.checks import shown
-
 WORD_START = "\u2581"
 """Mark at the start of a word in a SentencePiece token."""
 
 
 def checked_text(name: str, text: Any) -> str:
     """Returns a text that a tokenizer can read; `ValueError` for anything else, such as bytes that are not UTF-8."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is of type {type(text).__name__}; it must be text")
     try:
         text.encode("utf-8")
-    except (AttributeError, UnicodeEncodeError) as error:
-        raise ValueError(f"{name} is {shown(text)}; it must be text, in UTF-8") from error
-    return str(text)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is {ascii(text)[:100]}; it must be text, in UTF-8") from error
+    return text
 
 
 def token_text(tokenizer: Any, token: int) -> str:
