@@ -56,7 +56,9 @@ def with_finite_weights(model: ModelT, source: str) -> ModelT:
     from ..model.finite import non_finite_weight
 
     if (name := non_finite_weight(model)) is not None:
-        raise ValueError(f"{source}: weight {name} is not finite; the file is damaged, or the training diverged")
+        raise ValueError(
+            f"{source}: weight {name} is not finite, or its norm is not; the file is damaged, or training diverged"
+        )
     return model
 
 

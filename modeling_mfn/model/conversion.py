@@ -169,7 +169,9 @@ def _check_weights(base: PreTrainedModel) -> None:
             "load that with device_map"
         )
     if (name := non_finite_weight(base)) is not None:
-        raise ValueError(f"weight {name} of the base model is not finite; the file is damaged, or training diverged")
+        raise ValueError(
+            f"weight {name} of the base model is not finite, or its norm is not; the file is damaged, or it diverged"
+        )
 
 
 @torch.no_grad()

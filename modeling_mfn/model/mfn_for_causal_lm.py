@@ -312,8 +312,9 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if codes or reconstructions are asked for, which `generate` has no place for.
         """
+        settings = kwargs.get("generation_config") or self.generation_config
         for name in ("output_codes", "output_reconstructions"):
-            if kwargs.get(name):
+            if kwargs.get(name) or getattr(settings, name, False):
                 raise ValueError(
                     f"generate cannot return what {name} asks for; call model(ids, {name}=True) on the generated ids"
                 )
