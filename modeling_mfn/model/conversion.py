@@ -67,13 +67,11 @@ def check_base(base: str | os.PathLike[str], load: Mapping[str, Any] | None = No
         ValueError: if it is neither, or an adapter.
         OSError: if it is not there. The message names it.
     """
-    if not os.path.isdir(base) and (os.path.isabs(base) or str(base).count("/") > 1):
-        raise ValueError(f"{base} is neither a folder nor an id on the Hub")
-    if find_adapter_config_file(os.fspath(base), **_of_files(load or {})):
-        raise ValueError(
-            f"{base} is a PEFT adapter; load it by PEFT, and give the model that its merge_and_unload returns"
-        )
     with readable_source(base):
+        if find_adapter_config_file(os.fspath(base), **_of_files(load or {})):
+            raise ValueError(
+                f"{base} is a PEFT adapter; load it by PEFT, and give the model that its merge_and_unload returns"
+            )
         return _read_config(base, load or {})
 
 

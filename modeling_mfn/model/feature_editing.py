@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import logging
 
-from .checks import as_number, as_whole, is_whole, shown
+from .checks import as_number, as_whole, check_type, is_whole, shown
 from .configuration_mfn import MFNConfig
 from .feature_names import format_feature
 from .feature_rows import FeatureRows
@@ -79,6 +79,7 @@ class FeatureEditing:
             ValueError: with `shared_decoder=True`, as other layers use the rows; if a layer would be left without
                 features, or with fewer than k that compete. Nothing is changed then.
         """
+        check_type("keep_competition", keep_competition, bool)
         if self.config.shared_decoder:
             raise ValueError("the model has shared_decoder=True; compact() would take rows that other layers use")
         kept = {}

@@ -93,6 +93,9 @@ class WholeFiles:
 @contextmanager
 def readable_source(source: Any) -> Iterator[None]:
     """Names the folder or id in the error if it cannot be found, or if its weights turn out to be damaged."""
+    name = "" if source is None else os.fspath(source)
+    if not os.path.exists(name) and (os.path.isabs(name) or name.startswith(".") or name.count("/") > 1):
+        raise ValueError(f"{name} is neither a folder nor an id on the Hub")
     try:
         yield
     except RecursionError as error:

@@ -16,6 +16,7 @@ from ..model.masks import tokens_that_count
 from ..model.mfn_layer import mfn_parameters
 from ..model.mfn_pass import Reconstruction, ReconstructionRequest
 from ..model.twins import check_has_features
+from ..utils.processes import watched_processes
 from .arguments import MFNTrainingArguments
 from .callbacks import ScheduleCallback, StatisticsCallback, UnitNormCallback
 from .collation import collate_without_padding
@@ -167,7 +168,8 @@ class MFNTrainer(Trainer):
         if self.train_dataset is not None and has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("train_dataset is empty")
         self._resumed_from = resume_from_checkpoint or None
-        return super().train(resume_from_checkpoint, **kwargs)
+        with watched_processes():
+            return super().train(resume_from_checkpoint, **kwargs)
 
     def end_training(self) -> None:
         """Ends the work of several processes. Call it last, in every process.

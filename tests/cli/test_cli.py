@@ -122,6 +122,8 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
         (("convert", "{base}", "{out}", "--num-features", "40", "--layers", "x"), "layers is 'x'"),
         (("convert", "{base}", "{out}", "--num-features", "40", "--alpha", "nan"), "alpha is nan"),
         (("convert", "{base}-none", "{out}", "--num-features", "40"), "is neither a folder nor"),
+        (("convert", "./none", "{out}", "--num-features", "40"), "./none is neither a folder nor an id"),
+        (("steer", "./none", "w5", "--set", "L0/5=ablate"), "./none is neither a folder nor an id"),
         (("convert", "{base}", "{base}", "--num-features", "40", "--overwrite"), "is the model itself"),
         (("convert", "{base}", "{base}/..", "--num-features", "40"), "exists and is not empty"),
         (("convert", "{base}", "{base}/config.json", "--num-features", "40"), "is a file"),

@@ -125,7 +125,13 @@ def test_settings_from_json(value):
 
 
 EDITS = [("prune_features", (99, [])), ("prune_features", (0, [[1]])), ("reset_features", (DEEP, [1]))]
-EDITS += [("merge_features", (0, "1", [2])), ("delete_preset", ([],)), ("set_blend", ("1",)), ("set_k", (DEEP,))]
+EDITS += [
+    ("merge_features", (0, "1", [2])),
+    ("compact", ("false",)),
+    ("delete_preset", ([],)),
+    ("set_blend", ("1",)),
+    ("set_k", (DEEP,)),
+]
 
 
 @pytest.mark.parametrize(("edit", "arguments"), EDITS)

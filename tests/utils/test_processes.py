@@ -18,13 +18,31 @@ if process.process_index == int(sys.argv[1]):
     os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 processes.wait_for_processes("the end")
 """
+WATCHER = """
+import os, signal, sys, time
+from modeling_mfn.utils import processes
+
+processes.SILENCE = 2.0
+with processes.watched_processes():
+    process = processes.join_processes()
+    processes.wait_for_processes("the start")
+    if process.process_index == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(6)
+"""
 
 
-def start(rank, port, *arguments):
+def start(rank, port, *arguments, code=WORKER):
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     environment = os.environ | {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, "-c", WORKER, *arguments]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -35,9 +53,7 @@ def start(rank, port, *arguments):
     ],
 )
 def test_a_process_that_is_lost_is_named(lost, how, message):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = [start(rank, port, str(lost), how) for rank in range(2)]
     try:
         _, errors = running[1 - lost].communicate(timeout=100)
@@ -47,3 +63,16 @@ def test_a_process_that_is_lost_is_named(lost, how, message):
             each.wait()
     assert "TimeoutError" in errors
     assert message in errors
+
+
+def test_the_log_of_a_training_names_a_process_that_is_stopped():
+    port = free_port()
+    running = [start(rank, port, code=WATCHER) for rank in range(2)]
+    try:
+        _, errors = running[0].communicate(timeout=100)
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+    assert errors.count("process 1 has given no sign of life for 2 s") == 1
+    assert "until ddp_timeout" in errors
