@@ -7,6 +7,7 @@ from dataclasses import field, fields
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .base_settings import BaseSettings
@@ -198,7 +199,10 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
                 self.__dict__.update(before)
                 raise
         else:
-            super().__setattr__(name, value)
+            try:
+                super().__setattr__(name, value)
+            except StrictDataclassFieldValidationError as error:  # transformers' own check of a setting of its own
+                raise ValueError(f"{name} is {shown(value)}; {error.__cause__}") from error
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
