@@ -12,7 +12,6 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.common import records
-from benchmarks.reliability import mutant_tables
 from benchmarks.reliability import tables as reliability
 from benchmarks.small import tables as small
 from benchmarks.smollm2 import tables as smollm2
@@ -64,7 +63,6 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     **smollm2.TABLES,
     **speed.TABLES,
     **reliability.TABLES,
-    **mutant_tables.TABLES,
 }
 
 

@@ -1,6 +1,6 @@
 """Random damage to whatever the package reads: files, and settings and values of wrong types.
 
-    python -m benchmarks.reliability.fuzz                           # 100,000 cases: about an hour on two cores
+    python -m benchmarks.reliability.fuzz                           # 100,000 cases: under an hour on one core
     python -m benchmarks.reliability.fuzz --only labels --cases 500    # prints, and writes no result
 
 A case reads one damaged example. It is read, it is refused with one of the reader's errors, or it fails: another error

@@ -50,7 +50,7 @@ def load_text(sources: Sequence[str | Path], column: str = "text", split: str = 
         ValueError: If a source is missing, cannot be reached or read, is not text, or lacks the column. Also if there
             is no text in any source. A streamed source may raise it later, when the stream gets to the damage.
     """
-    if isinstance(sources, str | Path) or not isinstance(sources, Sequence):
+    if isinstance(sources, str | Path) or not isinstance(sources, Iterable):
         raise ValueError(f"sources is of type {type(sources).__name__}; give a list of files, folders and data sets")
     # a tuple, because `datasets` takes a list for shards that may come in any order
     parts = tuple(part for source in sources for part in source_parts(str(source)))

@@ -308,10 +308,12 @@ def _check_version(version: str) -> None:
 
 
 def _check_dtype(dtype: Any) -> None:
+    if dtype is None:
+        return
     import torch  # which configs do not need otherwise, and takes seconds
 
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(named, torch.dtype):
+    if not isinstance(named, torch.dtype):
         raise ValueError(f"dtype is {shown(dtype)}; it must be a type of torch, such as bfloat16")
 
 

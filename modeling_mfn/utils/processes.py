@@ -48,7 +48,7 @@ def wait_for_processes(what: str) -> None:
     process = join_processes()
     if process.num_processes == 1:
         return
-    store, number = PrefixStore("mfn", _get_default_store()), next(_waits)
+    store, number = _store(), next(_waits)
     store.set(f"{number}/{process.process_index}", what)
     ranks = range(process.num_processes)
     signs = _SignsOfLife(ranks)
@@ -96,6 +96,11 @@ def _watch(ranks: list[int], over: threading.Event) -> None:
         ranks = [rank for rank in ranks if rank not in silent]
 
 
+def _store() -> PrefixStore:
+    """Store that all processes share, with keys of this package alone."""
+    return PrefixStore("mfn", _get_default_store())
+
+
 class _SignsOfLife:
     """Signs of life of other processes, as their hearts leave them in the store."""
 
@@ -105,7 +110,7 @@ class _SignsOfLife:
 
     def silent(self, ranks: Iterable[int]) -> Iterator[tuple[int, float]]:
         """Yields the processes that count as dead, with the seconds since their last sign."""
-        store = PrefixStore("mfn", _get_default_store())
+        store = _store()
         for rank in ranks:
             sign = store.get(f"alive/{rank}") if store.check([f"alive/{rank}"]) else b""
             if sign != self._heard[rank][0]:
@@ -126,7 +131,7 @@ class _Heart(threading.Thread):
     def run(self) -> None:
         for number in itertools.count(1):
             try:
-                PrefixStore("mfn", _get_default_store()).set(f"alive/{self._rank}", str(number))
+                _store().set(f"alive/{self._rank}", str(number))
             except (RuntimeError, ValueError):  # the store, or the group of processes, is no more
                 return
             time.sleep(BEAT)
