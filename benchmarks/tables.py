@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.common import records
+from benchmarks.interop import tables as interop
 from benchmarks.reliability import tables as reliability
 from benchmarks.small import tables as small
 from benchmarks.smollm2 import tables as smollm2
@@ -63,6 +64,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     **smollm2.TABLES,
     **speed.TABLES,
     **reliability.TABLES,
+    **interop.TABLES,
 }
 
 

@@ -60,7 +60,7 @@ def convert(
     ] = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Put MFN layers into a Llama or GPT-2 checkpoint.
+    """Put MFN layers into a checkpoint, such as one of Llama, Qwen, Gemma, Mistral or GPT-2.
 
     Example: mfn convert gpt2 gpt2-mfn --layers 6,7 --expansion-factor 8 --k 32
     """

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .base_settings import BaseSettings
 from .checks import as_number, as_whole, check_type, is_whole, naming, shown
+from .families import FAMILIES
 from .feature_names import FeatureName, existing_feature, format_feature, is_among
 from .presets import read_presets
 from .version import __version__
@@ -38,22 +39,27 @@ def check_k(k: int, num_features: int, removed: int = 0) -> int:
     return k
 
 
-def check_layers(layers: str | list[int], num_blocks: int) -> list[int]:
-    """Returns block indices in ascending order; "all" stands for every block.
+def check_layers(layers: str | list[int], num_blocks: int, first: int = 0) -> list[int]:
+    """Returns block indices in ascending order; "all" stands for every block from the first one that can have a layer.
 
     Raises:
         ValueError: on an index that is out of range, given twice, or not a whole number.
     """
-    if isinstance(layers, str) and layers == "all":
-        return list(range(num_blocks))
+    if isinstance(layers, str) and layers == "all" and first < num_blocks:
+        return list(range(first, num_blocks))
     if not isinstance(layers, list | tuple | range) or not layers:
         raise ValueError(
-            f'layers is {shown(layers)}; it must be "all" or a list of block indices from 0 to {num_blocks - 1}'
+            f'layers is {shown(layers)}; it must be "all" or a list of block indices from {first} to {num_blocks - 1}'
         )
     found = set()
     for layer in layers:
         if not is_whole(layer) or not 0 <= layer < num_blocks:
             raise ValueError(f"layers contains {shown(layer)}; the base model has blocks 0 to {num_blocks - 1}")
+        if layer < first:
+            raise ValueError(
+                f'layers contains {layer}, and nothing is written to the stream before that layer; with codes="update" '
+                f"this family's blocks {first} to {num_blocks - 1} can have one"
+            )
         if layer in found:
             raise ValueError(f"layers contains {layer} twice; each block can have one MFN layer")
         found.add(layer)
@@ -92,7 +98,9 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
         text_config (`PreTrainedConfig` or `dict`):
             Config of the base model. It is copied; an instance that is passed in stays as it is.
         layers (`"all"` or `list[int]`, *optional*, defaults to `"all"`):
-            Blocks that get an MFN layer, counted from 0.
+            Blocks that get an MFN layer, counted from 0. In a block whose attention and MLP read the same stream, as
+            in GPT-NeoX, the layer stands before both. With `codes="update"` block 0 of such a model has none, because
+            nothing is written before it.
         num_features (`int`, *optional*):
             m, features of each MFN layer. Give this or `expansion_factor`.
         expansion_factor (`int`, *optional*):
@@ -181,8 +189,9 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
         check_type("id2label", self.id2label, dict | None)
         self.num_features = _resolve_num_features(self.num_features, expansion_factor, self.text_config.hidden_size)
         self._check_settings(CHECKS)
-        # the base class sets text_config's attention and flag to its own; start from those that text_config has
+        # the base class sets text_config's implementations and flag to its own; start from those that text_config has
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
+        kwargs.setdefault("experts_implementation", self.text_config._experts_implementation)
         kwargs.setdefault("output_attentions", self.text_config.output_attentions)
         super().__post_init__(**kwargs)
 
@@ -296,6 +305,15 @@ def check_structure(config: MFNConfig, layers: Mapping[int, Any]) -> None:
                 raise ValueError(f"{name} is {getattr(config, name)}, and layer {at} was made with {made}; set it back")
 
 
+def _first_layer(config: MFNConfig) -> int:
+    """Returns the first block that can have an MFN layer.
+
+    A parallel block is read at its input. Before block 0 nothing has been written, so there is no update to code.
+    """
+    family = FAMILIES.get(config.text_config.model_type)
+    return int(config.codes == "update" and family is not None and family.is_parallel(config.text_config))
+
+
 def _check_version(version: str) -> None:
     major = re.match(r"[0-9]{1,9}(?=[.])", version)
     if major is None:
@@ -375,7 +393,7 @@ def _check_presets(config: MFNConfig, presets: dict) -> dict:
 
 CHECKS: dict[str, Callable[[MFNConfig, Any], Any]] = {
     "num_features": lambda config, given: as_whole("num_features", given, 1, MAX_FEATURES),
-    "layers": lambda config, given: check_layers(given, config.text_config.num_hidden_layers),
+    "layers": lambda config, given: check_layers(given, config.text_config.num_hidden_layers, _first_layer(config)),
     **{name: partial(_check_edit, name) for name in EDITS},
     "k": lambda config, given: check_k(given, config.num_features, config.most_removed),
     "alpha": lambda config, given: check_alpha(given),

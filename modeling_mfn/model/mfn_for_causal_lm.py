@@ -18,6 +18,7 @@ from .families import family_of
 from .feature_editing import FeatureEditing
 from .feature_weights import FeatureDecoder
 from .features_digest import FeaturesDigest
+from .mfn_block import mfn_block_class
 from .mfn_layer import MFNLayer
 from .mfn_pass import EMBEDDINGS, MFNPass
 from .model_outputs import MFNCausalLMOutput, MFNModelOutput
@@ -121,6 +122,10 @@ class MFNPreTrainedModel(SteerableModel, FeatureEditing, FeaturesDigest, WholeFi
         if not isinstance(output_embeddings, FeatureDecoder):
             super()._adjust_bias(output_embeddings, input_embeddings)
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # the backbone's; transformers looks for experts in the source of this module
+
     @property
     def mfn_layers(self) -> dict[int, MFNLayer]:
         """MFN layers by block index, in order."""
@@ -157,7 +162,7 @@ class MFNModel(MFNPreTrainedModel):
             raise ValueError(f"text_config names {error}, such as an activation that transformers lacks") from error
         blocks = getattr(self.backbone, family.blocks)
         for layer in config.layers:
-            blocks[layer].__class__ = family.block_class
+            blocks[layer].__class__ = mfn_block_class(family, config.text_config)
             blocks[layer].mfn = MFNLayer(config, layer)
         if config.codes == "update":
             blocks[0].register_forward_pre_hook(_leave_embeddings, with_kwargs=True)
@@ -220,14 +225,21 @@ class MFNModel(MFNPreTrainedModel):
         """Token and position of each token as codes (B, T, 1) of the embedding tables' rows."""
         if mfn_pass.streams is None:
             return None
-        positions = family_of(self.config.text_config).positions
-        tables = {"token": (input_ids, self.get_input_embeddings().get_parameter("weight"))}
-        if positions is not None:
-            tables["position"] = (mfn_pass.position_ids, self.backbone.get_parameter(f"{positions}.weight"))
-        rows = {name: (ids.expand(shape)[..., None], table) for name, (ids, table) in tables.items() if ids is not None}
+        config = self.config.text_config
+        family = family_of(config)
+        tables = {
+            "token": (input_ids, self.get_input_embeddings().get_parameter("weight"), family.embedding_scale(config))
+        }
+        if family.positions is not None:
+            tables["position"] = (mfn_pass.position_ids, self.backbone.get_parameter(f"{family.positions}.weight"), 1.0)
+        rows = {
+            name: (ids.expand(shape)[..., None], table, scale)
+            for name, (ids, table, scale) in tables.items()
+            if ids is not None
+        }
         return {
-            name: SparseCode(ids, torch.ones_like(ids, dtype=table.dtype), len(table))
-            for name, (ids, table) in rows.items()
+            name: SparseCode(ids, torch.full_like(ids, scale, dtype=table.dtype), len(table))
+            for name, (ids, table, scale) in rows.items()
         }
 
     def get_input_embeddings(self) -> nn.Module:
@@ -254,8 +266,9 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = MFNModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        embedding = family_of(config.text_config).embedding
-        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{embedding}.weight"}
+        family = family_of(config.text_config)
+        self.logits_form = family.logits
+        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{family.embedding}.weight"}
         self.post_init()
         base_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
         for plan in ("_tp_plan", "_pp_plan", "_fsdp_plan"):  # the head is spread over devices as the base's is
@@ -291,7 +304,8 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        outputs_of_head = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        logits = self.logits_form.of(outputs_of_head, self.config.text_config)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

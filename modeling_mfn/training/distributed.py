@@ -10,7 +10,7 @@ from accelerate.utils import gather, pad_across_processes
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..model.families import MFNBlock
+from ..model.mfn_block import MFNBlock
 from ..model.mfn_pass import Reconstruction
 from ..model.sparse_code import SparseCode
 from ..model.twins import is_a

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...data.windows import Windows
-from ...model.families import family_of
+from ...features.harvest.directions import final_norm
+from ...model.families import Norm, family_of
 from ...model.interventions import Add, Interventions
 from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.mfn_layer import MFNLayer
@@ -108,15 +109,26 @@ def exact_copy(model: MFNForCausalLM) -> MFNForCausalLM:
     """Copies a model to float64, in evaluation mode and at alpha = 1."""
     twin: MFNForCausalLM = copy.deepcopy(model).double().eval().requires_grad_(False)
     twin.set_blend(1.0)
-    twin.set_attn_implementation("sdpa")  # eager attention rounds its softmax to float32
-    norm = family_of(model.config.text_config).norm
+    if twin.model.backbone._supports_sdpa:  # eager attention rounds its softmax to float32
+        twin.set_attn_implementation("sdpa")
+    twin.set_experts_implementation("eager")  # faster ones have no float64
+    form, kind = family_of(model.config.text_config).norm, type(final_norm(twin))
     for parent in list(twin.modules()):
         for name, child in list(parent.named_children()):
-            if not norm.centred and hasattr(child, norm.epsilon):  # transformers' RMSNorm rounds its input to float32
-                exact = nn.RMSNorm(len(child.weight), eps=getattr(child, norm.epsilon), dtype=child.weight.dtype)
-                exact.weight = child.weight
-                setattr(parent, name, exact)
+            if isinstance(child, kind) and kind is not nn.LayerNorm:  # transformers' own round their input to float32
+                setattr(parent, name, _exact_norm(form, child))
     return twin
+
+
+def _exact_norm(form: Norm, norm: nn.Module) -> nn.Module:
+    """Norm of torch that computes what a norm of transformers does, in float64."""
+    gain = form.gain_of(norm)
+    d = norm.normalized_shape if gain is None else gain.shape
+    of_torch = nn.LayerNorm if form.centred else nn.RMSNorm
+    exact = of_torch(d, eps=form.epsilon_of(norm), elementwise_affine=gain is not None, dtype=torch.float64)
+    if gain is not None:
+        exact.weight = nn.Parameter(gain, requires_grad=False)
+    return exact
 
 
 class Bench:
@@ -201,9 +213,13 @@ class Bench:
 
 
 def readers(model: MFNForCausalLM, layer: int) -> list[Output]:
-    """Returns the outputs that read an MFN layer: the MLP of its block, and attention and MLP of every later block."""
-    later = range(layer + 1, model.config.num_hidden_layers)
-    return [("MLP", layer), *((name, block) for block in later for name in ("attention", "MLP"))]
+    """Returns the outputs that read an MFN layer: the MLP of its block, and attention and MLP of every later block.
+
+    A block whose attention reads the same stream as its MLP has this attention, too.
+    """
+    config, later = model.config.text_config, range(layer + 1, model.config.num_hidden_layers)
+    beside: list[Output] = [("attention", layer)] if family_of(config).is_parallel(config) else []
+    return [*beside, ("MLP", layer), *((name, block) for block in later for name in ("attention", "MLP"))]
 
 
 @contextmanager
@@ -220,7 +236,7 @@ def recorded(model: MFNForCausalLM) -> Iterator[dict[Output, Tensor]]:
         def keep_heads(_: nn.Module, arguments: tuple[Tensor, ...], number: int = number) -> None:
             outputs["attention", number] = arguments[0].unflatten(-1, (config.num_attention_heads, -1))
 
-        handles.append(block.mlp.register_forward_hook(keep_mlp))
+        handles.append(getattr(block, family.parts.mlp).register_forward_hook(keep_mlp))
         projection = family.attention_of(block).get_submodule(family.attention_output)
         handles.append(projection.register_forward_pre_hook(keep_heads))
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...data.tokens import checked_text, token_texts
 from ...model.checks import is_whole, shown
+from ...model.families import family_of
 from ...model.modes import frozen
 from ...model.offloading import check_in_memory
 from ...model.sparse_code import SparseCode
@@ -52,7 +53,8 @@ def explain(
     baseline is the value measured with all of this layer's features ablated. The remainder is not 0, because the value
     is not linear in z. The strongest `verify` features are ablated one by one, for comparison with their attribution.
     The strongest `trace` features are accounted for in the same way by the embeddings of the tokens read. With
-    `codes="update"` the value has such an account, too, because the stream begins with the embeddings.
+    `codes="update"` the value has such an account, too, because the stream begins with the embeddings. In a family that
+    caps its logits, as Gemma 2 does, the value is made of logits before the cap.
 
     Interventions of the `steer` context around the call are part of what is explained. The model runs in its own
     precision. In half precision small ablations are rough; `model.float()` helps. Memory is that of one backward.
@@ -165,7 +167,9 @@ def _choose_target(
     embeddings = model.get_input_embeddings()(ids[None])
     hidden = model.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0, -1]
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    logits = head(hidden).to(wide)
+    config = model.config.text_config
+    form = family_of(config).logits
+    logits = form.of(head(hidden), config).to(wide)
     if not logits.isfinite().all():
         raise ValueError("the model's logits are not finite on this text; there is nothing to explain")
     chosen = int(logits.argmax()) if token is None else _token_id(tokenizer, token, len(logits), "token")
@@ -176,6 +180,7 @@ def _choose_target(
     elif against is not None:
         other = _token_id(tokenizer, against, len(logits), "against")
         direction = direction - head.weight[other].to(wide)
+    direction = direction * form.scale(config)
     target = Target(
         token_id=chosen,
         token=tokenizer.decode([chosen]),

@@ -15,6 +15,9 @@ from ...model.mfn_layer import MFNLayer
 from ...model.mfn_pass import MFNPass
 from ...model.sparse_code import SparseCode
 
+ROWS_AT_ONCE = 8192
+"""Rows of the embedding that are held in memory a second time."""
+
 
 class Attributed(NamedTuple):
     """A value split into baseline + sum of attributions + remainder."""
@@ -52,8 +55,7 @@ class TracedText:
         self.path = [1.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
         table = model.get_input_embeddings()
         self.embeddings = table(token_ids[None])
-        wide = torch.promote_types(table.weight.dtype, torch.float32)
-        self.mean_embedding = table.weight.mean(0, dtype=wide).to(self.embeddings)
+        self.mean_embedding = _mean_row(table).to(self.embeddings)
 
     def run(self, embeddings: Tensor | None = None) -> tuple[Tensor, dict[int, SparseCode]]:
         """Runs the model; returns the value, and the code (1, T, K) of each layer."""
@@ -176,6 +178,13 @@ class TracedText:
             wide = torch.promote_types(encoder.parameter.dtype, torch.float32)
             found.append((encoder.values.to(wide) @ inputs[layer][position].to(wide) + bias.values.to(wide)).squeeze(0))
         return found
+
+
+def _mean_row(table: Any) -> Tensor:
+    """Returns the mean (d,) of what an embedding gives for each token; some families scale their table's rows."""
+    wide = torch.promote_types(table.weight.dtype, torch.float32)
+    rows = torch.arange(len(table.weight), device=table.weight.device).split(ROWS_AT_ONCE)
+    return torch.stack([table(each).sum(0, dtype=wide) for each in rows]).sum(0) / len(table.weight)
 
 
 __all__ = ["Attributed", "TracedText"]

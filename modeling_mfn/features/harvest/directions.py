@@ -52,7 +52,7 @@ def recording_scales(model: MFNForCausalLM) -> Iterator[dict[int, Tensor]]:
     def at_norm(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         h = arguments[0].float()
         h = h - h.mean(-1, keepdim=True) if form.centred else h
-        denominator = (h.square().mean(-1) + getattr(module, form.epsilon)).sqrt()
+        denominator = (h.square().mean(-1) + form.epsilon_of(module)).sqrt()
         scales.update({layer: std / denominator for layer, std in stds.items()})
 
     hooks = [layer.register_forward_pre_hook(at_layer) for layer in model.mfn_layers.values()]
@@ -73,12 +73,15 @@ def final_norm(model: MFNForCausalLM) -> nn.Module:
 def through_final_norm(model: MFNForCausalLM, directions: Tensor) -> Tensor:
     """Directions (..., d) as the LM head reads them, float32, with the final norm's denominator taken as 1.
 
-    The result is g * D_f, with the norm's weight g; LayerNorm takes the mean out of D_f first.
+    The result is s g * D_f, with the norm's gain g and the factor s from the LM head's outputs to the logits. LayerNorm
+    takes the mean out of D_f first. A cap of the logits is not in it.
     """
-    norm, directions = final_norm(model), directions.float()
-    if family_of(model.config.text_config).norm.centred:
+    config, directions = model.config.text_config, directions.float()
+    family = family_of(config)
+    if family.norm.centred:
         directions = directions - directions.mean(-1, keepdim=True)
-    return directions * norm.get_parameter("weight").float()
+    gain = family.norm.gain_of(final_norm(model))
+    return directions * family.logits.scale(config) * (1.0 if gain is None else gain.float())
 
 
 @torch.no_grad()
@@ -88,9 +91,10 @@ def logit_effects(
     """Ranks the tokens whose logits a feature's direction raises and lowers most, on its direct path to the LM head.
 
     With the final norm's denominator held fixed, an activation of 1 adds `scale` U (g * D_f) to the logits. U is the LM
-    head, g the norm's weight, and D_f the direction (without its mean for LayerNorm). What later blocks make of the
-    feature comes on top. Effects are those at alpha = 1. With `blend_into="mlp"` there is no direct path, and the
-    ranking only shows the tokens that a direction points to.
+    head, g the norm's gain, and D_f the direction (without its mean for LayerNorm). The factor of a family whose logits
+    are scaled is in it, and a cap of its logits is not. What later blocks make of the feature comes on top. Effects are
+    those at alpha = 1. With `blend_into="mlp"` there is no direct path, and the ranking only shows the tokens that a
+    direction points to.
 
     Args:
         model: MFN model.

@@ -1,0 +1,1 @@
+"""How the package meets other models and other tools."""

@@ -1,0 +1,42 @@
+"""Tables of families and of other tools. `python -m benchmarks.tables` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.common import records
+from modeling_mfn.model.families import FAMILIES
+
+CLAIMS = {
+    "logits_at_alpha_0_equal_the_base_to_the_bit": "alpha 0",
+    "figure_1_by_hand": "Figure 1",
+    "embedding_codes_add_up_to_the_first_stream": "embeddings",
+    "cache_left_padding_and_beams": "cache, padding, beams",
+    "save_and_load_with_and_without_the_plugin": "save and load",
+    "gradient_checkpointing": "gradient checkpointing",
+    "lora": "LoRA",
+    "one_training_step_with_all_losses": "training step",
+    "attribution_equals_central_differences": "attribution",
+    "the_atlas_effects_equal_those_of_the_norm_itself": "atlas",
+    "compiled_in_one_graph": "compiled",
+    "block_classes_can_be_pickled": "pickled",
+}
+"""Claim, as the tests name it -> column."""
+CELLS = {"passed": "yes", "failed": "no", "skipped": "-"}
+
+
+def families() -> Iterator[list[str]]:
+    """Families by claim: yes, no, or not tried."""
+    cells = records.result("interop/families")["cells"]
+    yield ["family", "MFN layer", *CLAIMS.values()]
+    names = sorted({family for of in cells.values() for family in of})
+    for name in names:
+        family = FAMILIES[name.partition("-")[0]]
+        parallel = family.parallel is not None and not name.endswith("-sequential")
+        place = "before attention and MLP" if parallel else "between attention and MLP"
+        yield [f"`{name}`", place, *(CELLS[cells[claim][name]] for claim in CLAIMS)]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"families": families}
+
+__all__ = ["TABLES"]
