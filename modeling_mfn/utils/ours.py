@@ -24,7 +24,10 @@ TRAINING = (
     *("training_record.json", "trainer_state.json", "training_args.bin", "feature_statistics.safetensors"),
     *("optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "events.out.tfevents.*"),
 )
-RESULTS = ("evaluation.json", "explanation.json", "explanation.png", "explanation.svg", "figures.json")
+RESULTS = (
+    *("evaluation.json", "explanation.json", "explanation.png", "explanation.svg", "figures.json"),
+    *("graph.json", "graph-metadata.json"),
+)
 STATE = (
     "harvest-*-of-*.safetensors",
     "activations.json",

@@ -16,6 +16,7 @@ from ...model.offloading import check_in_memory
 from ...model.sparse_code import SparseCode
 from ...model.twins import check_has_features
 from ..atlas.belonging import check_model
+from ..public_names import public_name
 from .explanation import Explanation
 from .gradients import Attributed, TracedText
 from .records import AtlasEntry, ExampleText, FeatureAttribution, InputAttribution, LayerAttribution, Target
@@ -126,6 +127,7 @@ def explain(
             for layer, code in codes.items()
         ],
         embeddings=None if embeddings is None else _inputs(embeddings),
+        model=public_name(model.config.name_or_path),
     )
 
 

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
+from ...model.version import __version__
 from ...utils.extras import needs
 from ...utils.readers import parse_json, readable
+from ..public_names import SOURCE_SET, neuronpedia_model
+from .graph import attribution_graph
 from .records import FeatureAttribution, InputAttribution, LayerAttribution, Target
-from .views import draw, explanation_tables
+from .views import describe_target, draw, explanation_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 JSON_NAME, FIGURE_NAME = "explanation.json", "explanation"
+GRAPH_SLUG, GRAPHS_NAME = "graph", "graph-metadata.json"
+"""Name of the graph that `save` writes, and the file in which circuit-tracer's viewer finds the graphs of a folder."""
 MIN_CORRELATED = 3
 """Smallest number of ablated features with a correlation."""
 
@@ -47,6 +52,8 @@ class Explanation:
     layers: list[LayerAttribution]
     embeddings: InputAttribution | None = None
     """With `codes="update"`: account of the value by the tokens' embeddings, which the stream has beside features."""
+    model: str | None = None
+    """Name of the model: its id on the Hub, or the name of its folder."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -106,6 +113,41 @@ class Explanation:
         ]
         return pd.DataFrame(rows)
 
+    def to_graph(self, slug: str = GRAPH_SLUG) -> dict[str, Any]:
+        """Makes an attribution graph in the schema of Neuronpedia and circuit-tracer, for their viewers.
+
+        Tokens read are embedding nodes, features one node per token on which they are active, and the prediction is the
+        logit node. A link's weight is an attribution of this explanation, in logits or in units of the feature. Parts
+        that no feature or token has are nodes of the type "mlp reconstruction error", and are named: features that are
+        not listed, baselines and remainders.
+
+        So the links into a traced feature add up to its pre-activation. The links of one layer's nodes into the logit
+        node add up to the value. Each layer accounts for the whole value, so links of different layers must not be
+        added. There are no links between features, as the explanation has none.
+
+        Args:
+            slug: Name of the graph in the viewer.
+        """
+        read = (self.tokens, self.token_ids)
+        return attribution_graph(self.target, *read, self.layers, self.embeddings, self._graph_metadata(slug))
+
+    def _graph_metadata(self, slug: str) -> dict[str, Any]:
+        account = "Each layer accounts for the whole value on its own: do not add links of different layers."
+        return {
+            "slug": slug,
+            "scan": neuronpedia_model(self.model),
+            "transcoder_list": [],
+            "prompt_tokens": self.tokens,
+            "prompt": "".join(self.tokens),
+            "schema_version": 1,
+            "feature_details": {"neuronpedia_source_set": SOURCE_SET},
+            "info": {
+                "description": f"{describe_target(self.target)}. {account}",
+                "generator": {"name": "modeling_mfn", "version": __version__},
+            },
+            "generation_settings": {"method": self.method, "alpha": self.alpha, "against": self.target.against},
+        }
+
     def to_json(self) -> str:
         """Everything as ASCII JSON; text is raw, with the escapes of JSON."""
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
@@ -141,7 +183,9 @@ class Explanation:
                 raise ValueError(f"positions of {feature.name} are {feature.positions[:9]} with other figures")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `explanation.json`, `explanation.png` and `explanation.svg` into a folder.
+        """Writes `explanation.json`, `explanation.png`, `explanation.svg` and the graph into a folder.
+
+        `graph.json` is the graph of `to_graph`. With `graph-metadata.json`, circuit-tracer's viewer opens the folder.
 
         The folder is made if it is missing. Files of these names are replaced, each as a whole.
         """
@@ -149,6 +193,10 @@ class Explanation:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".explanation-") as scratch:
             (Path(scratch) / JSON_NAME).write_text(self.to_json(), encoding="utf-8")
+            graph = self.to_graph()
+            for name, content in ((f"{GRAPH_SLUG}.json", graph), (GRAPHS_NAME, {"graphs": [graph["metadata"]]})):
+                text = json.dumps(content, indent=1, allow_nan=False)
+                (Path(scratch) / name).write_text(text + "\n", encoding="utf-8")
             with warnings.catch_warnings():
                 # a character that the font lacks is drawn as a box, which is all that is needed
                 warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ from ...model.offloading import check_in_memory
 from ...model.twins import check_has_features, is_a
 from ...model.version import __version__
 from ..atlas.schema import HISTOGRAM_EDGES, SCHEMA_VERSION
+from ..public_names import public_name
 from .directions import logit_effects, nearest_features
 from .harvest import HarvestOptions, Skipped, harvest
 from .state import HarvestState
@@ -81,7 +80,7 @@ def _metadata(state: HarvestState, config: Any, skipped: Skipped, figures: dict[
         "schema_version": SCHEMA_VERSION,
         "mfn_version": __version__,
         "model": {
-            "name_or_path": _public_name(config.name_or_path),
+            "name_or_path": public_name(config.name_or_path),
             "layers": list(config.layers),
             "num_features": config.num_features,
             "k": config.k,
@@ -98,12 +97,6 @@ def _metadata(state: HarvestState, config: Any, skipped: Skipped, figures: dict[
         "histogram_edges": [float(edge) for edge in HISTOGRAM_EDGES],
         "layers": figures,
     }
-
-
-def _public_name(name_or_path: str) -> str | None:
-    """Id of a model on the Hub, or a folder's own name. An atlas may be shared, so it contains no local path."""
-    name = str(name_or_path or "")
-    return (Path(name).absolute().name if os.path.isdir(name) or Path(name).is_absolute() else name) or None
 
 
 __all__ = ["AtlasTables", "harvest_tables"]

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -354,7 +355,7 @@ def test_hostile_text_does_no_harm_and_everything_comes_back(tmp_path):
         explanation.save(tmp_path / "out")
         explanation.save(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "explanation.json", "explanation.png", "explanation.svg",
+        "explanation.json", "explanation.png", "explanation.svg", "graph.json", "graph-metadata.json",
     }  # fmt: skip
     assert (tmp_path / "out" / "explanation.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "<script>" not in (tmp_path / "out" / "explanation.svg").read_text()
@@ -450,7 +451,8 @@ def test_on_the_command_line(tmp_path, capsys):
 
     assert run("--position", "4", "--token", "w44", "--top", "2") == 0
     explanation = Explanation.load(out)
-    assert explanation == explain(model, TOKENIZER, TEXT, 4, token="w44", top=2)
+    assert explanation == replace(explain(model, TOKENIZER, TEXT, 4, token="w44", top=2), model="mfn")
+    assert json.loads((out / "graph.json").read_text()) == explanation.to_graph()
     assert explanation.features[0].name in capsys.readouterr().out
     before = (out / "explanation.json").read_bytes()
     assert run() == 2
