@@ -20,6 +20,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
+from .export import export
 from .options import console
 from .push import push
 from .steer import steer
@@ -55,7 +56,7 @@ def options(
     """Options before the verb. `main` reads --debug from the arguments."""
 
 
-for verb in (convert, train, atlas, steer, explain, evaluate, push, demo):
+for verb in (convert, train, atlas, steer, explain, evaluate, export, push, demo):
     app.command(cls=TrainCommand if verb is train else None)(verb)
 
 

@@ -36,18 +36,21 @@ STATE = (
     "layer_*.npy",
     ".*.part",
 )
-FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE)
+NEURONPEDIA = ("model.jsonl", "sourceset.jsonl", "source.jsonl", "batch-*.jsonl.gz")
+EXPORT = ("mfn_export.json", *NEURONPEDIA)
+FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE, *EXPORT)
 FOLDERS = (
     *("checkpoint-*", "features", "features.replaced", "features.unfinished", ".features-harvest"),
     *("runs", "???[0-9][0-9]_[0-9][0-9]-[0-9][0-9]-[0-9][0-9]_*"),
     *("additional_chat_templates", "model", "training", "cache", ".saved*", ".explanation-*", ".card-*"),
+    *("[0-9]*-mfn", "activations", "explanations"),
 )
 """Folders inside an output, with those of a training's log and those that a killed command may leave."""
 IGNORED = (".saving*", "__pycache__")
 """Folders whose content is not looked at: of a save that was killed, which the next save removes, and of Python."""
 MARKERS = (
     *("training_record.json", "feature_statistics.safetensors", "atlas.json", "explanation.json", "activations.json"),
-    *("harvest-*-of-*.safetensors",),
+    *("harvest-*-of-*.safetensors", "mfn_export.json"),
 )
 """Files that no other program writes."""
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)

@@ -306,7 +306,9 @@ def test_too_little_text(folder, capsys):
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["convert", "train", "atlas", "steer", "explain", "evaluate", "push", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["convert", "train", "atlas", "steer", "explain", "evaluate", "export", "push", "demo"]
+)
 def test_every_verb_has_help_with_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: mfn {verb}" in capsys.readouterr().out

@@ -104,13 +104,15 @@ NEURONPEDIA = {
     "neg_str": "suppressed[].token",
     "neg_values": "suppressed[].effect",
     "freq_hist_data_bar_heights": "histogram",
-    "freq_hist_data_bar_values": "histogram_edges in atlas.json",
+    "freq_hist_data_bar_values": "middles between histogram_edges in atlas.json",
     "topkCosSimIndices": "nearest[].index",
     "topkCosSimValues": "nearest[].cosine",
     "tokens": "tokens in examples.parquet",
     "values": "activations in examples.parquet",
-    "maxValue": "activation in examples.parquet",
-    "maxValueTokenIndex": "offset in examples.parquet",
+    "maxValue": "largest of activations in examples.parquet",
+    "qualifyingTokenIndex": "offset in examples.parquet",
+    "dataSource": "source in examples.parquet",
+    "dataIndex": "window in examples.parquet",
 }
 """Field of Neuronpedia -> place of the same content in an atlas."""
 

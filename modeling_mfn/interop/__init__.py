@@ -1,0 +1,1 @@
+"""Formats of other tools: features of a model written for them."""
