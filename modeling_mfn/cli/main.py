@@ -25,6 +25,7 @@ from .options import console
 from .push import push
 from .steer import steer
 from .train import TrainCommand, train
+from .unwrap import unwrap
 
 BAD_INPUT, BUG, INTERRUPTED = 2, 1, 130
 """Exit codes."""
@@ -56,7 +57,7 @@ def options(
     """Options before the verb. `main` reads --debug from the arguments."""
 
 
-for verb in (convert, train, atlas, steer, explain, evaluate, export, push, demo):
+for verb in (convert, train, atlas, steer, explain, evaluate, export, push, unwrap, demo):
     app.command(cls=TrainCommand if verb is train else None)(verb)
 
 

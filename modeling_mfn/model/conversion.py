@@ -1,26 +1,35 @@
-"""Conversion of a base model to an MFN model with the same weights."""
+"""Conversion of a base model to an MFN model with the same weights, and back."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import find_adapter_config_file
 
 from .configuration_mfn import EDITS, MFNConfig
 from .finite import non_finite_weight
 from .masks import tokens_that_count
-from .mfn_layer import mfn_parameters
+from .mfn_layer import MFNLayer, mfn_parameters
 from .modes import as_base
+from .twins import is_a
 from .whole_files import readable_source
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+BACKBONE = "model.backbone."
+"""Beginning of the names that the base's weights have in an MFN model."""
 MODEL_OWNED_FIELDS = {
     "text_config", "mfn_version", "steering_presets", "direction_norms", "weights_digest", "features_digest", *EDITS
 }  # fmt: skip
@@ -42,7 +51,7 @@ def convert(
     settings = CONVERSION_DEFAULTS | settings
     if unknown := sorted(set(settings) - CONVERSION_SETTINGS):
         raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(CONVERSION_SETTINGS))}")
-    _check_kind(base)
+    _check_kind(base, "base")
     if isinstance(base, PreTrainedModel):
         if base_kwargs:
             raise ValueError(f"base_kwargs {sorted(base_kwargs)} are for a folder or id, but the base is a model")
@@ -60,6 +69,34 @@ def convert(
     return model
 
 
+def unwrap(model: Any, clone: bool) -> PreTrainedModel:
+    """Makes the base model that an MFN model is at alpha 0; `MFNForCausalLM.to_base` documents it.
+
+    Args:
+        model: the MFN model.
+        clone: copy the weights. Otherwise both models have the same ones.
+    """
+    _check_kind(model, "MFN model")
+    _check_weights(model, "MFN model")
+    config = copy.deepcopy(model.config.text_config)
+    with torch.device("meta"):
+        base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config, dtype=model.dtype)
+    layers = tuple(f"{path}." for path, module in model.named_modules() if is_a(module, MFNLayer))
+    prefix = f"{base.base_model_prefix}."
+
+    def name_in_base(name: str) -> str | None:
+        if name.startswith(layers):
+            return None
+        return prefix + name.removeprefix(BACKBONE) if name.startswith(BACKBONE) else name
+
+    missing, unexpected = _give_weights(base, model, name_in_base, clone)
+    if missing or unexpected:
+        raise ValueError(f"weights of the MFN model do not fit its text_config: {[*unexpected, *missing][:3]}")
+    _finish(base, model)
+    _check_parity(model, base)
+    return base
+
+
 def check_base(base: str | os.PathLike[str], load: Mapping[str, Any] | None = None) -> Any:
     """Reads the config of a base model, given as a folder or id, before its weights are read.
 
@@ -75,15 +112,20 @@ def check_base(base: str | os.PathLike[str], load: Mapping[str, Any] | None = No
         return _read_config(base, load or {})
 
 
-def _check_kind(base: Any) -> None:
-    """Says what to give for a base that is neither a model of transformers, as it is, nor a name of one."""
+def _check_kind(base: Any, role: str) -> None:
+    """Says what to give for a model that is not one of transformers, as it is, nor a name of one.
+
+    Args:
+        base: whatever was given.
+        role: word for it in errors.
+    """
     kind = type(base).__name__
     if hasattr(base, "merge_and_unload") or getattr(base, "peft_config", None):
         raise ValueError(
-            f"the base is a {kind} with PEFT adapters; merge them into its weights first (PEFT's merge_and_unload)"
+            f"the {role} is a {kind} with PEFT adapters; merge them into its weights first (PEFT's merge_and_unload)"
         )
     if hasattr(base, "_orig_mod") or getattr(base, "_compiled_call_impl", None):
-        raise ValueError(f"the base is a compiled {kind}; give the model as it was, and compile the MFN model")
+        raise ValueError(f"the {role} is a compiled {kind}; give the model as it was, and compile the result")
     if isinstance(base, PreTrainedModel | str | os.PathLike):
         return
     if isinstance(getattr(base, "module", None), PreTrainedModel):
@@ -125,50 +167,78 @@ def _with_weights_of(
 ) -> ModelT:
     """Builds the model on the meta device, gives it the base's weights, and allocates only its MFN layers."""
     config = _make_config(base.config, model_class, settings)
-    _check_weights(base)
+    _check_weights(base, "base model")
     with torch.device("meta"):
         model = model_class._from_config(config, dtype=base.dtype)
-    inside, outside = f"{base.base_model_prefix}.", "model.backbone."
+    inside = f"{base.base_model_prefix}."
 
-    def place(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        placed = {}
-        for name, tensor in tensors.items():
-            target = outside + name.removeprefix(inside) if name.startswith(inside) else name
-            placed[target] = tensor.clone() if clone else tensor
-        return placed
+    def name_in_model(name: str) -> str:
+        return BACKBONE + name.removeprefix(inside) if name.startswith(inside) else name
 
-    missing, unexpected = model.load_state_dict(place(base.state_dict()), assign=True, strict=False)
+    missing, unexpected = _give_weights(model, base, name_in_model, clone)
     if unexpected or set(missing) - set(mfn_parameters(model)):
         raise ValueError(f"weights of the base model do not fit its config: {[*unexpected, *missing][:3]}")
-    persistent = base.state_dict().keys()
-    for name, buffer in place({n: b for n, b in base.named_buffers() if n not in persistent}).items():
-        module, _, attribute = name.rpartition(".")
-        model.get_submodule(module).register_buffer(attribute, buffer, persistent=False)
     for layer in model.mfn_layers.values():
         layer.to_empty(device=base.device)
     model.initialise_mfn_layers()
+    _finish(model, base)
+    return model
+
+
+def _give_weights(
+    model: Any, source: PreTrainedModel, rename: Callable[[str], str | None], clone: bool
+) -> tuple[list[str], list[str]]:
+    """Gives a model on the meta device the weights and buffers of another one.
+
+    Args:
+        model: the new model.
+        source: the model that has them.
+        rename: makes a name in `model` of one in `source`; `None` for what `model` has no place for.
+        clone: copy them.
+
+    Returns:
+        Names of weights that `model` lacks, and of those that it has no place for.
+    """
+
+    def place(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        targets = ((rename(name), tensor) for name, tensor in tensors.items())
+        return {name: tensor.clone() if clone else tensor for name, tensor in targets if name is not None}
+
+    state = source.state_dict()
+    missing, unexpected = model.load_state_dict(place(state), assign=True, strict=False)
+    for name, buffer in place({n: b for n, b in source.named_buffers() if n not in state}).items():
+        module, _, attribute = name.rpartition(".")
+        model.get_submodule(module).register_buffer(attribute, buffer, persistent=False)
+    return missing, unexpected
+
+
+def _finish(model: Any, source: PreTrainedModel) -> None:
+    """Ties the weights of a model that has those of `source`, and gives it the settings of its generation."""
     model.tie_weights()
-    if base.can_generate():
-        model.generation_config = copy.deepcopy(base.generation_config)
-    return model.eval()
+    if source.can_generate():
+        model.generation_config = copy.deepcopy(source.generation_config)
+    model.eval()
 
 
-def _check_weights(base: PreTrainedModel) -> None:
+def _check_weights(base: PreTrainedModel, role: str) -> None:
+    """Checks that a model has a head, and whole weights on one device. `role` is the word for it in errors."""
     if base.get_output_embeddings() is None:
         raise ValueError(
             f"{type(base).__name__} has no language-modelling head; give the causal LM, such as its ForCausalLM"
         )
     if not all(parameter.is_floating_point() for parameter in base.parameters()):
-        raise ValueError("the base model is quantised; give it in float32, bfloat16 or float16")
+        raise ValueError(f"the {role} is quantised; give it in float32, bfloat16 or float16")
+    if any(hasattr(parameter, "full_tensor") for parameter in base.parameters()):
+        raise ValueError(f"the {role} is sharded over processes; save it, load it on one device, and convert that")
     devices = {str(parameter.device) for parameter in base.parameters()}
     if len(devices) > 1 or "meta" in devices:
         raise ValueError(
-            f"the base model lies on {', '.join(sorted(devices))}; convert it on one device, save the MFN model, and "
-            "load that with device_map"
+            f"the {role} lies on {', '.join(sorted(devices))}; convert it on one device, save the result, and load "
+            "that with device_map"
         )
     if (name := non_finite_weight(base)) is not None:
         raise ValueError(
-            f"weight {name} of the base model is not finite, or its norm is not; the file is damaged, or it diverged"
+            f"weight {name} of the {role} is not finite, or its norm is not; the file is damaged, or it diverged"
         )
 
 
@@ -183,7 +253,7 @@ def _check_parity(model: Any, base: PreTrainedModel) -> None:
     base.train(was_training)
     if not equal:
         raise RuntimeError(
-            f"the converted model at alpha = 0 does not give the logits of its base, a {base.config.model_type}; its "
+            f"the MFN model at alpha = 0 does not give the logits of its base, a {base.config.model_type}; its "
             "forward differs from what this package knows of the family"
         )
 

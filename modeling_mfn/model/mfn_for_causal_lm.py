@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mfn import MFNConfig, check_alpha, check_k
-from .conversion import convert
+from .conversion import convert, unwrap
 from .families import family_of
 from .feature_editing import FeatureEditing
 from .feature_weights import FeatureDecoder
@@ -392,6 +392,17 @@ class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
             ValueError: on a setting that is unknown or out of range, or a base that cannot be converted.
         """
         return convert(cls, base, calibration=calibration, base_kwargs=base_kwargs, **settings)
+
+    def to_base(self) -> PreTrainedModel:
+        """Returns the backbone as a plain model of its own class, such as `LlamaForCausalLM`, without MFN layers.
+
+        Its logits equal those of this model at alpha = 0 bit for bit, which is checked on a few tokens. What the model
+        does at another alpha, and with steering, is lost. Weights are copied, so this model stays as it is.
+
+        Raises:
+            ValueError: if the model has PEFT adapters, or is compiled, quantised or spread over devices.
+        """
+        return unwrap(self, clone=True)
 
 
 __all__ = [

@@ -24,9 +24,11 @@ TRAINING = (
     *("training_record.json", "trainer_state.json", "training_args.bin", "feature_statistics.safetensors"),
     *("optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "events.out.tfevents.*"),
 )
+UNWRAPPED = "unwrapped.json"
+"""File next to a plain model that says which MFN model it was."""
 RESULTS = (
     *("evaluation.json", "explanation.json", "explanation.png", "explanation.svg", "figures.json"),
-    *("graph.json", "graph-metadata.json"),
+    *("graph.json", "graph-metadata.json", UNWRAPPED),
 )
 STATE = (
     "harvest-*-of-*.safetensors",
@@ -50,7 +52,7 @@ IGNORED = (".saving*", "__pycache__")
 """Folders whose content is not looked at: of a save that was killed, which the next save removes, and of Python."""
 MARKERS = (
     *("training_record.json", "feature_statistics.safetensors", "atlas.json", "explanation.json", "activations.json"),
-    *("harvest-*-of-*.safetensors", "mfn_export.json"),
+    *("harvest-*-of-*.safetensors", "mfn_export.json", UNWRAPPED),
 )
 """Files that no other program writes."""
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
@@ -131,4 +133,4 @@ def _object(file: Path) -> dict[str, Any]:
         return {}
 
 
-__all__ = ["ATLAS", "check_ours", "named_classes"]
+__all__ = ["ATLAS", "UNWRAPPED", "check_ours", "named_classes"]

@@ -26,6 +26,7 @@ SMALLER = {
     "atlas": ["--tokens", "4096", "--window", "32"],
     "evaluate": ["--tokens", "512", "--train-tokens", "256", "--window", "32", "--predictions", "P1"],
     "steer": ["--max-new-tokens", "4"],
+    "unwrap": ["--tokens", "512", "--window", "32"],
 }
 """Options that make a command take seconds; the last value of an option counts."""
 SIZES = {
@@ -100,7 +101,7 @@ def prepared(workspace, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page, prepared):
     for arguments in commands(page):
-        if arguments[0] in ("convert", "train"):
+        if arguments[0] in ("convert", "train", "unwrap"):
             shutil.rmtree(arguments[2], ignore_errors=True)
         if arguments[0] == "atlas" and "--labels" not in arguments:
             shutil.rmtree(Path(arguments[1], "features"), ignore_errors=True)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import GPT2, make_base, make_mfn, tokens
 from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -161,8 +163,8 @@ def test_what_holds_a_base_says_what_to_give(family_base, tmp_path):
         (adapted.base_model.model, "merge_and_unload"),
         (again, "merge_and_unload"),
         (tmp_path / "adapter", "adapter is a PEFT adapter; .* merge_and_unload returns"),
-        (torch.compile(family_base), "compiled .*compile the MFN model"),
-        (in_place, "compiled .*compile the MFN model"),
+        (torch.compile(family_base), "compiled .*compile the result"),
+        (in_place, "compiled .*compile the result"),
         (torch.nn.DataParallel(family_base), "wrapped in DataParallel; give .* its .module"),
         (family_base.config, "Config, which has no weights; give its model"),
         (family_base.state_dict(), "OrderedDict; it must be a causal LM of transformers, its folder, or its id"),
@@ -170,6 +172,25 @@ def test_what_holds_a_base_says_what_to_give(family_base, tmp_path):
     ):
         with pytest.raises(ValueError, match=advice):
             MFNForCausalLM.from_base(base, **SIZE)
+
+
+@pytest.fixture
+def mesh():
+    """Device mesh of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_models_are_refused_both_ways(mesh):
+    base = make_base("llama-tied")
+    model = make_mfn(base)
+    for sharded in (base, model):
+        fully_shard(sharded, mesh=mesh)
+    with pytest.raises(ValueError, match="base model is sharded over processes"):
+        MFNForCausalLM.from_base(base, **SIZE)
+    with pytest.raises(ValueError, match="MFN model is sharded over processes"):
+        model.to_base()
 
 
 def test_truncated_weights_of_the_base_are_named(tmp_path):
@@ -185,3 +206,75 @@ def test_a_base_whose_forward_is_not_its_familys_is_refused():
     base.model.layers[1].register_forward_hook(lambda module, args, output: 1.01 * output)
     with pytest.raises(RuntimeError, match="does not give the logits of its base"):
         MFNForCausalLM.from_base(base, **SIZE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_back_to_the_base_is_the_base_bit_for_bit(base, dtype):
+    base = base.to(dtype)
+    base.config.dtype, base.generation_config.max_new_tokens = dtype, 5
+    base.set_attn_implementation("eager")
+    model = make_mfn(base)
+    again = model.to_base()
+    assert type(again) is type(base)
+    assert again.config.to_dict() == base.config.to_dict()
+    assert again.generation_config.to_dict() == base.generation_config.to_dict()
+    assert again.config._attn_implementation == "eager"
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) == base.config.tie_word_embeddings
+    for theirs, ours in zip(*(tensors(each) for each in (base, again)), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert all(ours[name].dtype == theirs[name].dtype for name in theirs)
+    assert not {each.data_ptr() for each in again.parameters()} & {each.data_ptr() for each in model.parameters()}
+
+
+def tensors(model):
+    return model.state_dict(), dict(model.named_buffers())
+
+
+def test_a_trained_backbone_becomes_a_plain_checkpoint(family_base, tmp_path):
+    """The weights have moved, features are pruned and the vocabulary has grown; the plain model is that of alpha 0."""
+    model = make_mfn(family_base)
+    model.resize_token_embeddings(110, mean_resizing=False)
+    model.prune_features(0, [1, 2])
+    model.compact()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    batch, at_1 = tokens(2, 9), model(**tokens(2, 9)).logits
+    base = model.train().requires_grad_(False).to_base()
+    assert not base.training
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert model.training
+    assert model.config.alpha == 1.0
+    assert torch.equal(model.eval()(**batch).logits, at_1)
+    base.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is type(family_base)
+    assert loaded.config.architectures == [type(family_base).__name__]
+    model.set_blend(0.0)
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert not torch.equal(loaded(**batch).logits, at_1)
+
+
+def test_models_that_cannot_go_back_say_why(family_base):
+    model = make_mfn(family_base)
+    target = {"llama": "q_proj", "gpt2": "c_attn"}[family_base.config.model_type]
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=[target])
+    adapted = get_peft_model(copy.deepcopy(model), settings)
+    in_place = copy.deepcopy(model)
+    in_place.compile()
+    with torch.device("meta"):
+        empty = MFNForCausalLM(model.config)
+    for given, reason in (
+        (adapted, "MFN model is a .* with PEFT adapters; merge them .* merge_and_unload"),
+        (in_place, "MFN model is a compiled MFNForCausalLM"),
+        (empty, "MFN model lies on meta"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            given.to_base()
+    merged = adapted.merge_and_unload().to_base()
+    assert torch.equal(merged.state_dict()["lm_head.weight"], family_base.state_dict()["lm_head.weight"])
+    model.lm_head.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(RuntimeError, match="does not give the logits of its base"):
+        model.to_base()
