@@ -244,6 +244,13 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
         given = {name: kwargs.pop(name) for name in (*TYPES, *CHECKS) if name in kwargs}
         return super().from_dict(config_dict | given, **kwargs)
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "MFNConfig":
+        """Returns this config, which has the settings of its base: the model has no part that reads anything but text.
+
+        vLLM takes a model whose text config is another one for multimodal.
+        """
+        return self
+
     def _check_settings(self, names: Iterable[str]) -> None:
         """Checks settings, each in terms of those before it in `CHECKS`, and keeps them in their final form."""
         for name in names:

@@ -265,8 +265,9 @@ def _dot_rows(vectors: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     This is embedding_bag's derivative with respect to its weights per sample.
     """
     vectors, pairs, k = vectors.flatten(0, -2).contiguous(), indices.flatten().contiguous(), indices.shape[-1]
-    starts = torch.arange(0, len(pairs), k, device=pairs.device)
-    token_of_pair = torch.arange(len(vectors), device=pairs.device).repeat_interleave(k)
+    # shapes, as len() would fix the number of tokens in an exported model
+    starts = torch.arange(0, pairs.shape[0], k, device=pairs.device)
+    token_of_pair = torch.arange(vectors.shape[0], device=pairs.device).repeat_interleave(k)
     mode_sum = 0
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         vectors, weight, pairs, starts, token_of_pair, mode_sum

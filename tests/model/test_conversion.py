@@ -82,7 +82,7 @@ def test_the_config_copies_the_bases_and_reads_through_to_it(family_base):
     config = MFNConfig(text_config=family_base.config, num_features=40)
     config.vocab_size = 7
     assert (config.text_config.vocab_size, family_base.config.vocab_size) == (7, 96)
-    assert config.get_text_config() is config.text_config
+    assert config.get_text_config() is config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 3, 4)
     assert MFNConfig(**MFNConfig(text_config=family_base.config, num_features=40).to_dict()).to_dict()["k"] == 32
 
