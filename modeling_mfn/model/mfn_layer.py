@@ -140,9 +140,10 @@ class MFNLayer(AdapterCopy):
         # A power of two changes no digit, and squares of large residuals stay finite.
         centred = torch.add(mean * -SMALLER, wide, alpha=SMALLER)
         # equals torch.std, in a fraction of its time
-        std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(h.shape[-1] - 1)
-        x = centred / (std + self.epsilon * SMALLER)
-        return Standardised(x.to(self.encoder.weight.dtype), mean, std / SMALLER)
+        std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(h.shape[-1] - 1) / SMALLER
+        # exporters to ONNX drop the addition of a number as small as epsilon * SMALLER
+        x = centred / ((std + self.epsilon) * SMALLER)
+        return Standardised(x.to(self.encoder.weight.dtype), mean, std)
 
     def encode(self, h: Tensor) -> SparseCode:
         """Returns the code (..., K) of a residual stream (..., d), eq. 1."""

@@ -100,6 +100,8 @@ def decode(code: SparseCode, weight: Tensor) -> Tensor:
     """
     if in_transform():
         return code._replace(num_features=len(weight)).to_dense() @ weight
+    if torch.onnx.is_in_onnx_export():  # ONNX would sum the rows of a token in a loop
+        return (code.values.unsqueeze(-2) @ weight[code.indices]).squeeze(-2)
     return _WeightedRows.apply(code.values, weight, code.indices)
 
 
@@ -116,6 +118,8 @@ def project(x: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """
     if in_transform():
         return F.linear(x, weight).gather(-1, indices)
+    if torch.onnx.is_in_onnx_export():  # ONNX has no counterpart of `_dot_rows`
+        return (weight[indices] @ x.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
         values = _dot_rows(x, indices, weight)
     return _ChosenPreActivations.apply(x, weight, weight.new_zeros(()), values, indices)

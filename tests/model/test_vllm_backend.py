@@ -29,7 +29,9 @@ def attention(module, query, key, value, attention_mask, scaling=None, attention
     assert attention_mask is None
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
-    texts = zip(*(each.split(attention_instances[module.layer_idx], dim=2) for each in (query, key, value)), strict=True)
+    texts = zip(
+        *(each.split(attention_instances[module.layer_idx], dim=2) for each in (query, key, value)), strict=True
+    )
     outputs = [nn.functional.scaled_dot_product_attention(*text, is_causal=True, scale=scaling) for text in texts]
     return torch.cat(outputs, 2).transpose(1, 2).flatten(2)[0], None
 
@@ -75,7 +77,13 @@ def test_the_config_is_one_of_text_alone(family_base, tmp_path):
     for each in (config, pickle.loads(pickle.dumps(config))):
         for end in ({}, {"decoder": True}, {"encoder": True}):
             assert each == each.get_text_config(**end)
-        for name in ("num_attention_heads", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"):
+        for name in (
+            "num_attention_heads",
+            "num_hidden_layers",
+            "hidden_size",
+            "vocab_size",
+            "max_position_embeddings",
+        ):
             assert getattr(each.get_text_config(), name) == getattr(family_base.config, name)
 
 
