@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from .configuration_mfn import EDITS, MFNConfig
-from .finite import non_finite_weight
+from .finite import is_packed, is_sharded, non_finite_weight
 from .masks import tokens_that_count
 from .mfn_layer import MFNLayer, mfn_parameters
 from .modes import as_base
@@ -226,9 +226,9 @@ def _check_weights(base: PreTrainedModel, role: str) -> None:
         raise ValueError(
             f"{type(base).__name__} has no language-modelling head; give the causal LM, such as its ForCausalLM"
         )
-    if not all(parameter.is_floating_point() for parameter in base.parameters()):
+    if any(map(is_packed, base.parameters())):
         raise ValueError(f"the {role} is quantised; give it in float32, bfloat16 or float16")
-    if any(hasattr(parameter, "full_tensor") for parameter in base.parameters()):
+    if any(map(is_sharded, base.parameters())):
         raise ValueError(f"the {role} is sharded over processes; save it, load it on one device, and convert that")
     devices = {str(parameter.device) for parameter in base.parameters()}
     if len(devices) > 1 or "meta" in devices:

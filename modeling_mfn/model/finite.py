@@ -23,10 +23,21 @@ def has_finite_norm(weight: Tensor) -> bool:
 
     Every process of a sharded tensor must call it.
     """
-    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < SUMMABLE_BYTES:
+    if weight.is_meta or is_packed(weight):
         return True
     norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     return bool(whole(norm).isfinite())
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Returns True for a weight that quantisation has packed: by its type of numbers, or by a tensor class of its own."""
+    plain = type(weight.data) is Tensor or is_sharded(weight)
+    return not plain or not weight.is_floating_point() or weight.dtype.itemsize < SUMMABLE_BYTES
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Returns True for a weight that FSDP2 or tensor parallelism has spread over processes."""
+    return hasattr(weight, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -35,4 +46,4 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-__all__ = ["has_finite_norm", "non_finite_weight", "whole"]
+__all__ = ["has_finite_norm", "is_packed", "is_sharded", "non_finite_weight", "whole"]

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from modeling_mfn import MFNConfig, MFNForCausalLM
+from modeling_mfn.model.finite import non_finite_weight
 
 SIZE = {"num_features": 40, "k": 4}
 
@@ -172,6 +173,33 @@ def test_what_holds_a_base_says_what_to_give(family_base, tmp_path):
     ):
         with pytest.raises(ValueError, match=advice):
             MFNForCausalLM.from_base(base, **SIZE)
+
+
+class Packed(torch.Tensor):
+    """A weight of quantisation that says that it is float32, as torchao's do, and can do nothing else."""
+
+    @staticmethod
+    def __new__(cls, weight):
+        return torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"{function} of a packed weight")
+
+
+@pytest.mark.parametrize("pack", [Packed, lambda weight: weight.to(torch.float8_e4m3fn), lambda weight: weight.char()])
+def test_quantised_models_are_refused_both_ways(pack):
+    base = make_base("llama-tied")
+    model = make_mfn(base)
+    for name, each in (("base model", base), ("MFN model", model)):
+        blocks = each.model.layers if each is base else each.model.backbone.layers
+        projection = blocks[1].mlp.up_proj
+        projection.weight = torch.nn.Parameter(pack(projection.weight.detach()), requires_grad=False)
+        assert non_finite_weight(each) is None
+        with pytest.raises(ValueError, match=f"the {name} is quantised; give it in float32"):
+            MFNForCausalLM.from_base(base, **SIZE) if each is base else model.to_base()
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def served(folder):
             model.set_submodule(name, new)
     embedding = model.get_input_embeddings()
     model.set_input_embeddings(nn.Embedding(*embedding.weight.shape, device="meta", dtype=torch.float64))
-    buffers = {name: buffer for name, buffer in AutoModel.from_config(config).named_buffers()}
+    buffers = dict(AutoModel.from_config(config).named_buffers())
     model.to_empty(device="cpu")
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
