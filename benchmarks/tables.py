@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.common import records
+from benchmarks.interop import client_tables
 from benchmarks.interop import tables as interop
 from benchmarks.reliability import tables as reliability
 from benchmarks.small import tables as small
@@ -65,6 +66,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     **speed.TABLES,
     **reliability.TABLES,
     **interop.TABLES,
+    **client_tables.TABLES,
 }
 
 

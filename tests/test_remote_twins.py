@@ -18,6 +18,8 @@ from trainings import arguments, rows
 assert type(twin).__module__.startswith("transformers_modules."), type(twin)
 own = MFNForCausalLM.from_pretrained(sys.argv[1])
 assert type(own) is MFNForCausalLM
+for name, weight in twin.to_base().state_dict().items():
+    assert torch.equal(weight, own.to_base().state_dict()[name]), name
 settings = {"max_steps": 3, "lambda_rate": 0.1, "lambda_comp": 0.1, "lambda_stab": 0.1, "mfn_learning_rate": 1e-2}
 atlases, loads = [], []
 for number, model in enumerate((twin, own)):

@@ -30,7 +30,7 @@ def has_finite_norm(weight: Tensor) -> bool:
 
 
 def is_packed(weight: Tensor) -> bool:
-    """Returns True for a weight that quantisation has packed: by its type of numbers, or by a tensor class of its own."""
+    """Returns True for a weight that quantisation has packed, by its type of numbers or a tensor class of its own."""
     plain = type(weight.data) is Tensor or is_sharded(weight)
     return not plain or not weight.is_floating_point() or weight.dtype.itemsize < SUMMABLE_BYTES
 

@@ -5,7 +5,8 @@ The model is in float64, so that rounding cannot change which features are activ
 
 import pytest
 import torch
-from conftest import HIDDEN, enable_checkpointing, make_mfn, tokens
+import transformers
+from conftest import HIDDEN, enable_checkpointing, make_base, make_mfn, tokens
 
 from modeling_mfn import MFNForCausalLM
 
@@ -211,3 +212,19 @@ def test_set_blend_and_set_k_are_one_truth_with_the_config(model, tmp_path):
         with pytest.raises(ValueError, match=f"k is {k}"):
             model.set_k(k)
     assert (model.config.alpha, model.config.k) == (0.3, 5)
+
+
+def test_assisted_generation_gives_the_tokens_of_greedy_search(model, family_base):
+    """The MFN model is checked with its base as the assistant, and the other way round."""
+    prompt = tokens(1, 5)["input_ids"]
+    for target, assistant in ((model, family_base), (family_base, model)):
+        greedy = target.generate(prompt, max_new_tokens=12, do_sample=False)
+        assisted = target.generate(prompt, max_new_tokens=12, do_sample=False, assistant_model=assistant)
+        assert torch.equal(assisted, greedy)
+
+
+@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification", "Seq2SeqLM", "MaskedLM"])
+def test_heads_of_other_tasks_are_refused(task, tmp_path):
+    make_mfn(make_base("llama-tied")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"MFNConfig.* for this kind of AutoModel: AutoModelFor{task}"):
+        getattr(transformers, f"AutoModelFor{task}").from_pretrained(tmp_path)

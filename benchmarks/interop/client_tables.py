@@ -1,0 +1,38 @@
+"""Tables of MFN models in the tools of others, from the files under benchmarks/results/interop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.common import records
+
+TITLES = {"llama": "Llama", "gpt2": "GPT-2, four rounds"}
+
+
+def quantisation() -> Iterator[list[str]]:
+    """Packed weights, codes, logits and perplexity by way of quantisation."""
+    yield ["model", "weights", "projections packed", "encoders packed", "active features kept", "logits off by",
+           "perplexity"]  # fmt: skip
+    for family, ways in records.result("interop/quantisation")["families"].items():
+        for way, of in ways.items():
+            title = TITLES[family] if way == "float32" else ""
+            if "packed" not in of:
+                yield [title, way, "", "", "", "", f"{of['perplexity']:.2f}"]
+                continue
+            packed = [f"{count} of {whole}" for count, whole in of["packed"].values()]
+            kept, off = f"{100 * of['active_features_kept']:.1f} %", f"{100 * of['logit_difference']:.1f} %"
+            yield [title, way, *packed, kept, off, f"{of['perplexity']:.2f}"]
+
+
+def exports() -> Iterator[list[str]]:
+    """Largest difference of an exported model's logits from the eager model's."""
+    yield ["model", "codes", "torch.export", "ONNX, onnxruntime"]
+    for family, models in records.result("interop/exports")["families"].items():
+        for name, of in models.items():
+            codes = "none: the base model" if name == "base" else name
+            title = TITLES[family].partition(",")[0]
+            found = (f"{of[way]:.1e}" if of[way] else "0" for way in ("torch_export", "onnx"))
+            yield [title if name == "base" else "", codes, *found]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"quantisation": quantisation, "exports": exports}
