@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # the oldest versions that the project supports
 FLOORS_VENV ?= .venv-floors
+# SAELens and sparsify, with which SAEs are exchanged
+PEERS_VENV ?= .venv-peers
 CORE := $(addprefix tests/,model/test_conversion.py model/test_layer.py model/test_parity.py model/test_peft.py \
 	model/test_saving.py model/test_steering.py test_saved_before.py training/test_losses.py training/test_training.py)
 # two processes of one thread each: threads of one process that wait for each other would slow both down
@@ -12,8 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # tests and examples start many processes, which would compile every package anew without byte code
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-floors test-slow test-extras test-transformers test-checkpoint fuzz chaos mutation coverage lint \
-	format docs benchmark fidelity real-checkpoint all-blocks predictions
+.PHONY: demo test test-floors test-slow test-extras test-peers test-transformers test-checkpoint fuzz chaos mutation \
+	coverage lint format docs benchmark fidelity real-checkpoint all-blocks predictions
 
 demo: $(VENV)/installed-demo
 	$(BIN)/mfn demo --overwrite
@@ -32,6 +34,11 @@ test-slow: $(VENV)/installed test-transformers test-checkpoint test-extras
 # every extra in an environment of its own
 test-extras: $(VENV)/installed
 	$(BIN)/pytest tests/test_packaging.py -m extras
+
+# SAEs out to and in from SAELens and sparsify, computed by both sides; the differences become a table of the documents
+test-peers: $(PEERS_VENV)/installed
+	OMP_NUM_THREADS=1 $(PEERS_VENV)/bin/pytest -m peers tests/interop/test_peers.py
+	OMP_NUM_THREADS=1 $(PEERS_VENV)/bin/python -m benchmarks.interop.parity
 
 # transformers' own model tests, of the installed release
 test-transformers: $(VENV)/installed
@@ -115,4 +122,11 @@ $(FLOORS_VENV)/installed: pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv $(FLOORS_VENV)
 	$(FLOORS_VENV)/bin/pip install --quiet --no-compile --constraint constraints-min.txt torch
 	$(FLOORS_VENV)/bin/pip install --quiet --no-compile --constraint constraints-min.txt --editable ".[all]" hypothesis pytest pytest-xdist
+	touch $@
+
+$(PEERS_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt torch==2.13.0
+	$(PEERS_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable . sae-lens==6.54.12 \
+		eai-sparsify==1.3.3 pytest
 	touch $@

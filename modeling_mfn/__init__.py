@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .features.labelling.automatic import label_features
     from .features.labelling.describer import describe_features
     from .hub.push import push
+    from .interop.export import export_saes
+    from .interop.sources import find_saes
     from .model.configuration_mfn import MFNConfig
     from .model.feature_editing import find_duplicates
     from .model.interventions import Ablate, Add, Clamp, Scale
@@ -37,6 +39,8 @@ _PUBLIC = {
     ".features.labelling.automatic": ("label_features",),
     ".features.labelling.describer": ("describe_features",),
     ".hub.push": ("push",),
+    ".interop.export": ("export_saes",),
+    ".interop.sources": ("find_saes",),
     ".model.configuration_mfn": ("MFNConfig",),
     ".model.feature_editing": ("find_duplicates",),
     ".model.interventions": ("Ablate", "Add", "Clamp", "Scale"),

@@ -116,9 +116,23 @@ def _register_models() -> None:
     MFNModel.register_for_auto_class("AutoModel")
     MFNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     MFNForCausalLM.publisher = _publish
+    MFNForCausalLM.sae_importer = classmethod(_import_saes)  # type: ignore[assignment]
+    MFNForCausalLM.sae_exporter = _export_sae
 
 
 def _publish(model: MFNForCausalLM, repo_id: str, **options: Any) -> CommitInfo:
     from .hub.push import push_model
 
     return push_model(model, repo_id, **options)
+
+
+def _import_saes(model_class: type[MFNForCausalLM], *args: Any, **options: Any) -> MFNForCausalLM:
+    from .interop.from_saes import from_saes
+
+    return from_saes(model_class, *args, **options)
+
+
+def _export_sae(model: MFNForCausalLM, layer: int) -> Any:
+    from .interop.export import to_saelens
+
+    return to_saelens(model, layer)

@@ -1,1 +1,1 @@
-"""Formats of other tools: features of a model written for them."""
+"""Formats of other tools: sparse autoencoders (SAEs) in and out, and features written for them."""

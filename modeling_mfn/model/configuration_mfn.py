@@ -139,6 +139,9 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
             Layer -> features without effect. `MFNForCausalLM.prune_features` adds to them.
         removed_decoder_rows, removed_encoder_rows (`dict[str, list[int]]`, *optional*, defaults to `{}`):
             Pruned features whose weights `MFNForCausalLM.compact` removed; the layer has so many rows less.
+        other_sites (`dict[str, str]`, *optional*, defaults to `{}`):
+            Layer -> hook point of the SAE that its weights are from, where the SAE was trained at another place than
+            the layer's (`from_saes`). The model card warns of it.
         weights_digest (`str`, *optional*):
             Digest of the weights that this config was saved with. `from_pretrained` refuses other weights next to it.
         features_digest (`str`, *optional*):
@@ -171,6 +174,7 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     pruned_features: Any = None
     removed_decoder_rows: Any = None
     removed_encoder_rows: Any = None
+    other_sites: dict[str, str] = field(default_factory=dict)
     weights_digest: str | None = None
     features_digest: str | None = None
     mfn_version: str = __version__

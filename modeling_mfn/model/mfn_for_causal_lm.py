@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .autoencoders import Autoencoders
 from .configuration_mfn import MFNConfig, check_alpha, check_k
 from .conversion import convert, unwrap
 from .families import family_of
@@ -256,7 +257,7 @@ class MFNModel(MFNPreTrainedModel):
         return super().get_expanded_tied_weights_keys(all_submodels) | self._tied_weights_keys
 
 
-class MFNForCausalLM(MFNPreTrainedModel, GenerationMixin):
+class MFNForCausalLM(Autoencoders, MFNPreTrainedModel, GenerationMixin):
     """A causal language model whose blocks read the residual stream through their MFN layers."""
 
     publisher: ClassVar[Callable[..., Any] | None] = None

@@ -86,6 +86,8 @@ class MFNLayer(AdapterCopy):
         )
         self.encoder = FeatureEncoder(config.hidden_size, encoders)
         self.decoder = FeatureDecoder(config.hidden_size, directions, config.decoder_bias)
+        self.hook_in = nn.Identity()
+        """Tap for hooks: exactly what the layer codes passes through it, h or u (B, T, d)."""
         self.was_trained = False
 
     def train(self, mode: bool = True) -> MFNLayer:
@@ -101,8 +103,10 @@ class MFNLayer(AdapterCopy):
         """Blends the residual stream with its reconstruction, eqs. 1 to 3: (B, T, d) -> (B, T, d)."""
         mfn_pass = mfn_pass or MFNPass()
         if self.alpha == 0 and not mfn_pass.collects and not torch.is_grad_enabled():
+            if self._is_tapped:
+                self.hook_in(self.coded_part(h, mfn_pass))
             return h
-        u = self.coded_part(h, mfn_pass)
+        u = self.hook_in(self.coded_part(h, mfn_pass))
         read = self.standardise(u)
         with in_memory(self.encoder, self.decoder):
             if mfn_pass.reconstructions is None:
@@ -112,6 +116,11 @@ class MFNLayer(AdapterCopy):
                 z, u_hat, reconstruction = self._reconstruct_for_losses(u, read, mfn_pass)
         mfn_pass.leave(self.layer_index, z, reconstruction)
         return self._blend(h, u_hat, mfn_pass)  # eq. 3
+
+    @property
+    def _is_tapped(self) -> bool:
+        """True if a hook waits for what the layer codes."""
+        return bool(self.hook_in._forward_hooks or self.hook_in._forward_pre_hooks)
 
     def coded_part(self, h: Tensor, mfn_pass: MFNPass) -> Tensor:
         """Returns what the layer codes of the residual stream (B, T, d): h, or u = h - s with `codes="update"`."""

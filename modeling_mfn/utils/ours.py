@@ -40,10 +40,12 @@ STATE = (
 )
 NEURONPEDIA = ("model.jsonl", "sourceset.jsonl", "source.jsonl", "batch-*.jsonl.gz")
 EXPORT = ("mfn_export.json", *NEURONPEDIA)
-FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE, *EXPORT)
+SAE = ("cfg.json", "sae_weights.safetensors", "sae.safetensors")
+FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE, *EXPORT, *SAE)
 FOLDERS = (
     *("checkpoint-*", "features", "features.replaced", "features.unfinished", ".features-harvest"),
     *("runs", "???[0-9][0-9]_[0-9][0-9]-[0-9][0-9]-[0-9][0-9]_*"),
+    *("blocks.*.hook_*", "*.mfn.hook_in"),
     *("additional_chat_templates", "model", "training", "cache", ".saved*", ".explanation-*", ".card-*"),
     *("[0-9]*-mfn", "activations", "explanations"),
 )
@@ -97,6 +99,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _is_marker(path: Path) -> bool:
     if path.name == "config.json":
         return _object(path).get("model_type") == "mfn"
+    if path.name == "cfg.json":
+        metadata = _object(path).get("metadata")
+        return isinstance(metadata, dict) and "mfn_version" in metadata
     return path.is_file() and _matches(path.name, MARKERS)
 
 

@@ -261,7 +261,7 @@ def test_a_training_replaces_an_older_model_last(folder, capsys, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {"base", "mfn", "text.txt", "out"}
 
 
-@pytest.mark.parametrize("verb", ["convert", "train", "atlas", "evaluate", "explain"])
+@pytest.mark.parametrize("verb", ["convert", "train", "atlas", "evaluate", "explain", "export"])
 def test_an_output_that_cannot_be_written_is_found_before_the_work(folder, capsys, monkeypatch, verb):
     mfn = converted(folder)
     text, out = ("--text", folder / "text.txt", "--window", 16), folder / "out"
@@ -271,6 +271,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(folder, capsy
         "atlas": (mfn, out, *text),
         "evaluate": (mfn, *text, "--output", out, "--predictions", "P3"),
         "explain": (mfn, "w5", "--output", out),
+        "export": (mfn, out),
     }
 
     def read_only(**kwargs):

@@ -1,0 +1,60 @@
+"""Names of the place of an MFN layer, in the vocabularies of other packages."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig
+
+from ..model.families import family_of
+
+LAYER = re.compile(r"[._](\d+)(?=[./]|$)")
+
+
+class HookPoint(NamedTuple):
+    """One place of a model by its names."""
+
+    transformer_lens: str
+    """Hook of TransformerLens, such as `"blocks.6.hook_resid_mid"`."""
+    transformers: str
+    """Path of the module in the MFN model, such as `"model.backbone.h.6.mfn.hook_in"`."""
+    short: str
+    """Stream and block, such as `"resid_mid.6"`."""
+
+    @property
+    def sparsify(self) -> str:
+        """Path of the module below the head, as sparsify names folders: `"backbone.h.6.mfn.hook_in"`."""
+        return self.transformers.removeprefix("model.")
+
+
+def stream_of(text_config: PreTrainedConfig) -> str:
+    """Returns TransformerLens' name of the residual stream that an MFN layer of this base model codes."""
+    return "resid_mid"
+
+
+def hook_point(text_config: PreTrainedConfig, layer: int) -> HookPoint:
+    """Returns the names of an MFN layer's input.
+
+    Args:
+        text_config: config of the base model.
+        layer: block index.
+    """
+    stream = stream_of(text_config)
+    tap = f"model.backbone.{family_of(text_config).blocks}.{layer}.mfn.hook_in"
+    return HookPoint(f"blocks.{layer}.hook_{stream}", tap, f"{stream}.{layer}")
+
+
+def is_at(hook: str | None, text_config: PreTrainedConfig, layer: int) -> bool:
+    """Returns True if a name in any vocabulary is that of an MFN layer's input."""
+    point = hook_point(text_config, layer)
+    return hook in (*point, point.sparsify)
+
+
+def layer_of(hook: str | None) -> int | None:
+    """Returns the block index in a name; `None` if it has none."""
+    found = LAYER.search(hook or "")
+    return None if found is None else int(found[1])
+
+
+__all__ = ["HookPoint", "hook_point", "is_at", "layer_of", "stream_of"]
