@@ -74,13 +74,14 @@ EDITS = (
     "update",
     "shared decoder",
 )
+BEFORE_6 = {"normalize_activations": "layer_norm", "apply_b_dec_to_input": True}
 SAELENS_KINDS: dict[str, dict[str, Any]] = {
     "topk": {},
     "topk, decoder bias on the input": {"apply_b_dec_to_input": True},
     "topk, layer_norm": {"normalize_activations": "layer_norm", "apply_b_dec_to_input": True},
     "topk, scaled by norms": {"rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": True},
     "topk, saved by a training": {"rescale_acts_by_decoder_norm": True, "normalize_activations": "layer_norm"},
-    "topk, before version 6": {"normalize_activations": "layer_norm", "apply_b_dec_to_input": True},
+    "topk, before version 6": BEFORE_6,
     "standard (ReLU), k = m": {"apply_b_dec_to_input": True},
     "jumprelu, thresholds 0": {},
 }
@@ -92,6 +93,7 @@ CASES = [
         for k in (1, 64)
     ),
     Case("out", "saelens", "plain", dtype="float64", d=48, m=200, k=64),
+    Case("out", "saelens", "plain", d=768, m=16384, k=32),
     Case("out", "saelens", "input_norm none", settings={"input_norm": "none"}),
     *(Case("out", "sparsify", edit, settings={"input_norm": "none"}) for edit in EDITS),
     Case("out", "sparsify", "plain", "llama", "bfloat16", 48, 200, 64, {"input_norm": "none"}),
@@ -99,6 +101,7 @@ CASES = [
     *(Case("in", "saelens", kind, settings=settings) for kind, settings in SAELENS_KINDS.items()),
     Case("in", "saelens", "topk, layer_norm", "llama", "bfloat16", 48, 200, 64, SAELENS_KINDS["topk, layer_norm"]),
     Case("in", "saelens", "topk", "llama", "float64", 64, 32, 1),
+    Case("in", "saelens", "topk, before version 6", "gpt2", "float32", 768, 16384, 32, BEFORE_6),
     Case("in", "sparsify", "topk"),
     Case("in", "sparsify", "topk", "llama", "float32", 48, 200, 64),
     Case("in", "sparsify", "topk", "llama", "bfloat16", 64, 32, 1),

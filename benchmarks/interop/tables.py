@@ -1,8 +1,10 @@
-"""Tables of families and of other tools. `python -m benchmarks.tables` writes them."""
+"""Tables of families and of the exchange with other packages. `python -m benchmarks.tables` writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
 
 from benchmarks.common import records
 from modeling_mfn.model.families import FAMILIES
@@ -37,6 +39,26 @@ def families() -> Iterator[list[str]]:
         yield [f"`{name}`", place, *(CELLS[cells[claim][name]] for claim in CLAIMS)]
 
 
-TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"families": families}
+WAYS = {"in": "from", "out": "to"}
+PACKAGES = {"saelens": "SAELens", "sparsify": "sparsify"}
+
+
+def parity() -> Iterator[list[str]]:
+    """Largest differences of codes and reconstructions, by way, package and kind of SAE."""
+    cases = records.result("interop/parity")["cases"]
+
+    def kind(case: dict[str, Any]) -> tuple[str, ...]:
+        return case["direction"], case["package"], case["name"]
+
+    yield ["way", "SAE or edit", "cases", "types of weights", "k", "codes", "reconstructions", "other active sets"]
+    for (direction, package, name), group in groupby(sorted(cases, key=kind), kind):
+        of = list(group)
+        codes, reconstructions = (f"{max(case[figure] for case in of):.1e}" for figure in ("codes", "reconstructions"))
+        types, ks = (", ".join(map(str, sorted({case[each] for case in of}))) for each in ("dtype", "k"))
+        other = str(sum(case["other_active_sets"] for case in of))
+        yield [f"{WAYS[direction]} {PACKAGES[package]}", name, str(len(of)), types, ks, codes, reconstructions, other]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"families": families, "interop-parity": parity}
 
 __all__ = ["TABLES"]
