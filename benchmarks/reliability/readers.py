@@ -29,6 +29,8 @@ from modeling_mfn import (
     MFNTrainingArguments,
     Scale,
     explain,
+    export_saes,
+    find_saes,
     load_text,
     pack,
 )
@@ -43,6 +45,7 @@ from modeling_mfn.features.labelling.concepts import read_concepts
 from modeling_mfn.hub.atlas_summary import read_atlas
 from modeling_mfn.hub.evaluation_file import add_perplexities, read_perplexities
 from modeling_mfn.hub.push import check_model
+from modeling_mfn.interop.sources import open_sae
 from modeling_mfn.training.record import find_complete_checkpoint, read_record
 from modeling_mfn.training.statistics import FeatureStatistics
 
@@ -192,6 +195,24 @@ def read_texts(folder: Path) -> None:
             pass
 
 
+def write_saes(folder: Path) -> None:
+    """Writes an SAE in each format."""
+    made = MFNForCausalLM.from_base(base(), num_features=24, k=4, codes="stream", input_norm="none")
+    export_saes(made, folder, "saelens", [0])
+    export_saes(made, folder, "sparsify", [1])
+    encoder, shape = torch.ones(24, 16), {"k": 4, "postact_fn": "ReLU"}
+    state = {"pre_bias": torch.ones(16), "latent_bias": torch.ones(24), "encoder.weight": encoder}
+    state |= {"decoder.weight": encoder.T.contiguous(), "activation": "TopK", "activation_state_dict": shape}
+    (folder / "resid_post_attn").mkdir()
+    torch.save(state, folder / "resid_post_attn" / "2.pt")
+
+
+def read_saes(folder: Path) -> None:
+    """Reads all SAEs of a folder."""
+    for place in find_saes(folder).values():
+        open_sae(place).read()
+
+
 def settings_of(kind: type, random_: random.Random) -> dict[str, Any]:
     """One to three fields of a dataclass with odd values."""
     names = [field.name for field in fields(kind) if field.init and field.name != "text_config"]
@@ -259,6 +280,7 @@ FILES: dict[str, FileReader] = {
         lambda folder: harvest_state().load(folder / "state", {"window": WINDOW}),
     ),
     "text": FileReader(write_texts, read_texts),
+    "SAEs": FileReader(write_saes, read_saes),
 }
 VALUES: dict[str, ValueReader] = {
     "settings of a config": ValueReader(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..model.checks import is_whole, shown
-from ..model.conversion import CONVERSION_SETTINGS, check_base, convert
+from ..model.conversion import CONVERSION_SETTINGS, check_base, check_kind, convert
 from ..model.families import family_of
 from ..model.feature_names import format_feature
 from ..model.mfn_layer import MFNLayer
@@ -37,10 +37,12 @@ def from_saes(
     **settings: Any,
 ) -> ModelT:
     """Makes an MFN model of SAEs; `MFNForCausalLM.from_saes` documents the arguments."""
-    if not isinstance(saes, Mapping) or not saes or not all(map(is_whole, saes)):
+    places = isinstance(saes, Mapping) and all(isinstance(place, str | os.PathLike) for place in saes.values())
+    if not places or not saes or not all(map(is_whole, saes)):
         raise ValueError(f"saes are {shown(saes)}; give a mapping of block indices to folders, files or releases")
     if unknown := sorted(set(settings) - CONVERSION_SETTINGS):
         raise ValueError(f"unknown setting {unknown[0]!r}; with SAEs, give alpha, blend_into, and k for ReLU SAEs")
+    check_kind(base)
     text_config = base.config if isinstance(base, PreTrainedModel) else check_base(base, base_kwargs)
     family_of(text_config)
     with opened(dict(sorted(saes.items()))) as found:

@@ -52,7 +52,7 @@ def convert(
     settings = CONVERSION_DEFAULTS | settings
     if unknown := sorted(set(settings) - CONVERSION_SETTINGS):
         raise ValueError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(CONVERSION_SETTINGS))}")
-    _check_kind(base, "base")
+    check_kind(base, "base")
     if isinstance(base, PreTrainedModel):
         if base_kwargs:
             raise ValueError(f"base_kwargs {sorted(base_kwargs)} are for a folder or id, but the base is a model")
@@ -77,7 +77,7 @@ def unwrap(model: Any, clone: bool) -> PreTrainedModel:
         model: the MFN model.
         clone: copy the weights. Otherwise both models have the same ones.
     """
-    _check_kind(model, "MFN model")
+    check_kind(model, "MFN model")
     _check_weights(model, "MFN model")
     config = copy.deepcopy(model.config.text_config)
     with torch.device("meta"):
@@ -113,7 +113,7 @@ def check_base(base: str | os.PathLike[str], load: Mapping[str, Any] | None = No
         return _read_config(base, load or {})
 
 
-def _check_kind(base: Any, role: str) -> None:
+def check_kind(base: Any, role: str = "base") -> None:
     """Says what to give for a model that is not one of transformers, as it is, nor a name of one.
 
     Args:

@@ -336,6 +336,16 @@ def test_a_release_is_downloaded_by_saelens(tmp_path, monkeypatch):
         MFNForCausalLM.from_saes(base, {1: "nowhere"})
 
 
+def test_the_code_that_travels_says_what_it_lacks(monkeypatch):
+    model = make_mfn(make_base("gpt2-tied"))
+    monkeypatch.setattr(MFNForCausalLM, "sae_importer", None)
+    monkeypatch.setattr(MFNForCausalLM, "sae_exporter", None)
+    with pytest.raises(ImportError, match="from_saes needs the package; import modeling_mfn"):
+        MFNForCausalLM.from_saes("gpt2", {})
+    with pytest.raises(ImportError, match="to_saelens needs the package; import modeling_mfn"):
+        model.to_saelens(1)
+
+
 def test_saes_are_found_by_what_names_their_block(tmp_path):
     for seed in (0, 1):
         sparsify_folder(tmp_path / "seeds" / "h.2" / f"seed{seed}")
