@@ -73,15 +73,17 @@ class StoredSAE:
     """Function that reads the weights and brings them to the form of an MFN layer."""
 
 
-def read_tensors(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Reads exactly these tensors from a safetensors file.
+def read_tensors(
+    file: Path, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Tensor]:
+    """Reads exactly these tensors from a safetensors file, and those of `optional` that are there.
 
     Raises:
         ValueError: If the file is damaged, or has other names or shapes.
     """
     with readable(file), safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        check_tensors(tensors, shapes)
+        check_tensors(tensors, {**shapes, **{name: of for name, of in (optional or {}).items() if name in tensors}})
     return tensors
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..model.checks import as_whole, check_type, naming, shown
@@ -32,6 +33,8 @@ NOT_STATED = {
     "constant_norm_rescale": "an MFN layer cannot rescale a token to a constant norm",
 }
 """`normalize_activations` that no MFN layer has -> reason."""
+SCALE = "scaling_factor"
+"""Tensor of ones that older releases wrote, and that a later fine-tuning may have changed."""
 ONLY_IN_TRAINING = {
     *("device", "decoder_init_norm", "aux_loss_coefficient", "use_sparse_activations", "l1_coefficient", "lp_norm"),
     *("l1_warm_up_steps", "l0_coefficient", "l0_warm_up_steps", "jumprelu_init_threshold", "jumprelu_bandwidth"),
@@ -103,9 +106,10 @@ def _config_of(written: dict[str, Any]) -> Config:
 def _from_before_6(written: dict[str, Any]) -> dict[str, Any]:
     """Settings of SAELens 6 for those of older releases, which it reads in the same way."""
     activation = written.get("activation_fn_str", written.get("activation_fn", "relu"))
+    check_type("activation_fn_kwargs", written.get("activation_fn_kwargs"), dict | None)
     further = dict(written.get("activation_fn_kwargs") or {})
     architecture, hook = written.get("architecture", "standard"), written.get("hook_name", written.get("hook_point"))
-    k = further.pop("k", None)
+    k = further.pop("k", written.get("k"))
     if activation == "topk" and k is not None:
         architecture = "topk"
     elif activation != "relu":
@@ -119,10 +123,11 @@ def _from_before_6(written: dict[str, Any]) -> dict[str, Any]:
         "architecture": architecture,
         "d_in": written.get("d_in"),
         "d_sae": written.get("d_sae"),
-        "dtype": written.get("dtype"),
+        "dtype": written.get("dtype", "float32"),
         "apply_b_dec_to_input": written.get("apply_b_dec_to_input", True),
         "normalize_activations": norm or "none",
         "reshape_activations": "hook_z" if "hook_z" in str(hook) else written.get("reshape_activations", "none"),
+        "rescale_acts_by_decoder_norm": written.get("rescale_acts_by_decoder_norm", False),
         "k": k,
         "metadata": {"hook_name": hook},
     }
@@ -155,7 +160,9 @@ def _read(file: Path, config: Config) -> Weights:
         shapes["threshold"] = (m,)
     # SAELens casts to the precision of the config, and so the function is that of the cast weights
     dtype = DTYPES[config.dtype.removeprefix("torch.")]
-    found = {name: tensor.to(dtype) for name, tensor in read_tensors(file, shapes).items()}
+    found = {name: tensor.to(dtype) for name, tensor in read_tensors(file, shapes, {SCALE: (m,)}).items()}
+    if SCALE in found and not torch.allclose(found[SCALE], torch.ones_like(found[SCALE])):
+        raise ValueError(f"{file}: {SCALE} is not 1 everywhere, and an MFN layer scales no activation")
     if "threshold" in found and (found["threshold"] > 0).any():
         raise ValueError(
             f"{file}: the SAE is a JumpReLU with thresholds up to {float(found['threshold'].max()):.3g}, and an MFN "

@@ -148,7 +148,8 @@ def test_a_topk_sae_of_saelens(family_base, tmp_path, changes):
 
 
 def test_an_sae_of_saelens_before_version_6(tmp_path):
-    place, config, tensors = saelens_folder(tmp_path / "v5_32k_layer_1", before_6=True)
+    ones = {"scaling_factor": torch.ones(M)}
+    place, config, tensors = saelens_folder(tmp_path / "v5_32k_layer_1", before_6=True, more=ones)
     model = MFNForCausalLM.from_saes(make_base("gpt2-tied").double(), {1: place})
     assert_equal(model, saelens(config | {"architecture": "topk", "k": K}, tensors, stream()))
     assert model.config.input_norm == "layer"
@@ -226,6 +227,12 @@ def test_an_update_is_not_taken_for_a_stream(tmp_path):
         ({"reshape_activations": "hook_z"}, "the SAE codes heads of an attention"),
         ({"surprise": 1}, "cfg.json: setting 'surprise' is unknown, and may change the function"),
         ({"more": {"W_skip": torch.zeros(2)}}, "tensor W_skip is unknown, and may change the function"),
+        ({"more": {"scaling_factor": torch.full((M,), 2.0)}}, "scaling_factor is not 1 everywhere"),
+        (
+            {"before_6": True, "activation_fn_kwargs": [32]},
+            r"activation_fn_kwargs is \[32\]; it must be a mapping",
+        ),
+        ({"before_6": True, "activation_fn_kwargs": {"k": 6, "signed": True}}, "an MFN layer has k alone"),
         ({"more": {"b_enc": torch.zeros(3)}}, r"b_enc is torch.float32 \(3,\); it must be .* of shape \(72,\)"),
         ({"dtype": "int8"}, "dtype is 'int8'; it must be one of float64, float32"),
         ({"k": 2.5}, "k is 2.5; it must be a whole number of at least 1"),
