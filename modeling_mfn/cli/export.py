@@ -47,7 +47,7 @@ def export(
         if atlas is not None:
             raise ValueError(f"--atlas is for --format neuronpedia; SAEs for {format} have no atlas")
         written = _write_saes(model, format, parse_layers(layers or "all"), output, overwrite)
-    console.print(f"{output}: {written} for {format}")
+    console.print(f"{output}: {written}")
 
 
 def _write_saes(model: str, format: str, layers: str | list[int], output: Path, overwrite: bool) -> str:
@@ -57,7 +57,7 @@ def _write_saes(model: str, format: str, layers: str | list[int], output: Path, 
         mfn = load_mfn(model)
         with console.status(Text(f"exporting {model}")):
             written = export_saes(mfn, folder, format, layers)
-    return f"{len(written)} SAEs, in {', '.join(place.name for place in written.values())},"
+    return f"{len(written)} SAEs for {format}, in {', '.join(place.name for place in written.values())}"
 
 
 def _write_atlas(model: str, config: MFNConfig, atlas: str, output: Path, overwrite: bool) -> str:
@@ -68,7 +68,7 @@ def _write_atlas(model: str, config: MFNConfig, atlas: str, output: Path, overwr
     described = FeatureAtlas.from_pretrained(atlas)
     with new_folder(output, overwrite, inputs=[model, atlas]) as folder, console.status("writing"):
         export_neuronpedia(described, config, folder, public_name(model))
-    return f"{len(described)} features of layers {', '.join(map(str, config.layers))}"
+    return f"{len(described)} features of layers {', '.join(map(str, config.layers))} for neuronpedia"
 
 
 __all__ = ["export"]

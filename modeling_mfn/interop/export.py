@@ -21,7 +21,7 @@ from ..model.version import __version__
 from ..utils.extras import MissingExtra
 from . import saelens, sparsify
 from .autoencoder import Weights
-from .hooks import hook_point
+from .hooks import hook_name, hook_point
 
 logger = logging.get_logger(__name__)
 
@@ -122,7 +122,6 @@ def layer_sae(model: Any, layer: int) -> LayerSAE:
     config = model.config
     config.check_feature((layer, 0), pruned=True)
     mfn, point = model.mfn_layers[layer], hook_point(config.text_config, layer)
-    of_stream = config.codes == "stream"
     pruned = config.pruned_features.get(str(layer), [])
     if len(pruned) > len(config.removed_encoder_rows.get(str(layer), [])):
         logger.warning(
@@ -131,9 +130,9 @@ def layer_sae(model: Any, layer: int) -> LayerSAE:
         )
     facts = {
         "model_name": config.text_config._name_or_path or None,
-        "hook_name": point.transformer_lens if of_stream else point.transformers,
+        "hook_name": hook_name(config, layer),
         "hf_hook_name": point.transformers,
-        "stream": point.short if of_stream else None,
+        "stream": point.short if config.codes == "stream" else None,
         "layer": layer,
         "codes": config.codes,
         "input_norm": config.input_norm,

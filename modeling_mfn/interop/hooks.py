@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
+from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
 
 LAYER = re.compile(r"[._](\d+)(?=[./]|$)")
@@ -30,7 +31,7 @@ class HookPoint(NamedTuple):
 
 def stream_of(text_config: PreTrainedConfig) -> str:
     """Returns TransformerLens' name of the residual stream that an MFN layer of this base model codes."""
-    return "resid_mid"
+    return "resid_pre" if family_of(text_config).is_parallel(text_config) else "resid_mid"
 
 
 def hook_point(text_config: PreTrainedConfig, layer: int) -> HookPoint:
@@ -45,6 +46,15 @@ def hook_point(text_config: PreTrainedConfig, layer: int) -> HookPoint:
     return HookPoint(f"blocks.{layer}.hook_{stream}", tap, f"{stream}.{layer}")
 
 
+def hook_name(config: MFNConfig, layer: int) -> str:
+    """Returns the usual name of what an MFN layer codes: TransformerLens' for a stream.
+
+    Updates are at no hook of TransformerLens; their name is the path of the module that they pass.
+    """
+    point = hook_point(config.text_config, layer)
+    return point.transformer_lens if config.codes == "stream" else point.transformers
+
+
 def is_at(hook: str | None, text_config: PreTrainedConfig, layer: int) -> bool:
     """Returns True if a name in any vocabulary is that of an MFN layer's input."""
     point = hook_point(text_config, layer)
@@ -57,4 +67,4 @@ def layer_of(hook: str | None) -> int | None:
     return None if found is None else int(found[1])
 
 
-__all__ = ["HookPoint", "hook_point", "is_at", "layer_of", "stream_of"]
+__all__ = ["HookPoint", "hook_name", "hook_point", "is_at", "layer_of", "stream_of"]

@@ -20,6 +20,7 @@ from ..features.atlas.schema import HISTOGRAM_EDGES, NUM_BINS, stratum_edges, st
 from ..features.public_names import SOURCE_SET, neuronpedia_model, neuronpedia_source
 from ..model.configuration_mfn import MFNConfig
 from ..model.version import __version__
+from .hooks import hook_name
 
 FEATURES_PER_FILE = 1024
 CREATOR = "clkht01d40000jv08hvalcvly"
@@ -57,7 +58,7 @@ def export_neuronpedia(atlas: FeatureAtlas, config: MFNConfig, folder: Path, nam
         _write_lines(place / "source.jsonl", [_source(name, atlas, config, layer)])
         for number, batch in enumerate(_batches(atlas, layer)):
             file = f"batch-{number}.jsonl.gz"
-            _write_lines(place / "features" / file, (_feature(record, keys) for record in batch))
+            _write_lines(place / "features" / file, (_feature(record, config, keys) for record in batch))
             activations = (_activation(record, each, tokens, keys) for record in batch for each in record.examples)
             explanations = (_explanation(record, each, keys) for record in batch for each in record.labels)
             _write_lines(place / "activations" / file, map(_with_id, activations))
@@ -130,13 +131,13 @@ def _source(name: str | None, atlas: FeatureAtlas, config: MFNConfig, layer: int
     }
 
 
-def _feature(record: FeatureRecord, keys: dict[str, str]) -> dict[str, Any]:
+def _feature(record: FeatureRecord, config: MFNConfig, keys: dict[str, str]) -> dict[str, Any]:
     heights, values = _bars(record)
     return {
         **keys,
         "index": str(record.index),
         "sourceSetName": SOURCE_SET,
-        "hookName": f"blocks.{record.layer}.hook_resid_mid",
+        "hookName": hook_name(config, record.layer),
         "maxActApprox": record.max_activation or 0.0,
         "frac_nonzero": record.firing_rate,
         "freq_hist_data_bar_heights": heights,
