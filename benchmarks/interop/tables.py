@@ -59,6 +59,18 @@ def parity() -> Iterator[list[str]]:
         yield [f"{WAYS[direction]} {PACKAGES[package]}", name, str(len(of)), types, ks, codes, reconstructions, other]
 
 
-TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"families": families, "interop-parity": parity}
+def probing() -> Iterator[list[str]]:
+    """Figures of sae-probes by data set and number of features."""
+    yield ["data set", "features", "AUC, validation", "AUC, test", "accuracy, test"]
+    for dataset, by_number in records.result("interop/sae_probes")["datasets"].items():
+        for number, of in by_number.items():
+            yield [dataset, number, *(f"{of[figure]:.3f}" for figure in ("val_auc", "test_auc", "test_acc"))]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
+    "families": families,
+    "interop-parity": parity,
+    "sae-probes": probing,
+}
 
 __all__ = ["TABLES"]

@@ -57,7 +57,7 @@ class Norm(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """What the logits are made of the LM head's outputs. Each name is that of a number in the base's config."""
+    """Steps from the LM head's outputs to the logits. Each name is that of a number in the base's config."""
 
     divisor: str | None = None
     """Number that the outputs are divided by."""

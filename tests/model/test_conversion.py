@@ -14,8 +14,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
 )
 
 from modeling_mfn import MFNConfig, MFNForCausalLM
@@ -117,22 +117,14 @@ def test_bad_settings(settings, message):
 
 def test_bad_bases(tmp_path):
     llama = make_base("llama-tied")
-    mistral = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
-    with pytest.raises(ValueError, match="'mistral' is not supported; supported are gpt2, llama"):
-        MFNForCausalLM.from_base(mistral, **SIZE)
-    mistral.save_pretrained(tmp_path / "mistral")
-    (tmp_path / "mistral" / "model.safetensors").unlink()  # the family is checked before weights are read
-    with pytest.raises(ValueError, match="'mistral' is not supported"):
-        MFNForCausalLM.from_base(tmp_path / "mistral", **SIZE)
+    sizes = {"vocab_size": 96, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    opt = OPTForCausalLM(OPTConfig(**sizes))
+    with pytest.raises(ValueError, match="'opt' is not supported; supported are arcee, ernie4_5"):
+        MFNForCausalLM.from_base(opt, **SIZE)
+    opt.save_pretrained(tmp_path / "opt")
+    (tmp_path / "opt" / "model.safetensors").unlink()  # the family is checked before weights are read
+    with pytest.raises(ValueError, match="'opt' is not supported"):
+        MFNForCausalLM.from_base(tmp_path / "opt", **SIZE)
     with pytest.raises(ValueError, match="is an MFN model itself"):
         MFNForCausalLM.from_base(make_mfn(llama), **SIZE)
     with pytest.raises(ValueError, match="LlamaModel has no language-modelling head"):

@@ -107,7 +107,8 @@ torch.save(logits, "logits.pt")
 def test_save_and_load_with_and_without_the_plugin(name, saved):
     ids = torch.arange(3, 15)[None]
     expected = make_mfn(family_base(name), codes="update")(ids).logits
-    assert torch.equal(MFNForCausalLM.from_pretrained(saved / name)(ids).logits, expected)
+    loaded = MFNForCausalLM.from_pretrained(saved / name, experts_implementation="eager")  # which no file has
+    assert torch.equal(loaded(ids).logits, expected)
     torch.testing.assert_close(torch.load(saved / "logits.pt")[name], expected, atol=1e-5, rtol=0)
 
 
