@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 FLOORS_VENV ?= .venv-floors
 # SAELens and sparsify, with which SAEs are exchanged
 PEERS_VENV ?= .venv-peers
+# the newest versions, and the trainers of TRL
+TRL_VENV ?= .venv-trl
 CORE := $(addprefix tests/,model/test_conversion.py model/test_layer.py model/test_parity.py model/test_peft.py \
 	model/test_saving.py model/test_steering.py test_saved_before.py training/test_losses.py training/test_training.py)
 # two processes of one thread each: threads of one process that wait for each other would slow both down
@@ -14,8 +16,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # tests and examples start many processes, which would compile every package anew without byte code
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-floors test-slow test-extras test-peers test-transformers test-checkpoint fuzz chaos mutation \
-	coverage lint format docs benchmark fidelity real-checkpoint all-blocks predictions
+.PHONY: demo test test-floors test-slow test-extras test-peers test-trl test-transformers test-checkpoint fuzz chaos \
+	mutation coverage lint format docs benchmark fidelity real-checkpoint all-blocks predictions
 
 demo: $(VENV)/installed-demo
 	$(BIN)/mfn demo --overwrite
@@ -26,6 +28,10 @@ test: $(VENV)/installed lint
 # the core once more, with the oldest versions that the project supports
 test-floors: $(FLOORS_VENV)/installed
 	OMP_NUM_THREADS=1 $(FLOORS_VENV)/bin/pytest -n 2 $(CORE)
+
+# the mixin over the trainers of TRL
+test-trl: $(TRL_VENV)/installed
+	CI=1 OMP_NUM_THREADS=1 $(TRL_VENV)/bin/pytest -m trl tests/training/test_trl.py tests/test_examples.py
 
 # before a release: what takes long, and what needs the network
 test-slow: $(VENV)/installed test-transformers test-checkpoint test-extras
@@ -116,6 +122,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch==2.13.0 --editable ".[demo]"
+	touch $@
+
+$(TRL_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TRL_VENV)
+	$(TRL_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt torch==2.13.0
+	$(TRL_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable ".[all]" pytest hypothesis trl
 	touch $@
 
 $(FLOORS_VENV)/installed: pyproject.toml constraints-min.txt

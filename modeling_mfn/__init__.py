@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .model.sparse_code import SparseCode
     from .training.activation_cache import ActivationCache, CachedResiduals
     from .training.trainer import MFNTrainer, MFNTrainingArguments
+    from .training.trainer_mixin import MFNTrainerMixin
 
 _PUBLIC = {
     ".data.text": ("TextWindows", "load_text", "pack"),
@@ -48,6 +49,7 @@ _PUBLIC = {
     ".model.sparse_code": ("SparseCode",),
     ".training.activation_cache": ("ActivationCache", "CachedResiduals"),
     ".training.trainer": ("MFNTrainer", "MFNTrainingArguments"),
+    ".training.trainer_mixin": ("MFNTrainerMixin",),
 }
 """Module -> its public names. The imports above say the same to editors and type checkers."""
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -22,6 +22,7 @@ from modeling_mfn.demo import assets as demo_assets
 from modeling_mfn.demo import run as demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+TRL = [pytest.mark.trl, pytest.mark.filterwarnings("ignore::FutureWarning")]  # its own
 
 
 @pytest.fixture
@@ -143,6 +144,7 @@ def assets(tmp_path, monkeypatch):
         ("train_from_cache", "train_from_cache/training_record.json"),
         ("train_lora", "lora/merged"),
         ("share_on_hub", "share_on_hub/config.json"),
+        pytest.param("sft_with_trl", "sft_with_trl", marks=TRL),
         pytest.param("evaluate_predictions", "evaluate_predictions/report.md", marks=pytest.mark.slow),
     ],
 )

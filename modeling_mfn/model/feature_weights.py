@@ -51,8 +51,8 @@ class FeatureDecoder(nn.Module):
         self.bias = nn.Parameter(torch.empty(hidden_size)) if bias else None
 
     @torch.no_grad()
-    def normalise_rows(self, norms: Mapping[int, float] | None = None) -> None:
-        """Brings every direction back to unit norm, or to the norm that `norms` has for its row."""
+    def at_norms(self, norms: Mapping[int, float] | None = None) -> Tensor:
+        """Returns every direction at unit norm, or at the norm that `norms` has for its row: (m, d), float32."""
         rows = nn.functional.normalize(self.weight.float(), dim=-1)
         if norms:
             from torch.distributed.tensor import DTensor, distribute_tensor
@@ -62,7 +62,7 @@ class FeatureDecoder(nn.Module):
             if isinstance(rows, DTensor):
                 lengths = distribute_tensor(lengths, rows.device_mesh, rows.placements)
             rows = rows * lengths
-        self.weight.copy_(rows)
+        return rows
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

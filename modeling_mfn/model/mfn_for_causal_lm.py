@@ -27,6 +27,7 @@ from .peft_copies import AdapterCopy, show_settings
 from .sparse_code import SparseCode
 from .steerable import SteerableModel
 from .steering import edits_in_force, generating
+from .unguided_training import tell_if_nothing_is_learnt
 from .whole_files import WholeFiles
 
 
@@ -194,6 +195,8 @@ class MFNModel(MFNPreTrainedModel):
             inputs_embeds = request.perturb_embeddings(inputs_embeds)
         edits = edits_in_force(self, input_ids if inputs_embeds is None else inputs_embeds, past_key_values)
         reconstructs = output_reconstructions or request is not None
+        if self.training and not reconstructs and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            tell_if_nothing_is_learnt(self)
         streams: dict[int, Tensor] | None = {} if self.config.codes == "update" else None
         mfn_pass = MFNPass(edits, {} if output_codes else None, {} if reconstructs else None, request, streams)
         outputs = self.backbone(

@@ -281,12 +281,17 @@ class MFNLayer(AdapterCopy):
             return self.decoder.weight
         return self.decoder.weight[self.rows.decoder_rows].masked_fill(self.rows.pruned.unsqueeze(-1), 0)
 
+    @torch.no_grad()
     def normalise_directions(self) -> None:
         """Brings the decoder's directions back to unit norm, or to the norm in `config.direction_norms`."""
+        self.decoder.weight.copy_(self.expected_directions())
+
+    def expected_directions(self) -> Tensor:
+        """Returns the decoder's rows at unit norm, or at the norm in `config.direction_norms`: (rows, d), float32."""
         named = {parse_feature(name): norm for name, norm in self.config.direction_norms.items()}
         norms = {index: norm for (layer, index), norm in named.items() if layer == self.layer_index}
         rows = self.rows_of(torch.tensor(list(norms), dtype=torch.long)).decoder.rows.tolist() if norms else []
-        self.decoder.normalise_rows(dict(zip(rows, norms.values(), strict=True)))
+        return self.decoder.at_norms(dict(zip(rows, norms.values(), strict=True)))
 
     def _named(self, pairs: SparseCode) -> SparseCode:
         """Pairs by row of the encoder -> by feature; pruned features get the value 0."""

@@ -20,6 +20,7 @@ from .checks import naming
 from .configuration_mfn import check_structure
 from .mfn_layer import MFNLayer
 from .twins import is_a
+from .unguided_training import tell_of_norms
 from .weights_digest import digest_of_folder
 
 WRITING, COMPLETE = ".saving", ".saved"
@@ -70,6 +71,7 @@ class WholeFiles:
         """
         folder, save = Path(save_directory), super().save_pretrained  # type: ignore[misc]
         check_structure(self.config, {each.layer_index: each for each in self.modules() if is_a(each, MFNLayer)})
+        tell_of_norms(self)
         if kwargs.get("distributed_checkpoint"):  # every process writes a part, and the weights are in no one file
             self.config.weights_digest = None
             save(folder, is_main_process, *args, **kwargs)

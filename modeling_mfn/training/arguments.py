@@ -33,6 +33,8 @@ ON_CACHED_RESIDUALS = {
 }
 """Values that a training on cached residual streams must have: the streams are those at alpha 0, and nothing of the
 model but its MFN layers is there."""
+WITH_AN_OWN_LOSS = {"util_target": "tokens", "lambda_named": 0.0}
+"""Values that a trainer with a loss of its own must have: it brings the utility loss, and drops other columns."""
 REMOVED = {"rate_estimator": "rectangle", "rate_width": 0.5, "schedule_stairs": 8}
 """Options that only version 0.1.0 had -> the value that every training has now."""
 
@@ -144,6 +146,15 @@ class MFNTrainingArguments(TrainingArguments):
         0, "Steps with a loss or gradient that is not finite that a training leaves out. The next one stops it."
     )
     log_layers: bool = _option(False, "Log every figure per MFN layer, too.")
+
+    def __init_subclass__(cls) -> None:
+        later = cls.__mro__[cls.__mro__.index(MFNTrainingArguments) + 1 : cls.__mro__.index(TrainingArguments)]
+        others = [each.__name__ for each in later if issubclass(each, TrainingArguments)]
+        if others:
+            raise TypeError(
+                f"{cls.__name__} names MFNTrainingArguments before {others[0]}, whose defaults would be lost; name "
+                "MFNTrainingArguments last"
+            )
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -268,6 +279,14 @@ class MFNTrainingArguments(TrainingArguments):
             if getattr(self, name) != allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; on cached residual streams it must be {allowed!r}"
+                )
+
+    def check_own_loss(self, trainer: str) -> None:
+        """Raises `ValueError` if these arguments need another utility loss than a trainer of this name has."""
+        for name, allowed in WITH_AN_OWN_LOSS.items():
+            if getattr(self, name) != allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; {trainer} has a loss of its own, and it must be {allowed!r}"
                 )
 
     def check_schedules(self, total_steps: int) -> None:

@@ -137,7 +137,7 @@ class FeatureObjective:
         """
         rows = choose(torch.arange(len(mask), device=mask.device), self.args.stability_fraction)
         again = {
-            name: value[rows] if torch.is_tensor(value) and len(value) == len(mask) else value
+            name: value[rows] if torch.is_tensor(value) and value.shape[:1] == mask.shape[:1] else value
             for name, value in inputs.items()
             if name != "labels"
         }

@@ -22,7 +22,7 @@ from .arguments import MFNTrainingArguments
 
 RECORD_FILE = "training_record.json"
 PRIVATE = (
-    *("_dir", "token", "name", "_id", "project", "resume_from_checkpoint"),
+    *("_dir", "_path", "_url", "_host", "token", "name", "_id", "project", "resume_from_checkpoint"),
     *("deepspeed", "fsdp_config", "accelerator_config"),  # a path, or the content of the file
 )
 """Endings of argument names that a record leaves out: local paths, secrets and names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from .arguments import MFNTrainingArguments
 
 OF_ALL_PROCESSES = ("rate", "comp")
 """Losses of the whole batch, which every process computes alike."""
+INPUTS = {"attention_mask", "input_ids", "inputs_embeds"}
+"""Inputs of a model that say how many tokens it reads."""
 
 
 class StepShares:
@@ -27,11 +29,19 @@ class StepShares:
     def __init__(self, accelerator: Accelerator, args: MFNTrainingArguments) -> None:
         self._processes = accelerator.num_processes
         self._counts_all_items = args.average_tokens_across_devices
-        self.tokens: Tensor | float = 1
-        """Real tokens of the step in all processes, at least 1."""
+        self.tokens: Tensor | float | None = 1
+        """Real tokens of the step in all processes, at least 1; `None` if unknown."""
+        self._batches = 1
 
-    def begin_step(self, batches: Iterable[Mapping[str, Any]], device: torch.device) -> Tensor:
-        """Returns the number of real tokens in the batches of all processes, and keeps it."""
+    def begin_step(self, batches: Sequence[Any], device: torch.device) -> Tensor | None:
+        """Returns the number of real tokens in the batches of all processes, and keeps it.
+
+        `None` if the batches are no inputs of the model, such as prompts that are yet to be completed.
+        """
+        self._batches = max(len(batches), 1)
+        self.tokens = None
+        if not all(isinstance(batch, Mapping) and INPUTS & batch.keys() for batch in batches):
+            return None
         tokens = torch.tensor(float(sum(int(tokens_that_count(batch).sum()) for batch in batches)), device=device)
         tokens = reduce(tokens, "sum")
         self.tokens = tokens.clamp_min(1)
@@ -43,12 +53,14 @@ class StepShares:
         return self._processes if self._counts_all_items else 1
 
     def of_tokens(self, mask: Tensor, divisor: int) -> Tensor:
-        """Returns the weight of a batch's means over tokens.
+        """Returns the weight of a batch's means over tokens. All batches weigh the same if their tokens are unknown.
 
         Args:
             mask: (B, T), nonzero where a token counts.
             divisor: number by which the Trainer divides the loss.
         """
+        if self.tokens is None:
+            return torch.tensor(divisor / self._batches, device=mask.device)
         return mask.sum() / self.tokens * self._processes * divisor
 
 

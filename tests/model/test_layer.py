@@ -329,5 +329,5 @@ def test_decoder_rows_and_their_gradient():
     layer.decoder.remove_parallel_gradient()
     torch.testing.assert_close(directions.grad, expected)
     directions.data = 3 * sideways
-    layer.decoder.normalise_rows()
+    layer.normalise_directions()
     torch.testing.assert_close(directions.data, sideways / sideways.norm(dim=-1, keepdim=True))

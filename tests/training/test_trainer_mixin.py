@@ -1,0 +1,158 @@
+"""`MFNTrainerMixin` over trainers of one's own: losses, schedules, norms and checkpoints are those of `MFNTrainer`."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_base, make_mfn
+from trainings import arguments, history, rows
+from transformers import Trainer, TrainingArguments
+
+from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainerMixin, MFNTrainingArguments
+from modeling_mfn.model import unguided_training
+from modeling_mfn.training.record import read_record
+from modeling_mfn.training.statistics import STATE_FILE
+
+NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+
+
+class Plain(MFNTrainerMixin, Trainer):
+    pass
+
+
+class OwnLoss(Trainer):
+    """Computes the next-token loss by hand, between passes without gradients."""
+
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad():
+            self.model(inputs["input_ids"])
+        outputs = model(inputs["input_ids"])
+        with torch.no_grad():
+            model(**inputs)
+        loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+class MixedOwnLoss(MFNTrainerMixin, OwnLoss):
+    pass
+
+
+def run(trainer_class, family, folder, **settings):
+    model = make_mfn(make_base(family, **NO_DROPOUT), alpha=0.0, k=6)
+    defaults = {"max_steps": 6, "gradient_accumulation_steps": 2, "alpha_anneal": 1.0, "lambda_rate": 0.1}
+    args = arguments(folder, **(defaults | settings))
+    trainer = trainer_class(model, args, train_dataset=rows(64), eval_dataset=rows(16, seed=1))
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
+@pytest.mark.parametrize("mixed", [Plain, MixedOwnLoss])
+def test_a_trainer_with_the_mixin_trains_as_mfn_trainer_does(mixed, family, tmp_path):
+    settings = {"lambda_stab": 0.5, "stability_pass": "model", "save_strategy": "steps", "save_steps": 3}
+    ours = run(mixed, family, tmp_path / "ours", **settings)
+    theirs = run(MFNTrainer, family, tmp_path / "theirs", **settings)
+    for name in ("loss", "util_loss", "recon_loss", "rate_loss", "stab_loss", "alpha", "explained_variance"):
+        assert history(ours, name) == pytest.approx(history(theirs, name), rel=1e-4), name
+    for name, weight in theirs.model.named_parameters():
+        torch.testing.assert_close(ours.model.get_parameter(name), weight, atol=1e-4, rtol=0)
+    for layer in ours.model.mfn_layers.values():
+        torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
+    checkpoint = tmp_path / "ours" / "checkpoint-3"
+    assert (checkpoint / STATE_FILE).is_file()
+    saved = MFNForCausalLM.from_pretrained(checkpoint)
+    assert read_record(checkpoint).alpha == saved.config.alpha == 0.5
+    assert saved.features_digest != ours.model.features_digest
+    found, expected = ours.evaluate(), theirs.evaluate()
+    for name in ("util_loss", "recon_loss", "rate_loss", "explained_variance"):
+        assert found[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], rel=1e-3), name
+
+
+class Twice(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs).loss + model(**inputs).loss
+
+
+class Never(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model.get_input_embeddings()(inputs["input_ids"]).square().mean()
+
+
+class MixedTwice(MFNTrainerMixin, Twice):
+    pass
+
+
+class MixedNever(MFNTrainerMixin, Never):
+    pass
+
+
+@pytest.mark.parametrize(("mixed", "found"), [(MixedTwice, "ran two"), (MixedNever, "ran no")])
+def test_a_loss_that_is_not_of_one_pass_is_refused_and_leaves_no_hooks(mixed, found, tmp_path):
+    with pytest.raises(ValueError, match=f"{found} forward pass") as caught:
+        run(mixed, "llama-tied", tmp_path)
+    assert "there must be one" in str(caught.value)
+
+
+def test_options_that_need_the_loss_of_mfn_trainer_are_refused(tmp_path):
+    for settings in ({"util_target": "kl"}, {"lambda_named": 1.0, "named_features": ["L0/0"]}):
+        with pytest.raises(ValueError, match="Plain has a loss of its own, and it must be"):
+            Plain(make_mfn(make_base("llama-tied")), arguments(tmp_path, **settings))
+    with pytest.raises(ValueError, match="args is TrainingArguments; Plain takes MFNTrainingArguments"):
+        Plain(make_mfn(make_base("llama-tied")), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+
+
+def test_arguments_mix_with_those_of_another_trainer_and_keep_its_defaults(tmp_path):
+    @dataclass
+    class Config(TrainingArguments):
+        learning_rate: float = 0.5
+        beta: float = 0.1
+
+    @dataclass
+    class Mixed(Config, MFNTrainingArguments):
+        pass
+
+    args = Mixed(str(tmp_path), lambda_rate=0.25, beta=0.2, use_cpu=True)
+    assert (args.learning_rate, args.beta, args.lambda_rate) == (0.5, 0.2, 0.25)
+    with pytest.raises(ValueError, match="rho is 2"):
+        Mixed(str(tmp_path), rho=2.0, use_cpu=True)
+    with pytest.raises(TypeError, match="names MFNTrainingArguments before Config, whose defaults would be lost"):
+
+        @dataclass
+        class Wrong(MFNTrainingArguments, Config):
+            pass
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
+def test_a_plain_trainer_is_told_what_it_does_not_keep(family, tmp_path, caplog):
+    """At alpha 0 nothing is learnt, and elsewhere directions change length. A loop that keeps norms hears nothing."""
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=4,
+        learning_rate=0.01,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+    def told():
+        return [each.getMessage() for each in caplog.records if each.name == unguided_training.__name__]
+
+    for alpha, warning in ((0.0, "and learn nothing"), (1.0, "of its norm. Train with a Trainer that keeps norms")):
+        caplog.clear()
+        unguided_training.logger.warning_once.cache_clear()
+        model = make_mfn(make_base(family), alpha=alpha)
+        model.save_pretrained(tmp_path / "before")
+        assert not told()
+        Trainer(model, args, train_dataset=rows(16)).train()
+        model.save_pretrained(tmp_path / "after")
+        assert [warning in each for each in told()] == [True]
+    caplog.clear()
+    for layer in model.mfn_layers.values():
+        layer.normalise_directions()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "after")
+    run(Plain, family, tmp_path, lambda_rate=0.0).save_model()
+    assert not told()
