@@ -138,6 +138,7 @@ def test_the_plain_package_converts_trains_saves_loads_and_generates(install, tm
 NEEDS = {
     "labels": ("scipy", "from modeling_mfn import compare_features"),
     "evaluate": ("scipy", "from modeling_mfn.evaluation.predictions import p2_probe_purity"),
+    "serve": ("fastapi", "from modeling_mfn.cli.serve import check_packages; check_packages()"),
     "demo": ("gguf", "from modeling_mfn.demo import assets; print(assets.smollm2())"),
 }
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from modeling_mfn import MFNConfig, MFNForCausalLM, MFNModel, MFNTrainer, MFNTrainingArguments
+from modeling_mfn.cli.served_models import ServedModels
 from modeling_mfn.model.mfn_layer import MFNLayer
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def test_the_key_of_extra_state_is_torchs():
 
 def overrides():
     """Yields our methods that override a private method of another library: (name, ours, theirs)."""
-    for ours in (MFNConfig, MFNForCausalLM, MFNModel, MFNLayer, MFNTrainer, MFNTrainingArguments):
+    for ours in (MFNConfig, MFNForCausalLM, MFNModel, MFNLayer, MFNTrainer, MFNTrainingArguments, ServedModels):
         mine = [each for each in ours.__mro__ if each.__module__.startswith("modeling_mfn.")]
         others = [each for each in ours.__mro__ if each not in mine]
         for name in {name for each in mine for name in vars(each)}:

@@ -23,6 +23,7 @@ from .explain import explain
 from .export import export
 from .options import console
 from .push import push
+from .serve import serve
 from .steer import steer
 from .train import TrainCommand, train
 from .unwrap import unwrap
@@ -57,7 +58,7 @@ def options(
     """Options before the verb. `main` reads --debug from the arguments."""
 
 
-for verb in (convert, train, atlas, steer, explain, evaluate, export, push, unwrap, demo):
+for verb in (convert, train, atlas, steer, explain, evaluate, export, push, serve, unwrap, demo):
     app.command(cls=TrainCommand if verb is train else None)(verb)
 
 

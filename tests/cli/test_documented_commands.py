@@ -19,8 +19,8 @@ from modeling_mfn.hub import push as hub
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "docs" / "get_started" / "quickstart.md"
-ELSEWHERE = {"demo"}
-"""Verbs that need a network and have tests of their own."""
+ELSEWHERE = {"demo", "serve"}
+"""Verbs that need a network or an extra, and have tests of their own."""
 SMALLER = {
     "train": ["--steps", "4", "--window", "32", "--batch-size", "4"],
     "atlas": ["--tokens", "4096", "--window", "32"],
