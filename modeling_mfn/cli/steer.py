@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,6 +14,7 @@ from rich.text import Text
 from ..data.tokens import checked_text
 from ..model.feature_names import parse_feature
 from ..utils.display import for_terminal, visible, visible_lines
+from ..utils.files import write_whole
 from .inputs import load_mfn, read_config, read_tokenizer
 from .options import console
 
@@ -48,6 +50,13 @@ def steer(
         Literal["all", "prompt", "generated"] | None,
         typer.Option(help="Tokens to act on. Default: the preset's positions, else all."),
     ] = None,
+    save_preset: Annotated[
+        str | None, typer.Option(help="Name under which the interventions of --set are saved in the model's folder.")
+    ] = None,
+    active: Annotated[
+        str | None,
+        typer.Option(help="Preset of the folder that is active by default from now on; '' for none."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 40,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
@@ -56,19 +65,34 @@ def steer(
 
     Example: mfn steer gpt2-mfn-trained "The weather is" --set L6/1234=clamp:4 --set L6/7=ablate@L5/3
     """
-    if not interventions and preset is None:
+    from ..model.modes import unsteered
+
+    if not interventions and preset is None and active is None:
         raise ValueError("there is nothing to steer with; give --set, --preset or both")
+    if save_preset and not interventions:
+        raise ValueError("--save-preset saves the interventions of --set; there are none")
+    changes = save_preset is not None or active is not None
+    if changes and not Path(model).is_dir():
+        raise ValueError(f"{model} is not a folder, in which --save-preset and --active could write")
     chosen = _read_settings(interventions or [], model)
     read_config(model)
     tokenizer = read_tokenizer(model)
     inputs = tokenizer(checked_text("prompt", prompt), return_tensors="pt")
     mfn = load_mfn(model)
     _check_length(inputs["input_ids"].shape[1], max_new_tokens, mfn.config)
+    if save_preset is not None:
+        mfn.save_preset(save_preset, chosen, positions or "all")
+    if active is not None:
+        mfn.config.active_preset = active or None
+        preset = preset or (None if chosen else mfn.config.active_preset)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": sample}
-    with mfn.steer(preset or {}, positions), mfn.steer(chosen, positions):
-        steered = _generate(mfn, tokenizer, inputs, seed, settings)
-    _print_text("without", _generate(mfn, tokenizer, inputs, seed, settings))
+    with unsteered(mfn):
+        with mfn.steer(preset or {}, positions), mfn.steer(chosen, positions):
+            steered = _generate(mfn, tokenizer, inputs, seed, settings)
+        _print_text("without", _generate(mfn, tokenizer, inputs, seed, settings))
     _print_text("steered", steered)
+    if changes:
+        write_whole(Path(model) / "config.json", mfn.config.to_json_string())
 
 
 def _generate(model: Any, tokenizer: Any, inputs: Any, seed: int, settings: dict[str, Any]) -> str:

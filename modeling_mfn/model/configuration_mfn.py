@@ -132,6 +132,9 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
             One decoder D for all MFN layers (section 8 of the paper); encoders and biases stay their own.
         steering_presets (`dict`, *optional*, defaults to `{}`):
             Named interventions, as JSON (see `presets.py`). `model.save_preset` writes them, `model.steer` takes them.
+        active_preset (`str`, *optional*):
+            Preset that steers the model without a call of `model.steer`, also in tools that only load a folder. It acts
+            in evaluation mode. Training refuses it, and readers of features such as `explain` go without it.
         direction_norms (`dict[str, float]`, *optional*, defaults to `{}`):
             Feature, as `"L6/1234"` -> norm of its decoder direction, where the norm is not 1. `model.bake` writes
             these norms, and training keeps them.
@@ -170,6 +173,7 @@ class MFNConfig(BaseSettings, PreTrainedConfig):
     decoder_bias: bool = True
     shared_decoder: bool = False
     steering_presets: dict = field(default_factory=dict)
+    active_preset: str | None = None
     direction_norms: dict = field(default_factory=dict)
     pruned_features: Any = None
     removed_decoder_rows: Any = None
@@ -402,6 +406,16 @@ def _check_presets(config: MFNConfig, presets: dict) -> dict:
     return presets
 
 
+def _check_active(config: MFNConfig, name: Any) -> str | None:
+    check_type("active_preset", name, str | None)
+    if name is not None and name not in config.steering_presets:
+        raise ValueError(
+            f"active_preset is {shown(name)}; it must be null or a preset: "
+            f"{', '.join(sorted(config.steering_presets)) or 'this model has none'}"
+        )
+    return name
+
+
 CHECKS: dict[str, Callable[[MFNConfig, Any], Any]] = {
     "num_features": lambda config, given: as_whole("num_features", given, 1, MAX_FEATURES),
     "layers": lambda config, given: check_layers(given, config.text_config.num_hidden_layers, _first_layer(config)),
@@ -411,6 +425,7 @@ CHECKS: dict[str, Callable[[MFNConfig, Any], Any]] = {
     "coding_rounds": lambda config, given: as_whole("coding_rounds", given, 1),
     "refine_steps": lambda config, given: as_whole("refine_steps", given, 0),
     "steering_presets": _check_presets,
+    "active_preset": _check_active,
     "direction_norms": _check_norms,
 }
 """Setting -> function that returns its final form. Each needs only settings that stand before its own."""
@@ -422,7 +437,7 @@ TYPES = {
 }
 """Settings for which the type says all."""
 
-NEEDED_BY_OTHERS = {"num_features", "layers", *EDITS}
+NEEDED_BY_OTHERS = {"num_features", "layers", "steering_presets", *EDITS}
 """Settings with which others must fit."""
 
 __all__ = ["MFNConfig"]

@@ -31,7 +31,7 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 BACKBONE = "model.backbone."
 """Beginning of the names that the base's weights have in an MFN model."""
 MODEL_OWNED_FIELDS = {
-    "text_config", "mfn_version", "steering_presets", "direction_norms", "other_sites", "weights_digest",
+    "text_config", "mfn_version", "steering_presets", "active_preset", "direction_norms", "other_sites", "weights_digest",
     "features_digest", *EDITS,
 }  # fmt: skip
 CONVERSION_DEFAULTS = {"codes": "update"}

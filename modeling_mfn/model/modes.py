@@ -11,14 +11,30 @@ import torch
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Puts a model into evaluation mode, and each of its modules back into its own mode afterwards."""
+    """Puts a model into evaluation mode without its active preset, and everything back afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with unsteered(model):
+            yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def unsteered(model: Any) -> Iterator[None]:
+    """Switches the preset off that is active by default, and on again afterwards."""
+    config: Any = getattr(model, "config", None)
+    active = getattr(config, "active_preset", None)
+    if active is None:
+        yield
+        return
+    config.active_preset = None
+    try:
+        yield
+    finally:
+        config.active_preset = active
 
 
 @contextmanager
@@ -52,4 +68,4 @@ def frozen(model: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-__all__ = ["as_base", "at_alpha", "evaluating", "frozen"]
+__all__ = ["as_base", "at_alpha", "evaluating", "frozen", "unsteered"]

@@ -19,7 +19,7 @@ from .features_digest import keeps_features
 from .interventions import CheckedInterventions, Interventions, check_interventions
 from .mfn_layer import MFNLayer
 from .presets import POSITIONS, Preset, check_name, make_preset, read_presets, without_pruned, write_preset
-from .steering import Context, Positions, check_range, is_steered, steering
+from .steering import ActivePreset, Context, Positions, check_range, is_steered, steering
 
 logger = logging.get_logger(__name__)
 
@@ -53,6 +53,15 @@ class SteerableModel:
     """Methods of an MFN model that steer its features."""
 
     config: MFNConfig
+    active_preset: ActivePreset | None = None
+    """Preset of `config.active_preset`, as it was last worked out."""
+
+    def active_context(self: Any) -> Context:
+        """Returns the preset that is active by default, as a context of `steer`."""
+        preset = self._preset(self.config.active_preset)
+        checked = self._checked(preset.interventions)
+        self._warn_of_no_effect(sorted({layer for layer, _ in checked}))
+        return Context((checked,), preset.positions)
 
     def steer(
         self: Any,
@@ -114,8 +123,14 @@ class SteerableModel:
         """Makes transformers' manager of continuous batches, which `generate_batch` uses, too.
 
         Raises:
-            ValueError: in a context of `steer`, which would not reach the manager's thread.
+            ValueError: in a context of `steer`, which would not reach the manager's thread, or if the preset that is
+                active by default acts on some tokens alone.
         """
+        if self.config.active_preset is not None and self.active_context().positions != "all":
+            raise ValueError(
+                f"active_preset is {self.config.active_preset!r}, which acts on the tokens of the prompt or of the "
+                "answer alone; continuous batching cannot tell them apart"
+            )
         if is_steered(self.base_model):
             raise ValueError(
                 "continuous batching generates in a thread of its own, which the context of steer does not reach; use "
@@ -153,7 +168,7 @@ class SteerableModel:
             raise ValueError(f"configs of transformers do not keep the name {name!r}; choose another for the preset")
 
     def delete_preset(self, name: str) -> None:
-        """Deletes a preset; `ValueError` if there is no preset of this name."""
+        """Deletes a preset; `ValueError` if there is no preset of this name, or if it is active by default."""
         self._written_preset(name)
         self.config.steering_presets = {k: v for k, v in self.config.steering_presets.items() if k != name}
 
@@ -175,6 +190,7 @@ class SteerableModel:
                 `Clamp` or `Add` without a decoder bias.
         """
         positions: str = "all"
+        preset = interventions if isinstance(interventions, str) else None
         if isinstance(interventions, str):
             interventions, positions = self._preset(interventions)
         if positions != "all":
@@ -186,6 +202,8 @@ class SteerableModel:
             name, (scale, _) = format_feature(layer, index), intervention.coefficients
             norms[name] = abs(scale) * norms.get(name, 1.0)
         self.config.direction_norms = {feature: norm for feature, norm in norms.items() if norm != 1}
+        if preset is not None and preset == self.config.active_preset:
+            self.config.active_preset = None  # the weights have it now
 
     def _checked(self: Any, interventions: Any) -> CheckedInterventions:
         checked = check_interventions(interventions, self.config.layers, self.config.num_features)

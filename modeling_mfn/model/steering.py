@@ -173,28 +173,63 @@ _prompts = TaskStack("prompts of generate")
 """Entries are (model, start, end) of the prompt's places in the text, one per running call of `generate`."""
 
 
+class ActivePreset(NamedTuple):
+    """Preset that is active by default, as a context that nobody entered."""
+
+    made_of: tuple[Any, ...]
+    """Name, presets and pruned features of the config; precision and device of the model."""
+    in_force: InForce
+
+
+def active_by_default(model: Any) -> InForce | None:
+    """Returns what `config.active_preset` puts in force for a headless model; `None` in training.
+
+    Raises:
+        ValueError: if the preset has nothing left, or if it was never worked out before the model was compiled.
+    """
+    config, known = model.config, model.active_preset
+    if config.active_preset is None or model.training:
+        return None
+    if torch.compiler.is_compiling():
+        if known is None or known.made_of[0] != config.active_preset:
+            raise ValueError("active_preset is new to this compiled model; run the model once before it is compiled")
+        return known.in_force
+    made_of = (config.active_preset, config.steering_presets, config.pruned_features, model.dtype, model.device)
+    if known is None or known.made_of != made_of:
+        contexts = (model.active_context(),)
+        known = ActivePreset(made_of, InForce(model, contexts, _plans(contexts, _like(model))))
+        model.active_preset = known
+    return known.in_force
+
+
+def _like(model: Any) -> Tensor:
+    """Empty tensor in the precision and on the device of interventions on a model."""
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    return torch.empty(0, dtype=dtype, device="cpu" if model.device.type == "meta" else model.device)
+
+
 @contextmanager
 def steering(model: Any, context: Context) -> Iterator[None]:
     """Puts interventions in force for `model`, in this task, until the block is left, also by an exception.
 
-    Within another such context they act on that context's result.
+    Within another such context they act on that context's result, or on that of the preset that is active by default.
     """
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    like = torch.empty(0, dtype=dtype, device="cpu" if model.device.type == "meta" else model.device)
+    like = _like(model)
 
     def with_context(outer: Any, context: Context) -> InForce:
         contexts = (*(outer.contexts if outer else ()), context)
         return InForce(model, contexts, _plans(contexts, like))
 
     def without_this(others: list[InForce]) -> list[InForce]:
-        made, outer = [], None
+        made, outer = [], active_by_default(model)
         for each in others:
             if each.model is model:
                 each = outer = with_context(outer, each.contexts[-1])
             made.append(each)
         return made
 
-    with _contexts.entered(with_context(_contexts.innermost(model), context), without_this):
+    outer = _contexts.innermost(model) or active_by_default(model)
+    with _contexts.entered(with_context(outer, context), without_this):
         yield
 
 
@@ -231,6 +266,7 @@ def edits_in_force(model: Any, inputs: Tensor | None, cache: Any) -> dict[int, L
     entry = _contexts.innermost(model)
     if entry is None:
         _contexts.check_thread(model)
+        entry = active_by_default(model)
     if entry is None or inputs is None:
         return {}
     for context in entry.contexts:

@@ -260,7 +260,12 @@ class MFNTrainingArguments(TrainingArguments):
         return self.lambda_recon * AUX_SHARE if chosen is None else chosen
 
     def check_model(self, config: MFNConfig) -> None:
-        """Raises `ValueError` if these arguments do not fit a model of this config."""
+        """Raises `ValueError` if these arguments do not fit a model of this config, or if it is steered by default."""
+        if (active := getattr(config, "active_preset", None)) is not None:  # code of earlier versions has none
+            raise ValueError(
+                f"active_preset is {active!r}, and a model in training must not be steered: set "
+                "model.config.active_preset to None"
+            )
         for k in (self.k_start, self.k_end):
             if k is not None:
                 check_k(k, config.num_features, config.most_removed)

@@ -1,5 +1,6 @@
 """Tests of `mfn steer`: by feature, by label, at positions, and on text that attacks the terminal."""
 
+import json
 import re
 import shutil
 
@@ -192,3 +193,33 @@ def test_what_the_model_says_cannot_act_on_the_terminal(tmp_path, capsys):
         assert set(text) >= set("\\x1b[J:warning:/red]\n")
         assert all(line.isprintable() for line in text.split("\n"))
         assert text.count("[/red]:warning:\n") >= NEW - 1
+
+
+def test_a_preset_is_saved_in_the_folder_and_made_active(folder, planted_model, tmp_path, capsys):
+    def config():
+        return json.loads((tmp_path / "model" / "config.json").read_text())
+
+    shutil.copytree(folder, tmp_path / "model")
+    before = config()
+    interventions = {(0, planted.ANIMAL): Clamp(40.0)}
+    setting = f"L0/{planted.ANIMAL}=clamp:40"
+    usual = generated(planted_model, {}), generated(planted_model, interventions)
+    assert usual[0] != usual[1]
+    saving = ["--set", setting, "--save-preset", "wild", "--active", "wild"]
+    assert steered(capsys, tmp_path / "model", *saving) == usual
+    loaded = MFNForCausalLM.from_pretrained(tmp_path / "model")
+    assert generated(loaded, {}) == usual[1]
+    assert config() == before | {"active_preset": "wild", "steering_presets": loaded.config.steering_presets}
+    assert steered(capsys, tmp_path / "model", "--preset", "wild") == usual
+    assert steered(capsys, tmp_path / "model", "--active", "wild") == usual
+    assert steered(capsys, tmp_path / "model", "--active", "") == (usual[0], usual[0])
+    assert generated(MFNForCausalLM.from_pretrained(tmp_path / "model"), {}) == usual[0]
+    for options, message in (
+        (["--active", "tame"], "active_preset is 'tame'; it must be null or a preset: wild"),
+        (["--set", setting, "--save-preset", "wild"], "there is a preset 'wild' already"),
+        (["--preset", "wild", "--save-preset", "more"], "there are none"),
+    ):
+        written = config()
+        assert run("steer", tmp_path / "model", PROMPT, *options) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert config() == written

@@ -109,6 +109,7 @@ def exact_copy(model: MFNForCausalLM) -> MFNForCausalLM:
     """Copies a model to float64, in evaluation mode and at alpha = 1."""
     twin: MFNForCausalLM = copy.deepcopy(model).double().eval().requires_grad_(False)
     twin.set_blend(1.0)
+    twin.config.active_preset = None
     if twin.model.backbone._supports_sdpa:  # eager attention rounds its softmax to float32
         twin.set_attn_implementation("sdpa")
     twin.set_experts_implementation("eager")  # faster ones have no float64
