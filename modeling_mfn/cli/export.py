@@ -50,7 +50,9 @@ def export(
     console.print(f"{output}: {written}")
 
 
-def _write_saes(model: str, format: str, layers: str | list[int], output: Path, overwrite: bool) -> str:
+def _write_saes(
+    model: str, format: Literal["saelens", "sparsify"], layers: str | list[int], output: Path, overwrite: bool
+) -> str:
     from ..interop.export import export_saes
 
     with new_folder(output, overwrite, inputs=[model]) as folder:

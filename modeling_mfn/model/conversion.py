@@ -31,8 +31,8 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 BACKBONE = "model.backbone."
 """Beginning of the names that the base's weights have in an MFN model."""
 MODEL_OWNED_FIELDS = {
-    "text_config", "mfn_version", "steering_presets", "active_preset", "direction_norms", "other_sites", "weights_digest",
-    "features_digest", *EDITS,
+    "text_config", "mfn_version", "steering_presets", "active_preset", "direction_norms", "other_sites",
+    "weights_digest", "features_digest", *EDITS,
 }  # fmt: skip
 CONVERSION_DEFAULTS = {"codes": "update"}
 """Settings of a conversion whose default differs from the config's, which saved models keep to."""
