@@ -19,7 +19,7 @@ def export(
     output: Annotated[Path, typer.Argument(help="Folder for the files of the other tool.")],
     format: Annotated[
         Literal["saelens", "sparsify", "neuronpedia"], typer.Option("--format", help="Tool that is to read the files.")
-    ],
+    ] = "saelens",
     layers: Annotated[
         str | None, typer.Option(help='Layers to write as SAEs: "all", or indices such as "6,7". Default: all.')
     ] = None,
