@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from transformers import PreTrainedModel
+
+ModelT = TypeVar("ModelT", bound="Autoencoders")
 
 
 class Autoencoders:
@@ -19,14 +21,14 @@ class Autoencoders:
 
     @classmethod
     def from_saes(
-        cls,
+        cls: type[ModelT],
         base: PreTrainedModel | str | os.PathLike[str],
         saes: Mapping[int, str | os.PathLike[str]],
         *,
         allow_other_site: bool = False,
         base_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
-    ) -> Any:
+    ) -> ModelT:
         """Makes an MFN model of a base model and SAEs that were trained on its residual streams, without a training.
 
         SAEs of SAELens, sparsify and OpenAI are taken if an MFN layer is exactly the same function: TopK, and ReLU.
@@ -52,7 +54,10 @@ class Autoencoders:
         """
         if cls.sae_importer is None:
             raise ImportError("from_saes needs the package; import modeling_mfn before the model's class")
-        return cls.sae_importer(base, saes, allow_other_site=allow_other_site, base_kwargs=base_kwargs, **settings)
+        model: ModelT = cls.sae_importer(
+            base, saes, allow_other_site=allow_other_site, base_kwargs=base_kwargs, **settings
+        )
+        return model
 
     def to_saelens(self, layer: int) -> Any:
         """Returns an MFN layer as an SAE of SAELens, with the same codes and reconstructions.
