@@ -35,4 +35,16 @@ def exports() -> Iterator[list[str]]:
             yield [title if name == "base" else "", codes, *found]
 
 
-TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"quantisation": quantisation, "exports": exports}
+def plain_checkpoints() -> Iterator[list[str]]:
+    """Largest difference of logits of plain checkpoints in TransformerLens."""
+    yield ["model", "largest logit", "largest difference in TransformerLens"]
+    for family, of in records.result("interop/plain_checkpoint")["families"].items():
+        title = TITLES[family].partition(",")[0]
+        yield [title, f"{of['largest_logit']:.1f}", f"{of['largest_difference']:.1e}"]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
+    "exports": exports,
+    "plain-checkpoints": plain_checkpoints,
+    "quantisation": quantisation,
+}
