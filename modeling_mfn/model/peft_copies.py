@@ -45,6 +45,16 @@ class AdapterCopy(nn.Module):
         self._original: list[AdapterCopy] = []
         """Layer that this one was copied from. In a list, as it is no part of this layer."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; `ValueError` for an adapter around encoder or decoder, which would be passed by."""
+        replaced = self.__dict__.get("_modules", {}).get(name)
+        if replaced is not None and type(value) is not type(replaced):
+            raise ValueError(
+                f"the {name} of an MFN layer cannot have a {type(value).__name__}: its weights are read without its "
+                'forward, and directions need unit norm. Train MFN layers as a whole, with modules_to_save=["mfn"]'
+            )
+        super().__setattr__(name, value)
+
     @property
     def alpha(self) -> float:
         """Blend of eq. 3."""

@@ -43,6 +43,15 @@ def test_lora_leaves_mfn_layers_alone(model):
         model = adapted.unload()
 
 
+@pytest.mark.parametrize("weight", ["encoder.weight", "decoder.weight"])
+def test_an_adapter_on_weights_of_mfn_layers_is_refused(model, weight):
+    """Layers read these weights without PEFT's wrapper around them, so that it would learn nothing."""
+    with pytest.raises(ValueError, match=r'Train MFN layers as a whole, with modules_to_save=\["mfn"\]'):
+        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_parameters=[f"mfn.{weight}"]))
+    with pytest.raises(ValueError, match="not supported"):
+        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=[weight.partition(".")[0]]))
+
+
 def test_token_rows_trained_beside_lora_are_those_of_the_tied_head(base):
     """PEFT reads `tie_word_embeddings` at the top of the config."""
     model = make_mfn(base.double())
