@@ -121,6 +121,7 @@ CODING: dict[str, dict[str, Any]] = {
     "pursuit-4-k-16": PURSUIT | {"k": 16},
     "pursuit-4-from-dense": PURSUIT | FROM_DENSE,
     "pursuit-8-from-dense": PURSUIT | FROM_DENSE | {"coding_rounds": 8},
+    "pursuit-8-from-dense-streams": PURSUIT | FROM_DENSE | {"coding_rounds": 8, "lambda_streams": 1.0},
     "update-k-16": UPDATE | {"k": 16},
     "update-refined-k-16": REFINED | {"k": 16},
     "stream-refined": DISTILLED | {"refine_steps": 2},
@@ -128,7 +129,7 @@ CODING: dict[str, dict[str, Any]] = {
 }
 """What the MFN layers code, and how, on the short budget."""
 CODING_LONG: dict[str, dict[str, Any]] = {
-    **{name: CODING[name] for name in ("update", "pursuit-4", "pursuit-4-from-dense")},
+    **{name: CODING[name] for name in ("update", "pursuit-4", "pursuit-4-from-dense", "pursuit-8-from-dense-streams")},
     **{f"{name}-k-16": CODING[name] | {"k": 16} for name in ("update", "pursuit-4-from-dense")},
 }
 """The same on the long budget."""
