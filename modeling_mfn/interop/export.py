@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..model.checks import shown
-from ..model.configuration_mfn import check_layers
 from ..model.features_digest import name_features_of
 from ..model.offloading import check_in_memory
+from ..model.setting_checks import check_layers
 from ..model.twins import check_has_features
 from ..model.version import __version__
 from ..utils.extras import MissingExtra

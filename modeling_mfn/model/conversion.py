@@ -19,11 +19,12 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from .configuration_mfn import EDITS, MFNConfig
+from .configuration_mfn import MFNConfig
 from .finite import is_packed, is_sharded, non_finite_weight
 from .masks import tokens_that_count
 from .mfn_layer import MFNLayer, mfn_parameters
 from .modes import as_base
+from .setting_checks import EDITS
 from .twins import is_a
 from .whole_files import readable_source
 

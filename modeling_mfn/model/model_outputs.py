@@ -1,24 +1,23 @@
 """Outputs of MFN models: those of transformers, with codes and reconstructions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from torch import Tensor
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .mfn_pass import Reconstruction
 from .sparse_code import SparseCode
 
+CACHE = next(each.name for each in fields(BaseModelOutputWithPast) if each.name in ("cache", "past_key_values"))
+"""Name of the cache of keys and values in calls and outputs: `"cache"` from transformers 5.24 on."""
+
 
 @dataclass
-class MFNModelOutput(ModelOutput):
-    """Output of `MFNModel`."""
+class MFNModelOutput(BaseModelOutputWithPast):
+    """Output of `MFNModel`: that of a headless model of transformers, and more.
 
-    last_hidden_state: Tensor | None = None
-    """(B, T, d)."""
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    The fields of transformers are `last_hidden_state` (B, T, d), the cache, `hidden_states` and `attentions`.
+    """
+
     codes: dict[int, SparseCode] | None = None
     """With `output_codes=True`: layer -> code (B, T, K)."""
     embedding_codes: dict[str, SparseCode] | None = None
@@ -28,24 +27,22 @@ class MFNModelOutput(ModelOutput):
 
 
 @dataclass
-class MFNCausalLMOutput(ModelOutput):
-    """Output of `MFNForCausalLM`."""
+class MFNCausalLMOutput(CausalLMOutputWithPast):
+    """Output of `MFNForCausalLM`: that of a causal LM of transformers, and more.
 
-    loss: Tensor | None = None
-    """Mean next-token cross entropy in nats, where labels were given."""
-    logits: Tensor | None = None
-    """(B, T, vocabulary)."""
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    The fields of transformers are `loss`, the mean next-token cross entropy in nats where labels were given, `logits`
+    (B, T, vocabulary), the cache, `hidden_states` and `attentions`.
+    """
+
     codes: dict[int, SparseCode] | None = None
     """With `output_codes=True`: layer -> code (B, T, K), or (B, T, K + I) where I features are steered."""
     embedding_codes: dict[str, SparseCode] | None = None
     """With `output_codes=True` and `codes="update"`: the parts of the residual stream before the first MFN layer, as
-    codes (B, T, 1) with the value 1. `"token"` has token ids, and `"position"` position ids where positions are in the
-    stream. Directions are the rows of the embedding tables. `"token"` is missing where `inputs_embeds` were given."""
+    codes (B, T, 1). The value is 1, or the number by which a family multiplies its embeddings. `"token"` has token ids,
+    and `"position"` position ids where positions are in the stream. Directions are the rows of the embedding tables.
+    `"token"` is missing where `inputs_embeds` were given."""
     reconstructions: dict[int, Reconstruction] | None = None
     """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
 
-__all__ = ["MFNCausalLMOutput", "MFNModelOutput"]
+__all__ = ["CACHE", "MFNCausalLMOutput", "MFNModelOutput"]

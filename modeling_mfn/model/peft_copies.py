@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .configuration_mfn import MFNConfig, check_alpha, check_k
+from .configuration_mfn import MFNConfig
+from .setting_checks import check_alpha, check_k
 
 SETTINGS = "_extra_state"
 """State-dict key of alpha and k. It is torch's own name for extra state, so sharded state dicts do not look for a

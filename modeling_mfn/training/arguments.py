@@ -13,8 +13,9 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..model.checks import as_number, check_type, is_whole, shown
-from ..model.configuration_mfn import MFNConfig, check_alpha, check_k
+from ..model.configuration_mfn import MFNConfig
 from ..model.feature_names import parse_feature
+from ..model.setting_checks import check_alpha, check_k
 from ..utils.readers import parse_json
 from .schedules import Schedule, Shape, resolve_steps
 

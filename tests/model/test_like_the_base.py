@@ -9,6 +9,7 @@ import transformers
 from conftest import HIDDEN, enable_checkpointing, make_base, make_mfn, tokens
 
 from modeling_mfn import MFNForCausalLM
+from modeling_mfn.model.model_outputs import CACHE
 
 
 @pytest.fixture(params=[{}, {"codes": "update", "coding_rounds": 2, "refine_steps": 1}], ids=["stream", "update"])
@@ -52,7 +53,7 @@ def test_a_left_padded_batch_equals_its_rows_piece_by_piece_from_the_cache(model
             past_key_values=cache,
             use_cache=True,
         )
-        cache, start = out.past_key_values, piece.stop
+        cache, start = out[CACHE], piece.stop
         pieces.append(out.logits)
     logits = torch.cat(pieces, 1)
     for place, row in enumerate(ROWS):

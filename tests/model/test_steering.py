@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers.utils.logging import warning_once
 
 from modeling_mfn import Ablate, Add, Clamp, MFNForCausalLM, Scale
+from modeling_mfn.model.model_outputs import CACHE
 from modeling_mfn.model.sparse_code import encode
 from modeling_mfn.model.steering import CodeEdit
 
@@ -116,9 +117,7 @@ def test_generation_that_goes_on_from_a_cache(model, form, positions):
     ids, mask = batch["input_ids"], batch["attention_mask"]
     given = ids if form == "whole text" else ids[:, old:]
     wanted = torch.arange(given.shape[1]) % 3 == 0
-    cache = model(
-        ids[:, :old], mask[:, :old], position_ids=mask.cumsum(-1).sub(1).clamp_min(0)[:, :old]
-    ).past_key_values
+    cache = model(ids[:, :old], mask[:, :old], position_ids=mask.cumsum(-1).sub(1).clamp_min(0)[:, :old])[CACHE]
     with model.steer(changes, positions=wanted[None] if positions == "mask" else positions):
         out = model.generate(
             given,

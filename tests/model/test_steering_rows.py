@@ -10,6 +10,7 @@ from test_steering import BY_HAND, active_feature
 from torch._dynamo.testing import CompileCounter
 
 from modeling_mfn import Ablate, Add, Clamp, Scale
+from modeling_mfn.model.model_outputs import CACHE
 
 CLOSE = {"atol": 1e-9, "rtol": 0}
 
@@ -149,7 +150,7 @@ def test_pieces_from_the_cache_equal_one_forward(model):
             whole, cache, pieces = model(**batch).logits, None, []
             for piece in batch["input_ids"].split((4, 3, 1, 1), 1):
                 out = model(piece, past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
+                cache = out[CACHE]
                 pieces.append(out.logits)
         torch.testing.assert_close(torch.cat(pieces, 1), whole, **CLOSE)
         if wanted is None:

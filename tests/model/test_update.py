@@ -5,6 +5,7 @@ import torch
 from conftest import make_base, make_mfn, tokens
 
 from modeling_mfn import Ablate, Clamp, MFNConfig, MFNForCausalLM
+from modeling_mfn.model.model_outputs import CACHE
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_embedding_codes_follow_padding_and_the_cache(model):
     mask[0, :2] = 0
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     first = model(ids[:, :4], mask[:, :4], positions[:, :4], output_codes=True, use_cache=True)
-    then = model(ids[:, 4:], mask, positions[:, 4:], first.past_key_values, output_codes=True)
+    then = model(ids[:, 4:], mask, positions[:, 4:], first[CACHE], output_codes=True)
     for start, out in ((0, first), (4, then)):
         names = {"token": ids} | ({"position": positions} if hasattr(model.model.backbone, "wpe") else {})
         assert out.embedding_codes.keys() == names.keys()

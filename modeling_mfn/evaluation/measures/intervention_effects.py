@@ -23,6 +23,7 @@ from ...model.interventions import Add, Interventions
 from ...model.mfn_for_causal_lm import MFNForCausalLM
 from ...model.mfn_layer import MFNLayer
 from ...model.mfn_pass import MFNPass
+from ...model.model_outputs import CACHE
 from ...model.sparse_code import SparseCode
 
 STEP = 1e-6
@@ -142,7 +143,7 @@ class Bench:
         ids, here = site.tokens[None].to(model.device), site.position
         before = model.model(input_ids=ids[:, :here], use_cache=True, output_codes=True)
         assert before.codes is not None
-        self.cache, self.codes_before = before.past_key_values, before.codes
+        self.cache, self.codes_before = before[CACHE], before.codes
         self.ids = ids[:, here:]
         self.here = torch.arange(here + 1)[None] == here
         self.baseline, self.codes = self._run([{}])
