@@ -293,7 +293,8 @@ class MFNTrainerMixin(Trainer):
 
     def _divisor(self, num_items: Tensor | int | None) -> int:
         """Number by which the Trainer divides the loss of a batch."""
-        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # came with transformers 5.19
+        # came with transformers 5.19; earlier ones do not read what a trainer says
+        scaled = self.loss_is_scaled_for_ga if hasattr(Trainer, "loss_is_scaled_for_ga") else None
         if scaled is None:
             scaled = (num_items is not None and self.model_accepts_loss_kwargs) or self.compute_loss_func is not None
         return 1 if scaled else self.current_gradient_accumulation_steps

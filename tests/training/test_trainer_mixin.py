@@ -24,7 +24,9 @@ class Plain(MFNTrainerMixin, Trainer):
 class OwnLoss(Trainer):
     """Computes the next-token loss by hand, between passes without gradients."""
 
-    loss_is_scaled_for_ga = False
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.no_grad():

@@ -101,10 +101,11 @@ def test_the_trainer_s_own_loss_is_as_without_the_mixin(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_schedules_norms_and_records_are_kept(kind, tmp_path):
-    trainer = run(kind, tmp_path, alpha_anneal=1.0, save_strategy="steps", save_steps=3)
+    settings = {"lambda_stab": 0.5, "stability_pass": "model", "save_strategy": "steps", "save_steps": 3}
+    trainer = run(kind, tmp_path, alpha_anneal=1.0, **settings)
     assert history(trainer, "alpha") == pytest.approx([step / 6 for step in range(1, 7)])
     for entry in trainer.state.log_history[:6]:
-        features = entry["recon_loss"] + entry["aux_loss"] / 32
+        features = entry["recon_loss"] + entry["aux_loss"] / 32 + entry["stab_loss"] / 2
         assert entry["loss"] == pytest.approx(3 * features + entry["util_loss"], rel=1e-4)
     for layer in trainer.model.mfn_layers.values():
         torch.testing.assert_close(layer.decoder.weight.norm(dim=-1), torch.ones(80), atol=1e-6, rtol=0)
@@ -112,7 +113,8 @@ def test_schedules_norms_and_records_are_kept(kind, tmp_path):
     assert (checkpoint / STATE_FILE).is_file()
     assert read_record(checkpoint).alpha == MFNForCausalLM.from_pretrained(checkpoint).config.alpha == 0.5
     evaluated = trainer.evaluate()
-    assert evaluated["eval_loss"] == pytest.approx(3 * evaluated["eval_recon_loss"] + evaluated["eval_util_loss"])
+    features = evaluated["eval_recon_loss"] + evaluated["eval_stab_loss"] / 2
+    assert evaluated["eval_loss"] == pytest.approx(3 * features + evaluated["eval_util_loss"])
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
