@@ -168,7 +168,7 @@ def test_resizing_the_vocabulary(base):
     model.resize_token_embeddings(110, mean_resizing=False)
     after = model(**batch).logits
     assert after.shape[-1] == model.config.vocab_size == model.config.text_config.vocab_size == 110
-    assert torch.equal(after[..., :96], before)
+    torch.testing.assert_close(after[..., :96], before, atol=1e-5, rtol=0)  # wider products round differently
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == base.config.tie_word_embeddings
 
 
