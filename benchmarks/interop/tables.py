@@ -15,6 +15,7 @@ CLAIMS = {
     "embedding_codes_add_up_to_the_first_stream": "embeddings",
     "cache_left_padding_and_beams": "cache, padding, beams",
     "save_and_load_with_and_without_the_plugin": "save and load",
+    "back_to_the_base": "back to the base",
     "gradient_checkpointing": "gradient checkpointing",
     "lora": "LoRA",
     "one_training_step_with_all_losses": "training step",

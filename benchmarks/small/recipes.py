@@ -171,13 +171,13 @@ def whitening_trainer(model: MFNForCausalLM, rows: Dataset) -> type[MFNTrainer]:
         maps[number] = (vectors / (values + 0.01 * values.mean()).sqrt()) @ vectors.T
 
     class WhiteningTrainer(MFNTrainer):
-        def _layer_losses(self, items: Mapping[int, Any], *args: Any) -> Any:
+        def _layer_losses(self, model: Any, seen: Any) -> Any:
             whitened = {}
-            for number, item in items.items():
+            for number, item in seen.reconstructions.items():
                 parts = {name: getattr(item, name) for name in ("residual", "reconstructed", "revived")}
                 parts = {name: part @ maps[number] for name, part in parts.items() if part is not None}
                 whitened[number] = item._replace(**parts)
-            return super()._layer_losses(whitened, *args)
+            return super()._layer_losses(model, replace(seen, reconstructions=whitened))
 
     return WhiteningTrainer
 

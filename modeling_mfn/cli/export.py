@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
 
-from ..model.configuration_mfn import MFNConfig
 from ..utils.files import new_folder
 from .inputs import load_mfn, read_config
 from .options import Overwrite, console, parse_layers
+
+if TYPE_CHECKING:
+    from ..model.configuration_mfn import MFNConfig
 
 
 def export(

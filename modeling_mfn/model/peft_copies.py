@@ -49,7 +49,7 @@ class AdapterCopy(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; `ValueError` for an adapter around encoder or decoder, which would be passed by."""
         replaced = self.__dict__.get("_modules", {}).get(name)
-        if replaced is not None and type(value) is not type(replaced):
+        if replaced is not None and isinstance(value, nn.Module) and type(value) is not type(replaced):
             raise ValueError(
                 f"the {name} of an MFN layer cannot have a {type(value).__name__}: its weights are read without its "
                 'forward, and directions need unit norm. Train MFN layers as a whole, with modules_to_save=["mfn"]'

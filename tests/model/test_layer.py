@@ -144,7 +144,8 @@ def test_one_forward_serves_the_losses_and_the_model(norm, stop_gradient, edit, 
     edits = {}
     if edit is not None:
         context = Context(({(0, feature): edit for feature in range(50)},), "all")
-        model = SimpleNamespace(dtype=torch.float64, device=h.device)
+        unsteered = SimpleNamespace(active_preset=None)
+        model = SimpleNamespace(dtype=torch.float64, device=h.device, config=unsteered, active_preset=None)
         with steering(model, context):
             edits = edits_in_force(model, h, None)
     taken = MFNPass(edits, {}, {}, ReconstructionRequest(stop_gradient, candidates=12))
