@@ -1,6 +1,6 @@
 """Supervised fine-tuning with TRL's `SFTTrainer`, with the losses of the features beside its own.
 
-pip install trl && python examples/sft_with_trl.py
+pip install ".[demo]" trl && python examples/sft_with_trl.py
 """
 
 from dataclasses import dataclass

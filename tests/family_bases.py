@@ -119,12 +119,22 @@ def figure_1(base, model):
                 if number == 0:
                     streams.clear()
                     streams[-1] = x
-                if parallel:
-                    return own(blended(x, number), *args, **kwargs)
-                with silent(block, "MLP"):
-                    h = own(x, *args, **kwargs)
+                h = x
+                if not parallel:
+                    with silent(block, "MLP"):
+                        h = own(x, *args, **kwargs)
+                features = blended(h, number)
+                if parallel and config.blend_into == "residual":
+                    return own(features, *args, **kwargs)
                 with silent(block, "Attention"):
-                    return own(blended(h, number), *args, **kwargs)
+                    residual_and_mlp = own(features, *args, **kwargs)
+                if config.blend_into == "residual":
+                    return residual_and_mlp
+                attention = 0
+                if parallel:
+                    with silent(block, "MLP"):
+                        attention = own(x, *args, **kwargs) - x
+                return h + attention + (residual_and_mlp - features)
 
             block.forward = forward
             undo.callback(setattr, block, "forward", own)

@@ -68,7 +68,7 @@ def steer(
     from ..model.modes import unsteered
 
     if not interventions and preset is None and active is None:
-        raise ValueError("there is nothing to steer with; give --set, --preset or both")
+        raise ValueError("there is nothing to steer with; give --set, --preset, --active or several of them")
     if save_preset and not interventions:
         raise ValueError("--save-preset saves the interventions of --set; there are none")
     changes = save_preset is not None or active is not None

@@ -220,4 +220,4 @@ UNSUPPORTED = {
 """Settings of a base that change what its blocks or its loss compute, and why they are refused."""
 
 
-__all__ = ["FAMILIES", "BlockParts", "Family", "Logits", "Norm", "family_of"]
+__all__ = ["FAMILIES", "UNSUPPORTED", "BlockParts", "Family", "Logits", "Norm", "family_of"]

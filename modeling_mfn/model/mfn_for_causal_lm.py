@@ -14,12 +14,12 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .autoencoders import Autoencoders
 from .configuration_mfn import MFNConfig
 from .conversion import convert, unwrap
-from .families import family_of
+from .families import UNSUPPORTED, family_of
 from .mfn_block import mfn_block_class
 from .mfn_layer import MFNLayer
 from .mfn_pass import EMBEDDINGS, MFNPass
 from .mfn_pretrained_model import MFNPreTrainedModel
-from .model_outputs import CACHE, MFNCausalLMOutput, MFNModelOutput
+from .model_outputs import CACHE, MFNCausalLMOutput, MFNModelOutput, one_cache
 from .sparse_code import SparseCode
 from .steering import edits_in_force, generating
 from .unguided_training import tell_if_nothing_is_learnt
@@ -44,6 +44,7 @@ class MFNModel(MFNPreTrainedModel):
             self.backbone = AutoModel.from_config(config.text_config)
         except KeyError as error:
             raise ValueError(f"text_config names {error}, such as an activation that transformers lacks") from error
+        config._attn_implementation = self.backbone.config._attn_implementation  # some backbones lack that of a setting
         blocks = getattr(self.backbone, family.blocks)
         for layer in config.layers:
             blocks[layer].__class__ = mfn_block_class(family, config.text_config)
@@ -74,7 +75,10 @@ class MFNModel(MFNPreTrainedModel):
 
         `cache` is the newer name of `past_key_values`. Both work with every release of transformers.
         """
-        cache = past_key_values if cache is None else cache
+        cache = one_cache(past_key_values, cache)
+        if kwargs.get("output_router_logits"):
+            raise ValueError(f"output_router_logits is True; {UNSUPPORTED['output_router_logits']}")
+        family_of(self.config.text_config)  # its settings may have been assigned
         request = kwargs.pop("reconstruction_request", None)  # private: further inputs of a training's feature losses
         if request is not None and request.perturb_embeddings is not None:
             if inputs_embeds is None:
@@ -228,7 +232,12 @@ class MFNForCausalLM(Autoencoders, MFNPreTrainedModel, GenerationMixin):
                 raise ValueError(
                     f"generate cannot return what {name} asks for; call model(ids, {name}=True) on the generated ids"
                 )
-        embeddings, cache = kwargs.get("inputs_embeds"), kwargs.get("cache", kwargs.get("past_key_values"))
+        embeddings, cache = (
+            kwargs.get("inputs_embeds"),
+            one_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None)),
+        )
+        if cache is not None:
+            kwargs[CACHE] = cache
         given = kwargs.get("input_ids") if inputs is None else inputs
         mask = None if cache is None else kwargs.get("attention_mask")
         with generating(self.base_model, given if embeddings is None else embeddings, mask):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .mfn_pass import Reconstruction
@@ -9,6 +10,17 @@ from .sparse_code import SparseCode
 
 CACHE = next(each.name for each in fields(BaseModelOutputWithPast) if each.name in ("cache", "past_key_values"))
 """Name of the cache of keys and values in calls and outputs: `"cache"` from transformers 5.24 on."""
+
+
+def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """Returns the cache that was given by either of its names.
+
+    Raises:
+        ValueError: if two different ones were given.
+    """
+    if past_key_values is not None and cache is not None and cache is not past_key_values:
+        raise ValueError("cache and past_key_values are two names of one argument; give one of them")
+    return past_key_values if cache is None else cache
 
 
 @dataclass
@@ -45,4 +57,4 @@ class MFNCausalLMOutput(CausalLMOutputWithPast):
     """With `output_reconstructions=True`: layer -> residual, reconstruction and code."""
 
 
-__all__ = ["CACHE", "MFNCausalLMOutput", "MFNModelOutput"]
+__all__ = ["CACHE", "MFNCausalLMOutput", "MFNModelOutput", "one_cache"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+
+from .steering import without_active_preset
 
 
 @contextmanager
@@ -24,17 +26,12 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def unsteered(model: Any) -> Iterator[None]:
-    """Switches the preset off that is active by default, and on again afterwards."""
-    config: Any = getattr(model, "config", None)
-    active = getattr(config, "active_preset", None)
-    if active is None:
+    """Switches the preset off that is active by default, in this task, until the block is left."""
+    with ExitStack() as readers:
+        for part in model.modules():
+            if hasattr(part, "active_context"):  # an MFN model, also inside an adapter or a wrapper
+                readers.enter_context(without_active_preset(part))
         yield
-        return
-    config.active_preset = None
-    try:
-        yield
-    finally:
-        config.active_preset = active
 
 
 @contextmanager

@@ -169,6 +169,8 @@ def _by_row(given: Tensor, rows: int) -> Tensor:
 
 _contexts = TaskStack("steering contexts")
 """Entries are `InForce`."""
+_readers = TaskStack("readers of models without their active preset")
+"""Entries are (model,)."""
 _prompts = TaskStack("prompts of generate")
 """Entries are (model, start, end) of the prompt's places in the text, one per running call of `generate`."""
 
@@ -177,29 +179,48 @@ class ActivePreset(NamedTuple):
     """Preset that is active by default, as a context that nobody entered."""
 
     made_of: tuple[Any, ...]
-    """Name, presets and pruned features of the config; precision and device of the model."""
+    """Name, presets and pruned features of the config."""
+    made_for: tuple[Any, ...]
+    """Precision and device of the model."""
     in_force: InForce
 
 
 def active_by_default(model: Any) -> InForce | None:
-    """Returns what `config.active_preset` puts in force for a headless model; `None` in training.
+    """Returns what `config.active_preset` puts in force for a headless model; `None` in training and for readers.
 
     Raises:
         ValueError: if the preset has nothing left, or if it was never worked out before the model was compiled.
     """
     config, known = model.config, model.active_preset
-    if config.active_preset is None or model.training:
+    if config.active_preset is None or model.training or _readers.innermost(model) is not None:
         return None
+    made_of = (config.active_preset, config.steering_presets, config.pruned_features)
+    is_known = (
+        known is not None
+        and known.made_of[0] == made_of[0]
+        and known.made_of[1] is made_of[1]
+        and known.made_of[2] is made_of[2]
+    )
     if torch.compiler.is_compiling():
-        if known is None or known.made_of[0] != config.active_preset:
-            raise ValueError("active_preset is new to this compiled model; run the model once before it is compiled")
+        if not is_known:
+            raise ValueError(
+                "active_preset, or what it is made of, has changed since the model ran last; run the model once before "
+                "it is compiled or exported"
+            )
         return known.in_force
-    made_of = (config.active_preset, config.steering_presets, config.pruned_features, model.dtype, model.device)
-    if known is None or known.made_of != made_of:
+    made_for = (model.dtype, model.device)
+    if not is_known or known.made_for != made_for:
         contexts = (model.active_context(),)
-        known = ActivePreset(made_of, InForce(model, contexts, _plans(contexts, _like(model))))
+        known = ActivePreset(made_of, made_for, InForce(model, contexts, _plans(contexts, _like(model))))
         model.active_preset = known
     return known.in_force
+
+
+@contextmanager
+def without_active_preset(model: Any) -> Iterator[None]:
+    """Switches the preset of a headless model off that is active by default, in this task."""
+    with _readers.entered((model,)):
+        yield
 
 
 def _like(model: Any) -> Tensor:

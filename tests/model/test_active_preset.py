@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -106,6 +107,27 @@ def test_a_compiled_model_is_steered_once_the_preset_is_known(model, steered):
     torch._dynamo.reset()
     model(steered["ids"])
     torch.testing.assert_close(compiled(steered["ids"]).logits, steered["calm"])
+    model.config.active_preset = None
+    model.delete_preset("calm")
+    model.save_preset("calm", {(0, 5): Clamp(60.0)})
+    model.config.active_preset = "calm"  # another one of the same name
+    with pytest.raises(Exception, match="run the model once before it is compiled"):
+        compiled(steered["ids"])
+
+
+def test_readers_of_one_task_leave_other_tasks_alone(model, steered):
+    model.config.active_preset = "calm"
+    first, second = evaluating(model), evaluating(model)
+    with ThreadPoolExecutor(1) as thread:
+        first.__enter__()
+        second.__enter__()
+        elsewhere = thread.submit(lambda: model(steered["ids"]).logits).result()
+        first.__exit__(None, None, None)
+        still_inside = model(steered["ids"]).logits
+        second.__exit__(None, None, None)
+    torch.testing.assert_close(elsewhere, steered["calm"])
+    assert torch.equal(still_inside, steered["plain"])
+    torch.testing.assert_close(model(steered["ids"]).logits, steered["calm"])
 
 
 def test_readers_and_trainings_go_without_it(model, steered, tmp_path):

@@ -62,9 +62,18 @@ def test_back_to_the_base(base):
 
 @torch.no_grad()
 @every_family
-@pytest.mark.parametrize(("codes", "alpha"), [("stream", 0.4), ("stream", 1.0), ("update", 0.4), ("update", 1.0)])
-def test_figure_1_by_hand(base, codes, alpha):
-    model = make_mfn(base.double(), alpha=alpha, codes=codes, layers=[1, 2])
+@pytest.mark.parametrize(
+    ("codes", "alpha", "blend_into"),
+    [
+        ("stream", 0.4, "residual"),
+        ("stream", 1.0, "residual"),
+        ("update", 0.4, "residual"),
+        ("update", 1.0, "residual"),
+        ("stream", 1.0, "mlp"),
+    ],
+)
+def test_figure_1_by_hand(base, codes, alpha, blend_into):
+    model = make_mfn(base.double(), alpha=alpha, codes=codes, blend_into=blend_into, layers=[1, 2])
     batch = tokens(2, 12) | {"use_cache": False}
     plain, ours = base(**batch).logits, model(**batch).logits
     with figure_1(base, model):
@@ -269,6 +278,13 @@ def test_what_no_entry_describes_is_refused():
             setattr(config, setting, value)
         with pytest.raises(ValueError, match=reason):
             family_of(config)
+    model = make_mfn(family_base("mixtral"))
+    with pytest.raises(ValueError, match="output_router_logits is True"):
+        model(**tokens(1, 4), output_router_logits=True)
+    model.config.text_config.output_router_logits = True
+    with pytest.raises(ValueError, match="output_router_logits is True in this mixtral model"):
+        model(**tokens(1, 4))
+    assert make_mfn(family_base("gemma2")).config._attn_implementation == "eager"  # it has no other
     with pytest.raises(ValueError, match="layers contains 0, and nothing is written to the stream before"):
         make_mfn(family_base("gpt_neox"), codes="update", layers=[0, 1])
     assert make_mfn(family_base("gpt_neox"), codes="update").config.layers == [1, 2]

@@ -61,6 +61,19 @@ def test_a_left_padded_batch_equals_its_rows_piece_by_piece_from_the_cache(model
         torch.testing.assert_close(logits[place, -len(row) :], alone, atol=1e-9, rtol=0)
 
 
+def test_either_name_of_the_cache_goes_on_from_it(model):
+    ids, settings = tokens(1, 9)["input_ids"], {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **settings)
+    for name in ("cache", "past_key_values"):
+        cache = model(ids[:, :5], use_cache=True)[CACHE]
+        assert torch.equal(model.generate(ids, **settings, **{name: cache}), expected)
+        cache = model(ids[:, :5], use_cache=True)[CACHE]
+        pieces = model(ids[:, 5:], **{name: cache}).logits
+        torch.testing.assert_close(pieces, model(ids).logits[:, 5:], atol=1e-9, rtol=0)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(ids, cache=cache, past_key_values=model(ids, use_cache=True)[CACHE])
+
+
 def test_beam_search_and_seeded_sampling(model):
     settings = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "do_sample": False}
     beams = model.generate(**padded(ROWS), **settings)

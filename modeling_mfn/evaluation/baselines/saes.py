@@ -75,7 +75,7 @@ def random_sae(
         windows: rows with `input_ids` (T,), without padding.
         num_features: m.
         k: active features per token.
-        layers: blocks with an SAE, which is at the place of an MFN layer: between attention and MLP.
+        layers: blocks with an SAE, which is at the place of an MFN layer.
         seed: seed of the directions.
         settings: further settings of `MFNConfig`.
 

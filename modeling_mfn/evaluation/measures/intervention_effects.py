@@ -217,10 +217,11 @@ class Bench:
 def readers(model: MFNForCausalLM, layer: int) -> list[Output]:
     """Returns the outputs that read an MFN layer: the MLP of its block, and attention and MLP of every later block.
 
-    A block whose attention reads the same stream as its MLP has this attention, too.
+    Where attention reads the same stream as the MLP of its block, and this is the layer's output, it is one more.
     """
     config, later = model.config.text_config, range(layer + 1, model.config.num_hidden_layers)
-    beside: list[Output] = [("attention", layer)] if family_of(config).is_parallel(config) else []
+    is_read = family_of(config).is_parallel(config) and model.config.blend_into == "residual"
+    beside: list[Output] = [("attention", layer)] if is_read else []
     return [*beside, ("MLP", layer), *((name, block) for block in later for name in ("attention", "MLP"))]
 
 

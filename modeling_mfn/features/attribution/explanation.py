@@ -170,7 +170,9 @@ class Explanation:
         return read
 
     def _check_lengths(self) -> None:
-        """Raises `ValueError` unless lists that belong together have one length."""
+        """Raises `ValueError` unless there is a layer, and lists that belong together have one length."""
+        if not self.layers:
+            raise ValueError("it has no layers")
         if len(self.token_ids) != len(self.tokens):
             raise ValueError(f"it has {len(self.tokens)} tokens and {len(self.token_ids)} token_ids")
         inputs = [self.embeddings, *(feature.inputs for feature in self.features)]
