@@ -114,7 +114,7 @@ def test_steer_with_a_preset_and_a_condition(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("steer", "{base}", "w5"), "give --set, --preset or both"),
+        (("steer", "{base}", "w5"), "give --set, --preset, --active or several of them"),
         (("steer", "{base}", "w5", "--set", "L0/5=ablate@7"), "'7' names no feature"),
         (("convert", "{base}", "{out}"), "num_features is None and expansion_factor is None"),
         (("convert", "{base}", "{out}", "--num-features", "8", "--k", "9"), "k is 9; it must be a whole number from 1"),
