@@ -43,8 +43,16 @@ def plain_checkpoints() -> Iterator[list[str]]:
         yield [title, f"{of['largest_logit']:.1f}", f"{of['largest_difference']:.1e}"]
 
 
+def harness() -> Iterator[list[str]]:
+    """Accuracy in lm-evaluation-harness with and without an active preset."""
+    yield ["`active_preset`", "accuracy", "standard error"]
+    for preset, of in records.result("interop/harness")["active_preset"].items():
+        yield [preset, f"{of['accuracy']:.3f}", f"{of['standard_error']:.3f}"]
+
+
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "exports": exports,
+    "harness": harness,
     "plain-checkpoints": plain_checkpoints,
     "quantisation": quantisation,
 }
