@@ -27,12 +27,12 @@ def serve(
     Example: mfn serve gpt2-mfn-trained --port 8000
     """
     check_packages()
-    from .served_models import names_of, run_server
+    from .served_models import presets_by_name, run_server
 
     config = read_config(model)
     if read_tokenizer(model).chat_template is None:
         console.print("the tokenizer has no chat template, so that clients can use /v1/completions alone")
-    for name in names_of(model, config):
+    for name in presets_by_name(model, config):
         console.print("serves", for_terminal(name), highlight=False)
     run_server(model, host=host, port=port, device=device, dtype=dtype)
 
