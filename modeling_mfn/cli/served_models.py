@@ -118,9 +118,11 @@ class ServedModels(model_manager.ModelManager):
     def _load_processor(self, *args: Any, **options: Any) -> Any:
         return read_tokenizer(self.served)
 
-    def get_gen_models(self, *args: Any) -> list[dict[str, Any]]:
+    def list_models(self, *args: Any) -> list[dict[str, Any]]:
         """Lists the names of the model, as clients ask for them."""
         return [{"id": name, "object": "model", "created": 0, "owned_by": ""} for name in self.presets]
+
+    get_gen_models = list_models  # its name up to transformers 5.23
 
 
 def resolve_model(handler: Any, body: dict[str, Any]) -> tuple[str, Any, Any]:
