@@ -101,7 +101,9 @@ class MFNTrainer(MFNTrainerMixin):
             return {}, outputs
         if distils:
             return self._distil(model, inputs, num_items)
-        loss, outputs = super(MFNTrainerMixin, self).compute_loss(model, inputs, True, num_items)
+        loss, outputs = super(MFNTrainerMixin, self).compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items
+        )
         return {"util": loss}, outputs
 
     def _distil(self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any) -> tuple[dict[str, Tensor], Any]:

@@ -247,7 +247,7 @@ class MFNTrainerMixin(Trainer):
     ) -> tuple[dict[str, Tensor], Any, ObservedPass]:
         """Computes the trainer's own loss: {"util": loss}, or {} if it has no weight; outputs, and the model's pass."""
         with observing(self.model, self._request) as observer:
-            found = super().compute_loss(model, inputs, return_outputs, num_items)
+            found = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items)
         seen = observer.seen
         loss, outputs = found if return_outputs else (found, None)
         if self.args.lambda_util and not self._warming_up():

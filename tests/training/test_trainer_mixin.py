@@ -42,6 +42,21 @@ class MixedOwnLoss(MFNTrainerMixin, OwnLoss):
     pass
 
 
+class Modified(Trainer):
+    """Takes whatever the Trainer gives by name, as many examples do."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+
+class MixedModified(MFNTrainerMixin, Modified):
+    pass
+
+
+class MFNModified(MFNTrainer, Modified):
+    pass
+
+
 def run(trainer_class, family, folder, **settings):
     model = make_mfn(make_base(family, **NO_DROPOUT), alpha=0.0, k=6)
     defaults = {"max_steps": 6, "gradient_accumulation_steps": 2, "alpha_anneal": 1.0, "lambda_rate": 0.1}
@@ -52,7 +67,7 @@ def run(trainer_class, family, folder, **settings):
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
-@pytest.mark.parametrize("mixed", [Plain, MixedOwnLoss])
+@pytest.mark.parametrize("mixed", [Plain, MixedOwnLoss, MixedModified, MFNModified])
 def test_a_trainer_with_the_mixin_trains_as_mfn_trainer_does(mixed, family, tmp_path):
     settings = {"lambda_stab": 0.5, "stability_pass": "model", "save_strategy": "steps", "save_steps": 3}
     ours = run(mixed, family, tmp_path / "ours", **settings)
