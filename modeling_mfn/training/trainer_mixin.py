@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..model.mfn_layer import mfn_parameters
 from ..model.mfn_pass import ReconstructionRequest
+from ..model.modes import unsteered
 from ..model.twins import check_has_features
 from ..utils.processes import watched_processes
 from .arguments import MFNTrainingArguments
@@ -56,6 +57,7 @@ class MFNTrainerMixin(Trainer):
         args, kwargs: arguments of the trainer. Its `args` must also be [`MFNTrainingArguments`].
 
     Raises:
+        TypeError: for a class that names a trainer with a loss before the mixin.
         ValueError: if the arguments do not fit the model, or the way that processes share its weights.
     """
 
@@ -64,6 +66,20 @@ class MFNTrainerMixin(Trainer):
     base_model: nn.Module | None = None
     has_own_loss: bool = True
     """False if the loss is that of [`MFNTrainer`], with all its options."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        earlier = cls.__mro__[: cls.__mro__.index(MFNTrainerMixin)]
+        others = [
+            each.__name__
+            for each in earlier
+            if "compute_loss" in vars(each) and issubclass(each, Trainer) and not issubclass(each, MFNTrainerMixin)
+        ]
+        if others:
+            raise TypeError(
+                f"{cls.__name__} names {others[0]} before MFNTrainerMixin, whose losses would be lost; name "
+                "MFNTrainerMixin first"
+            )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -93,8 +109,8 @@ class MFNTrainerMixin(Trainer):
     def _set_up(self) -> None:
         """Sets up all that depends on the model: its trained parts, objective, statistics and callbacks."""
         check_has_features(self.model)
+        self._check_models()
         args, config = self.args, self.model.config
-        args.check_model(config)
         if args.trainable == "mfn":
             freeze_backbone(self.model)
         self._chosen = TrainableFeatures(args.trainable_features, config) if args.trainable_features else None
@@ -117,6 +133,17 @@ class MFNTrainerMixin(Trainer):
                 self.remove_callback(type(callback))  # that of an earlier model
                 self.add_callback(callback)
 
+    def _check_models(self) -> None:
+        """Raises `ValueError` if the arguments do not fit the model, or if it or its reference has an active preset."""
+        self.args.check_model(self.model.config)
+        reference = getattr(self, "ref_model", None)  # the name in trainers of TRL
+        active = getattr(getattr(reference, "config", None), "active_preset", None)
+        if active is not None:
+            raise ValueError(
+                f"active_preset of the reference model is {active!r}, and a reference must not be steered: set "
+                "config.active_preset of the model to None and save it before, or give such a ref_model"
+            )
+
     def _forget_batches(self) -> None:
         """Forgets the batches of an earlier training, which may have been interrupted within a step."""
         self._in_training = Measurements(self.model.config, self.args.device)
@@ -132,6 +159,7 @@ class MFNTrainerMixin(Trainer):
         """
         if self.model_init is not None:
             self._set_up()
+        self._check_models()  # their configs may have changed
         self._forget_batches()
         if self._resumed_from is not None:
             self.statistics.load(self._resumed_from)
@@ -326,13 +354,16 @@ class MFNTrainerMixin(Trainer):
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Runs the evaluation, and adds the parts of the loss and the figures of the features to its metrics.
 
+        A preset that is active by default is off.
+
         Raises:
             ValueError: if the data set is empty.
         """
         if has_length(dataloader.dataset) and not len(dataloader.dataset):
             raise ValueError("the data set of the evaluation is empty")
         self._in_evaluation = Evaluation(self.model.config, self.feature_objective, self.args.device)
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        with unsteered(self.model):
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         found = self._in_evaluation.take(self.args.log_layers)
         output.metrics.pop(f"{prefix}_loss", None)  # a mean over batches

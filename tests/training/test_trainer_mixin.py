@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from conftest import make_base, make_mfn
 from trainings import arguments, history, rows
-from transformers import Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
-from modeling_mfn import MFNForCausalLM, MFNTrainer, MFNTrainerMixin, MFNTrainingArguments
+from modeling_mfn import Clamp, MFNForCausalLM, MFNTrainer, MFNTrainerMixin, MFNTrainingArguments
 from modeling_mfn.model import unguided_training
 from modeling_mfn.training.record import read_record
 from modeling_mfn.training.statistics import STATE_FILE
 
+FIGURES = ("eval_util_loss", "eval_recon_loss", "eval_explained_variance")
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 
 
@@ -55,6 +56,21 @@ class MixedModified(MFNTrainerMixin, Modified):
 
 class MFNModified(MFNTrainer, Modified):
     pass
+
+
+def test_a_trainer_with_a_loss_is_not_named_before_the_mixin():
+    for ours in (MFNTrainerMixin, MFNTrainer, Plain):
+        with pytest.raises(TypeError, match="Wrong names OwnLoss before MFNTrainerMixin, whose losses would be lost"):
+
+            class Wrong(OwnLoss, ours):
+                pass
+
+    class WithoutLoss(Seq2SeqTrainer, MFNTrainerMixin):
+        pass
+
+    class Own(MixedOwnLoss):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs)
 
 
 def run(trainer_class, family, folder, **settings):
@@ -111,6 +127,43 @@ def test_a_loss_that_is_not_of_one_pass_is_refused_and_leaves_no_hooks(mixed, fo
     with pytest.raises(ValueError, match=f"{found} forward pass") as caught:
         run(mixed, "llama-tied", tmp_path)
     assert "there must be one" in str(caught.value)
+
+
+class WithReference(Trainer):
+    """Loads its reference from a folder, as trainers of TRL do."""
+
+    def __init__(self, model, args, *, folder, **kwargs):
+        super().__init__(model, args, **kwargs)
+        self.ref_model = MFNForCausalLM.from_pretrained(folder)
+
+
+class MixedWithReference(MFNTrainerMixin, WithReference):
+    pass
+
+
+def test_a_preset_that_becomes_active_steers_no_training_reference_or_evaluation(tmp_path):
+    model = make_mfn(make_base("llama-tied"))
+    model.save_preset("calm", {"L0/5": Clamp(20.0)})
+    model.config.active_preset = "calm"
+    model.save_pretrained(tmp_path / "model")
+    model.config.active_preset = None
+    with pytest.raises(ValueError, match=r"of the reference model is 'calm'.* set config.active_preset of the model"):
+        MixedWithReference(model, arguments(tmp_path), folder=tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    data = {"train_dataset": rows(16), "eval_dataset": rows(8)}
+    trainer = MixedWithReference(model, arguments(tmp_path, max_steps=1), folder=tmp_path / "model", **data)
+    before, logits = trainer.evaluate(), trainer.predict(rows(8)).predictions
+    for changed in (trainer.ref_model, model):
+        changed.config.active_preset = "calm"
+        with pytest.raises(ValueError, match="must not be steered"):
+            trainer.train()
+        if changed is model:
+            after = trainer.evaluate()
+            assert {name: after[name] for name in FIGURES} == {name: before[name] for name in FIGURES}
+            assert (trainer.predict(rows(8)).predictions == logits).all()
+            assert model.config.active_preset == "calm"
+        changed.config.active_preset = None
+    trainer.train()
 
 
 def test_options_that_need_the_loss_of_mfn_trainer_are_refused(tmp_path):
