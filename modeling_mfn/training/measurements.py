@@ -116,6 +116,8 @@ class Evaluation(Measurements):
     def __init__(self, config: MFNConfig, objective: FeatureObjective, device: torch.device | str) -> None:
         super().__init__(config, device)
         self._objective = objective
+        self.batches = 0
+        """Number of batches in this process."""
 
     def add_batch(
         self,
@@ -132,6 +134,7 @@ class Evaluation(Measurements):
             sums: sums over the batch's tokens.
             predicted: tokens that the utility loss is a mean over.
         """
+        self.batches += 1
         for name in OF_THE_MODEL:
             if name in parts:
                 weight = predicted if name == "util" else sums.tokens

@@ -370,6 +370,19 @@ class MFNTrainerMixin(Trainer):
         output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         return output
 
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Measures the features of rows without labels, too, of which `Trainer.prediction_step` makes no loss."""
+        measured = self._in_evaluation.batches
+        found = super().prediction_step(model, inputs, *args, **kwargs)
+        if self._in_evaluation.batches == measured:
+            plain = {name: value for name, value in self._prepare_inputs(inputs).items() if name != "labels"}
+            with torch.no_grad(), self.compute_loss_context_manager(), observing(self.model, self._request) as observer:
+                model(**plain | {"logits_to_keep": 1})
+            seen = observer.seen
+            sums = FeatureSums.of(self.model.mfn_layers, seen.reconstructions, seen.mask)
+            self._in_evaluation.add_batch({}, self._layer_losses(model, seen), sums, seen.mask.sum())
+        return found
+
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as `Trainer.save_model` does, with the training record next to it.
 

@@ -129,6 +129,20 @@ def test_a_loss_that_is_not_of_one_pass_is_refused_and_leaves_no_hooks(mixed, fo
     assert "there must be one" in str(caught.value)
 
 
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
+@pytest.mark.parametrize("mixed", [Plain, MixedOwnLoss])
+def test_an_evaluation_without_labels_measures_the_features(mixed, family, tmp_path):
+    model, data = make_mfn(make_base(family), alpha=0.5, k=6), rows(16, padded=True).remove_columns("labels")
+    settings = {"lambda_rate": 0.1, "lambda_stab": 0.5, "stability_pass": "model", "per_device_eval_batch_size": 4}
+    found, expected = (
+        trainer(model, arguments(tmp_path, **settings), eval_dataset=data).evaluate() for trainer in (mixed, MFNTrainer)
+    )
+    assert "eval_util_loss" not in found
+    for name in ("eval_loss", "eval_recon_loss", "eval_rate_loss", "eval_explained_variance", "eval_dead_share"):
+        assert found[name] == pytest.approx(expected[name]), name
+    assert "eval_stab_loss" in found
+
+
 class WithReference(Trainer):
     """Loads its reference from a folder, as trainers of TRL do."""
 
