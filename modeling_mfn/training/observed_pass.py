@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import ModelOutput
 
 from ..model.masks import tokens_that_count
 from ..model.mfn_for_causal_lm import MFNModel
@@ -93,4 +94,21 @@ def observing(model: nn.Module, make_request: Callable[[Tensor], ReconstructionR
             handle.remove()
 
 
-__all__ = ["ObservedPass", "PassObserver", "observing"]
+def without_reconstructions(outputs: Any) -> Any:
+    """Returns a trainer's outputs without the inputs of the feature losses, which no metric reads.
+
+    Outputs of a model may be parts of them, by name or in a row.
+    """
+    if isinstance(outputs, Mapping):
+        named = {name: without_reconstructions(value) for name, value in outputs.items() if not _is_of_layers(value)}
+        return type(outputs)(**named) if isinstance(outputs, ModelOutput) else named
+    if type(outputs) in (tuple, list):
+        return type(outputs)(without_reconstructions(value) for value in outputs if not _is_of_layers(value))
+    return outputs
+
+
+def _is_of_layers(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(is_a(each, Reconstruction) for each in value.values())
+
+
+__all__ = ["ObservedPass", "PassObserver", "observing", "without_reconstructions"]

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
-from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..model.mfn_layer import mfn_parameters
@@ -25,7 +24,7 @@ from .distributed import check_distribution, unshard_for_gradients
 from .feature_sums import FeatureSums
 from .measurements import Evaluation, Measurements, name_of_loss
 from .objective import FeatureObjective
-from .observed_pass import ObservedPass, observing
+from .observed_pass import ObservedPass, observing, without_reconstructions
 from .record import find_complete_checkpoint, write_record
 from .restarts import RestartCallback
 from .statistics import FeatureStatistics
@@ -268,7 +267,7 @@ class MFNTrainerMixin(Trainer):
                 self._restarts.observe(self.model.mfn_layers, items, mask)
         else:
             self._in_evaluation.add_batch(parts, layers, sums, self._averaged_over(inputs, mask, num_items_in_batch))
-        return (total, _without_reconstructions(outputs)) if return_outputs else total
+        return (total, without_reconstructions(outputs)) if return_outputs else total
 
     def _run(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Any
@@ -413,13 +412,6 @@ class MFNTrainerMixin(Trainer):
             self.state.best_metric, self.state.best_global_step = before
             return False
         return found
-
-
-def _without_reconstructions(outputs: Any) -> Any:
-    """Returns outputs without the inputs of the feature losses, which no metric reads."""
-    if not isinstance(outputs, ModelOutput):
-        return outputs
-    return type(outputs)(**{name: value for name, value in outputs.items() if name != "reconstructions"})
 
 
 __all__ = ["MFNTrainerMixin"]

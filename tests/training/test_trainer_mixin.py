@@ -143,6 +143,33 @@ def test_an_evaluation_without_labels_measures_the_features(mixed, family, tmp_p
     assert "eval_stab_loss" in found
 
 
+GIVEN = {
+    "outputs": lambda outputs: outputs,
+    "dict": dict,
+    "tuple": lambda outputs: (outputs.loss, outputs.logits, outputs.reconstructions),
+    "nested": lambda outputs: {"loss": outputs.loss, "inner": [outputs.reconstructions, {"logits": outputs.logits}]},
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_predictions_lack_the_inputs_of_the_feature_losses(given, tmp_path):
+    """A trainer may give outputs in any form; the loss is the first of them."""
+
+    class Given(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (outputs.loss, given(outputs)) if return_outputs else outputs.loss
+
+    class MixedGiven(MFNTrainerMixin, Given):
+        pass
+
+    model, args = make_mfn(make_base("llama-tied")), arguments(tmp_path, per_device_eval_batch_size=3)
+    found, expected = (trainer(model, args).predict(rows(8)).predictions for trainer in (MixedGiven, MFNTrainer))
+    while not hasattr(found, "shape"):
+        (found,) = found.values() if isinstance(found, dict) else found
+    assert found == pytest.approx(expected)
+
+
 class WithReference(Trainer):
     """Loads its reference from a folder, as trainers of TRL do."""
 
