@@ -37,13 +37,17 @@ class ObservedPass:
 class PassObserver:
     """Hooks of a model that add a request to a trainer's forward pass and take what the MFN layers return.
 
-    In training the pass is the one with gradients, and in evaluation the first one. All others, such as those of a
-    reference that is the same model without its adapters, run as they are.
+    In training the pass is the one with gradients. In evaluation it is the first one of the batch's rows, or the first
+    one if none has these rows. Others, such as those of a reference that is the same model without its adapters, run as
+    they are.
     """
 
-    def __init__(self, model: nn.Module, make_request: Callable[[Tensor], ReconstructionRequest]) -> None:
+    def __init__(
+        self, model: nn.Module, make_request: Callable[[Tensor], ReconstructionRequest], rows: Tensor | None
+    ) -> None:
         self._model = model
         self._make_request = make_request
+        self._rows = rows
         self._is_running = False
         self._seen: ObservedPass | None = None
 
@@ -56,16 +60,26 @@ class PassObserver:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Adds the request to the inputs of the module whose outputs have reconstructions."""
-        if torch.is_grad_enabled() != self._model.training or (self._seen and not self._model.training):
+        if torch.is_grad_enabled() != self._model.training:
             return None
-        if self._seen is not None:
-            raise ValueError("the trainer's loss ran two forward passes of the model with gradients; there must be one")
         inputs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        if self._seen is not None:
+            if self._model.training:
+                raise ValueError(
+                    "the trainer's loss ran two forward passes of the model with gradients; there must be one"
+                )
+            if self._is_of_batch(self._seen.inputs) or not self._is_of_batch(inputs):
+                return None
         mask = tokens_that_count(inputs)
         # DDP looks in the outputs for parameters that are used, and a trainer's own may lack the reconstructions
         request = replace(self._make_request(mask), reaches_all=False)
         self._seen, self._is_running = ObservedPass(inputs, mask, request), True
         return (), inputs | {"reconstruction_request": request}
+
+    def _is_of_batch(self, inputs: Mapping[str, Any]) -> bool:
+        """Tells a pass of the batch's rows from one of other rows, such as that of KTO for its KL term."""
+        ids = inputs.get("input_ids")
+        return ids is not None and self._rows is not None and torch.equal(ids, self._rows.to(ids.device))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Takes the reconstructions."""
@@ -74,14 +88,17 @@ class PassObserver:
 
 
 @contextmanager
-def observing(model: nn.Module, make_request: Callable[[Tensor], ReconstructionRequest]) -> Iterator[PassObserver]:
+def observing(
+    model: nn.Module, make_request: Callable[[Tensor], ReconstructionRequest], rows: Tensor | None = None
+) -> Iterator[PassObserver]:
     """Watches the forward passes of a model in training.
 
     Args:
         model: without the wrapping of DDP; PEFT may be around it.
         make_request: makes the request of a pass from its mask (B, T), nonzero where a token counts.
+        rows: (B, T) tokens of the batch that an evaluation measures, if it has them.
     """
-    observer = PassObserver(model, make_request)
+    observer = PassObserver(model, make_request, rows)
     inner = next(each for each in model.modules() if is_a(each, MFNModel) or is_a(each, CachedResiduals))
     handles = [
         inner.register_forward_pre_hook(observer.before, with_kwargs=True),

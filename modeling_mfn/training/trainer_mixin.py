@@ -273,7 +273,7 @@ class MFNTrainerMixin(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Any
     ) -> tuple[dict[str, Tensor], Any, ObservedPass]:
         """Computes the trainer's own loss: {"util": loss}, or {} if it has no weight; outputs, and the model's pass."""
-        with observing(self.model, self._request) as observer:
+        with observing(self.model, self._request, inputs.get("input_ids")) as observer:
             found = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items)
         seen = observer.seen
         loss, outputs = found if return_outputs else (found, None)

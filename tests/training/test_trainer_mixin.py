@@ -143,6 +143,28 @@ def test_an_evaluation_without_labels_measures_the_features(mixed, family, tmp_p
     assert "eval_stab_loss" in found
 
 
+class OtherRows(OwnLoss):
+    """Runs the model on other rows first, as KTO does for its KL term."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with torch.no_grad():
+            model(inputs["input_ids"].flip(1))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class MixedOtherRows(MFNTrainerMixin, OtherRows):
+    pass
+
+
+def test_an_evaluation_measures_the_rows_of_its_batch(tmp_path):
+    model, data = make_mfn(make_base("llama-tied"), k=6), rows(16)
+    found, expected = (
+        trainer(model, arguments(tmp_path), eval_dataset=data).evaluate() for trainer in (MixedOtherRows, MFNTrainer)
+    )
+    for name in FIGURES:
+        assert found[name] == pytest.approx(expected[name]), name
+
+
 GIVEN = {
     "outputs": lambda outputs: outputs,
     "dict": dict,
