@@ -60,7 +60,7 @@ class StoredSAE:
     """An SAE of another package on the disk. Its settings are read and checked, its weights are read later."""
 
     source: str
-    """File or folder, for messages."""
+    """File, folder or release, for messages."""
     d_in: int
     num_features: int
     k: int | None

@@ -15,6 +15,7 @@ from ..model.checks import is_whole, shown
 from ..model.conversion import CONVERSION_SETTINGS, check_base, check_kind, convert
 from ..model.families import family_of
 from ..model.feature_names import format_feature
+from ..model.finite import non_finite_weight
 from ..model.mfn_layer import MFNLayer
 from .autoencoder import StoredSAE, Weights
 from .hooks import hook_point, is_at
@@ -55,6 +56,7 @@ def from_saes(
         for layer, sae in found.items():
             weights = sae.read()
             _write(model.mfn_layers[layer], weights)
+            _check_finite(model.mfn_layers[layer], sae.source)
             norms |= _norms_of(layer, weights)
     model.config.direction_norms = norms
     model.config.other_sites = {layer: hook or "unknown" for layer, hook in others.items()}
@@ -122,6 +124,16 @@ def _write(layer: MFNLayer, weights: Weights) -> None:
     layer.decoder.weight.copy_(weights.directions)
     if layer.decoder.bias is not None:
         layer.decoder.bias.copy_(weights.bias)
+
+
+def _check_finite(layer: MFNLayer, source: str) -> None:
+    """Raises `ValueError` if weights of an SAE are not finite, or not in the precision of the base model."""
+    if (name := non_finite_weight(layer)) is not None:
+        dtype = str(layer.encoder.weight.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{source}: {name} is not finite in {dtype}, the base model's precision; the SAE is damaged, or the base "
+            "model must be loaded in one with a larger range"
+        )
 
 
 def _norms_of(layer: int, weights: Weights) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ..model.checks import naming, shown
@@ -75,7 +76,7 @@ def opened(saes: Mapping[int, str | Path]) -> Iterator[dict[int, StoredSAE]]:
                 path = Path(downloads.enter_context(tempfile.TemporaryDirectory(prefix="mfn-sae-")))
                 _download(release, sae_id, path)
             with naming(place):
-                found[layer] = open_sae(path)
+                found[layer] = replace(open_sae(path), source=str(place))
         yield found
 
 

@@ -288,6 +288,19 @@ def test_a_file_of_openai_that_is_no_mfn_layer_is_refused(tmp_path, changes, mes
         MFNForCausalLM.from_saes(make_base("gpt2-tied"), {1: openai_file(tmp_path, **changes)[0]})
 
 
+@pytest.mark.parametrize(
+    ("weight", "dtype"),
+    [(torch.nan, "float32"), (torch.inf, "float32"), (1e5, "float16")],
+)
+def test_weights_that_are_not_finite_are_refused(tmp_path, weight, dtype):
+    base = make_base("gpt2-tied").to(getattr(torch, dtype))
+    place = saelens_folder(tmp_path / "sae", more={"W_enc": torch.full((HIDDEN, M), weight)})[0]
+    with pytest.raises(
+        ValueError, match=f"{place}: encoder.weight is not finite in {dtype}, the base model's precision"
+    ):
+        MFNForCausalLM.from_saes(base, {1: place})
+
+
 def test_saes_of_one_model_must_agree(tmp_path):
     base = make_base("gpt2-tied")
     places = {}
