@@ -90,9 +90,9 @@ def convert(
         "shared_decoder": shared_decoder,
     }
     loading = {"dtype": dtype}
-    check_base(base)
+    base_config = check_base(base)
     tokenizer = read_tokenizer(base)
-    found = None if saes is None else _saes_of(saes, parse_layers(layers), calibrate_on)
+    found = None if saes is None else _saes_of(saes, base_config, parse_layers(layers), calibrate_on)
     inputs: list[str | Path] = [base, *([calibrate_on] if calibrate_on else []), *([saes] if saes else [])]
     with new_folder(output, overwrite, inputs) as folder:
         check_space(folder, _bytes_of_weights(base))
@@ -123,13 +123,13 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _saes_of(folder: Path, layers: str | list[int], calibrate_on: str | None) -> dict[int, Path]:
+def _saes_of(folder: Path, base_config: Any, layers: str | list[int], calibrate_on: str | None) -> dict[int, Path]:
     """Finds the SAEs of the chosen layers in a folder."""
     from ..interop.sources import find_saes
 
     if calibrate_on is not None:
         raise ValueError(f"--calibrate-on is {calibrate_on}, and SAEs are trained already; leave it out with --saes")
-    found = find_saes(folder)
+    found = find_saes(folder, base_config)
     if isinstance(layers, str):
         return found
     if missing := sorted(set(layers) - set(found)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from transformers import PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
@@ -58,7 +58,17 @@ def hook_name(config: MFNConfig, layer: int) -> str:
 def is_at(hook: str | None, text_config: PreTrainedConfig, layer: int) -> bool:
     """Returns True if a name in any vocabulary is that of an MFN layer's input."""
     point = hook_point(text_config, layer)
-    return hook in (*point, point.sparsify)
+    return hook in (*point, point.sparsify, *_names_by_the_block_before(text_config, layer))
+
+
+def _names_by_the_block_before(text_config: PreTrainedConfig, layer: int) -> tuple[str, ...]:
+    """Names of an MFN layer's input as the output of the block before, which it is in parallel families alone."""
+    family = family_of(text_config)
+    if layer == 0 or not family.is_parallel(text_config):
+        return ()
+    module = f"{family.blocks}.{layer - 1}"
+    prefix = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)].base_model_prefix
+    return f"blocks.{layer - 1}.hook_resid_post", module, f"{prefix}.{module}"
 
 
 def layer_of(hook: str | None) -> int | None:
@@ -67,4 +77,12 @@ def layer_of(hook: str | None) -> int | None:
     return None if found is None else int(found[1])
 
 
-__all__ = ["HookPoint", "hook_name", "hook_point", "is_at", "layer_of", "stream_of"]
+def block_of(hook: str | None, text_config: PreTrainedConfig) -> int | None:
+    """Returns the block whose MFN layer has the input of this name; for other places, the block index in the name."""
+    named = layer_of(hook)
+    if named is not None and is_at(hook, text_config, named + 1):
+        return named + 1
+    return named
+
+
+__all__ = ["HookPoint", "block_of", "hook_name", "hook_point", "is_at", "layer_of", "stream_of"]

@@ -8,11 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from ..model.checks import naming, shown
 from ..utils.extras import MissingExtra
 from . import saelens, sparsify
 from .autoencoder import StoredSAE
-from .hooks import layer_of
+from .hooks import block_of, layer_of
 from .openai import open_openai
 
 
@@ -34,10 +36,15 @@ def open_sae(place: Path) -> StoredSAE:
     )
 
 
-def find_saes(folder: Path) -> dict[int, Path]:
+def find_saes(folder: Path, text_config: PreTrainedConfig | None = None) -> dict[int, Path]:
     """Finds the SAEs in a folder, at any depth: layer -> place.
 
     The layer is in the name of each SAE's hook point, which its metadata or the name of its folder or file has.
+
+    Args:
+        folder: folder with SAEs in it.
+        text_config: config of the base model. With a parallel family, such as GPT-NeoX, it is needed: there a block's
+            output is the input of the next block's MFN layer.
 
     Raises:
         ValueError: If there is none, one names no layer, or two are of one layer.
@@ -48,7 +55,7 @@ def find_saes(folder: Path) -> dict[int, Path]:
     places = [file.parent for file in files] + [file for file in folder.rglob("*.pt") if file.stem.isdecimal()]
     found: dict[int, Path] = {}
     for place in sorted(places):
-        layer = int(place.stem) if place.is_file() else layer_of(open_sae(place).hook)
+        layer = int(place.stem) if place.is_file() else _layer_of(open_sae(place), text_config)
         if layer is None:
             raise ValueError(f"nothing in {place} names the block of the SAE; call from_saes with its index")
         if layer in found:
@@ -57,6 +64,10 @@ def find_saes(folder: Path) -> dict[int, Path]:
     if not found:
         raise ValueError(f"{folder} has no SAE of SAELens, sparsify or OpenAI in it")
     return dict(sorted(found.items()))
+
+
+def _layer_of(sae: StoredSAE, text_config: PreTrainedConfig | None) -> int | None:
+    return layer_of(sae.hook) if text_config is None else block_of(sae.hook, text_config)
 
 
 @contextmanager

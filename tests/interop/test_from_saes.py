@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import HIDDEN, make_base, make_mfn, tokens
 from dense_peers import openai, saelens, sparsify, top
+from family_bases import family_base as base_of
 from safetensors.torch import load_file, save_file
 from test_export import of_layer, stream
 
@@ -322,6 +323,21 @@ def test_saes_of_one_model_must_agree(tmp_path):
             MFNForCausalLM.from_saes(base, saes)
     with pytest.raises(ValueError, match=f"{tmp_path} holds no SAE; it must be a folder with sae_weights"):
         MFNForCausalLM.from_saes(base, {0: tmp_path})
+
+
+def test_an_sae_on_a_parallel_blocks_output_codes_the_next_blocks_input(tmp_path):
+    base = base_of("gpt_neox").double()
+    place, config, tensors = sparsify_folder(tmp_path / "layers.1")
+    found = find_saes(tmp_path, base.config)
+    assert found == {2: place}
+    model = MFNForCausalLM.from_saes(base, found)
+    assert model.config.other_sites == {}
+    seen = []
+    model.mfn_layers[2].hook_in.register_forward_hook(lambda _, __, output: seen.append(output))
+    output = base(**tokens(2, 5), output_hidden_states=True).hidden_states[2]  # of block 1
+    model(**tokens(2, 5))
+    assert torch.equal(seen[0], output)
+    assert_equal(model, sparsify(config, tensors, stream()), layer=2)
 
 
 def test_a_release_is_downloaded_by_saelens(tmp_path, monkeypatch):
