@@ -10,7 +10,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from ..model.configuration_mfn import MFNConfig
 from ..model.families import family_of
 
-LAYER = re.compile(r"[._](\d+)(?=[./]|$)")
+LAYER = re.compile(r"[._](\d+)(?=[./,]|$)")
 
 
 class HookPoint(NamedTuple):

@@ -42,6 +42,8 @@ ONLY_IN_TRAINING = {
     *("target_l0",),
 }
 """Settings that change nothing in the function of a trained SAE."""
+KEPT_IN_METADATA = ("model_from_pretrained_kwargs",)
+"""Settings of older releases that SAELens 6 has in its metadata, beside the hook point."""
 
 
 @dataclass
@@ -73,6 +75,7 @@ def open_saelens(folder: Path) -> StoredSAE:
     with naming(file):
         config = _config_of(written)
         input_norm, k, dtype = _input_norm(config), _k(config), config.dtype.removeprefix("torch.")
+        centred = input_norm == "none" and _is_centred(config)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {shown(dtype)}; it must be one of {', '.join(DTYPES)}")
         if config.reshape_activations != "none":
@@ -83,6 +86,8 @@ def open_saelens(folder: Path) -> StoredSAE:
     hook = config.metadata.get("hook_name") or config.metadata.get("hf_hook_name") or folder.name
     if config.metadata.get("codes") == "update":
         hook = f"{hook}, without the stream before"
+    if centred:
+        hook = f"{hook}, centred"
     read = partial(_read, folder / WEIGHTS, config)
     return StoredSAE(str(folder), config.d_in, config.d_sae, k, input_norm, str(hook), read)
 
@@ -129,7 +134,7 @@ def _from_before_6(written: dict[str, Any]) -> dict[str, Any]:
         "reshape_activations": "hook_z" if "hook_z" in str(hook) else written.get("reshape_activations", "none"),
         "rescale_acts_by_decoder_norm": written.get("rescale_acts_by_decoder_norm", False),
         "k": k,
-        "metadata": {"hook_name": hook},
+        "metadata": {"hook_name": hook, **{name: written[name] for name in KEPT_IN_METADATA if name in written}},
     }
 
 
@@ -141,6 +146,13 @@ def _input_norm(config: Config) -> str:
             + NOT_STATED.get(norm, f"an MFN layer has {' or '.join(INPUT_NORMS)}")
         )
     return INPUT_NORMS[norm]
+
+
+def _is_centred(config: Config) -> bool:
+    """Returns True if the SAE was trained on streams whose mean per token TransformerLens had taken off."""
+    name = "model_from_pretrained_kwargs"
+    check_type(name, config.metadata.get(name), dict | None)
+    return bool((config.metadata.get(name) or {}).get("center_writing_weights"))
 
 
 def _k(config: Config) -> int | None:

@@ -36,7 +36,7 @@ def open_sae(place: Path) -> StoredSAE:
     )
 
 
-def find_saes(folder: Path, text_config: PreTrainedConfig | None = None) -> dict[int, Path]:
+def find_saes(folder: str | Path, text_config: PreTrainedConfig | None = None) -> dict[int, Path]:
     """Finds the SAEs in a folder, at any depth: layer -> place.
 
     The layer is in the name of each SAE's hook point, which its metadata or the name of its folder or file has.
@@ -49,6 +49,7 @@ def find_saes(folder: Path, text_config: PreTrainedConfig | None = None) -> dict
     Raises:
         ValueError: If there is none, one names no layer, or two are of one layer.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one with SAEs in it")
     files = [file for name in (saelens.WEIGHTS, sparsify.WEIGHTS) for file in folder.rglob(name)]

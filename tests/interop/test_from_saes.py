@@ -302,6 +302,21 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, weight, dtype):
         MFNForCausalLM.from_saes(base, {1: place})
 
 
+@pytest.mark.parametrize("before_6", [False, True])
+def test_an_sae_of_centred_streams_was_trained_at_another_place(tmp_path, before_6):
+    centred = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    more = centred if before_6 else {"metadata": SAELENS["metadata"] | centred}
+    plain = saelens_folder(tmp_path / "plain", before_6=before_6, normalize_activations="none", **more)[0]
+    assert find_saes(tmp_path) == {1: plain}
+    with pytest.raises(ValueError, match=r"trained at 'blocks\.1\.hook_resid_mid, centred', and the MFN layer"):
+        MFNForCausalLM.from_saes(make_base("gpt2-tied"), {1: plain})
+    model = MFNForCausalLM.from_saes(make_base("gpt2-tied"), {1: plain}, allow_other_site=True)
+    assert model.config.other_sites == {"1": "blocks.1.hook_resid_mid, centred"}
+    # standardising takes the mean away itself
+    normed = saelens_folder(tmp_path / "normed", before_6=before_6, normalize_activations="layer_norm", **more)[0]
+    assert MFNForCausalLM.from_saes(make_base("gpt2-tied"), {1: normed}).config.other_sites == {}
+
+
 def test_saes_of_one_model_must_agree(tmp_path):
     base = make_base("gpt2-tied")
     places = {}
@@ -390,7 +405,7 @@ def test_saes_are_found_by_what_names_their_block(tmp_path):
     trained = saelens_folder(tmp_path / "all" / "runs" / "x7")[0]
     sparse = sparsify_folder(tmp_path / "all" / "layers.2.mlp")[0]
     file = openai_file(tmp_path / "all", layer=10)[0]
-    assert find_saes(tmp_path / "all") == {1: trained, 2: sparse, 10: file}
+    assert find_saes(str(tmp_path / "all")) == {1: trained, 2: sparse, 10: file}
     unnamed = saelens_folder(tmp_path / "unnamed" / "sae", metadata={"sae_lens_version": "6.0.0"})[0]
     with pytest.raises(ValueError, match=f"nothing in {unnamed} names the block of the SAE"):
         find_saes(tmp_path / "unnamed")
