@@ -71,6 +71,8 @@ class StoredSAE:
     """Name of the place in the model that it was trained at; `None` if no file says it."""
     read: Callable[[], Weights]
     """Function that reads the weights and brings them to the form of an MFN layer."""
+    model_name: str | None = None
+    """Name of the model that it was trained on; `None` if no file says it."""
 
 
 def read_tensors(

@@ -51,6 +51,7 @@ def from_saes(
         if others and not allow_other_site:
             raise ValueError(_refusal(found, text_config))
         fixed = _settings_of(found, text_config.hidden_size, settings)
+        _compare_names(found, text_config.name_or_path)
         model: Any = convert(model_class, base, base_kwargs=base_kwargs, **(settings | fixed))
         norms: dict[str, float] = {}
         for layer, sae in found.items():
@@ -71,6 +72,16 @@ def _refusal(found: Mapping[int, StoredSAE], text_config: Any) -> str:
         f"the SAE in {sae.source} {was}, and the MFN layer of block {layer} stands at {point.transformer_lens}; "
         "allow_other_site=True (--allow-other-site) takes it all the same, and the model card then warns"
     )
+
+
+def _compare_names(found: Mapping[int, StoredSAE], base: str) -> None:
+    """Warns where SAEs name another model than the base. Packages have names of their own for one model."""
+    for name in sorted({sae.model_name for sae in found.values() if sae.model_name}):
+        if base and Path(name).name.casefold() != Path(base).name.casefold():
+            logger.warning(
+                f"the SAEs were trained on {shown(name)}, and the base model is {shown(base)}; features mean something "
+                "only if both are one model"
+            )
 
 
 def _settings_of(found: Mapping[int, StoredSAE], hidden_size: int, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def open_sparsify(folder: Path) -> StoredSAE:
     if config.metadata.get("codes") == "update":
         hook = f"{hook}, without the stream before"
     read = partial(_read, folder / WEIGHTS, m, config.d_in)
-    return StoredSAE(str(folder), config.d_in, m, as_whole("k", config.k, 1), "none", str(hook), read)
+    name, k = config.metadata.get("model_name"), as_whole("k", config.k, 1)
+    return StoredSAE(str(folder), config.d_in, m, k, "none", str(hook), read, name and str(name))
 
 
 def _read(file: Path, m: int, d: int) -> Weights:

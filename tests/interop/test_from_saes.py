@@ -340,6 +340,31 @@ def test_saes_of_one_model_must_agree(tmp_path):
         MFNForCausalLM.from_saes(base, {0: tmp_path})
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "differs"),
+    [
+        ("gpt2-small", "gpt2", True),
+        ("gpt2", "openai-community/GPT2", False),
+        ("EleutherAI/pythia-70m", "/models/pythia-70m", False),
+        ("gpt2", "", False),
+        (None, "gpt2", False),
+    ],
+)
+@pytest.mark.parametrize("format", ["saelens", "before 6", "sparsify"])
+def test_saes_of_another_model_bring_a_warning(tmp_path, caplog, format, name, base, differs):
+    model = make_base("gpt2-tied")
+    model.config._name_or_path = base
+    hook = "blocks.1.hook_resid_mid"
+    if format == "before 6":
+        place = saelens_folder(tmp_path / hook, before_6=True, model_name=name)[0]
+    else:
+        write = saelens_folder if format == "saelens" else sparsify_folder
+        place = write(tmp_path / hook, metadata={"sae_lens_version": "6.54.12", "model_name": name})[0]
+    MFNForCausalLM.from_saes(model, {1: place})
+    warned = f"the SAEs were trained on {name!r}, and the base model is {base!r}; features mean" in caplog.text
+    assert warned == differs == bool(caplog.records)
+
+
 def test_an_sae_on_a_parallel_blocks_output_codes_the_next_blocks_input(tmp_path):
     base = base_of("gpt_neox").double()
     place, config, tensors = sparsify_folder(tmp_path / "layers.1")
