@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
@@ -77,6 +77,13 @@ def layer_of(hook: str | None) -> int | None:
     return None if found is None else int(found[1])
 
 
+def stated_hook(stated: Any, folder: str) -> str | None:
+    """Returns the hook point that metadata state; otherwise the name of the SAE's folder, if that names a block."""
+    if stated:
+        return str(stated)
+    return None if layer_of(folder) is None else folder
+
+
 def block_of(hook: str | None, text_config: PreTrainedConfig) -> int | None:
     """Returns the block whose MFN layer has the input of this name; for other places, the block index in the name."""
     named = layer_of(hook)
@@ -85,4 +92,4 @@ def block_of(hook: str | None, text_config: PreTrainedConfig) -> int | None:
     return named
 
 
-__all__ = ["HookPoint", "block_of", "hook_name", "hook_point", "is_at", "layer_of", "stream_of"]
+__all__ = ["HookPoint", "block_of", "hook_name", "hook_point", "is_at", "layer_of", "stated_hook", "stream_of"]

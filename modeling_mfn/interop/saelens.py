@@ -19,6 +19,7 @@ from ..model.checks import as_whole, check_type, naming, shown
 from ..utils.files import read_json
 from ..utils.readers import parse_json
 from .autoencoder import DTYPES, StoredSAE, Weights, read_tensors
+from .hooks import stated_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"
@@ -86,14 +87,15 @@ def open_saelens(folder: Path) -> StoredSAE:
                 f"reshape_activations is {shown(config.reshape_activations)}: the SAE codes heads of an attention, and "
                 "an MFN layer the residual stream"
             )
-    hook = config.metadata.get("hook_name") or config.metadata.get("hf_hook_name") or folder.name
-    if config.metadata.get("codes") == "update":
+    stated = config.metadata.get("hook_name") or config.metadata.get("hf_hook_name")
+    hook = stated_hook(stated, folder.resolve().name)
+    if hook and config.metadata.get("codes") == "update":
         hook = f"{hook}, without the stream before"
-    if centred:
+    if hook and centred:
         hook = f"{hook}, centred"
     read = partial(_read, folder / WEIGHTS, config)
     name = config.metadata.get("model_name")
-    return StoredSAE(str(folder), config.d_in, config.d_sae, k, input_norm, str(hook), read, name and str(name))
+    return StoredSAE(str(folder), config.d_in, config.d_sae, k, input_norm, hook, read, name and str(name))
 
 
 def _config_of(written: dict[str, Any]) -> Config:

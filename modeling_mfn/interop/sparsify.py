@@ -16,6 +16,7 @@ from ..model.checks import as_whole, naming, shown
 from ..utils.files import read_json
 from ..utils.readers import parse_json
 from .autoencoder import StoredSAE, Weights, read_tensors
+from .hooks import stated_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 SEED = re.compile(r"seed\d+")
@@ -60,12 +61,12 @@ def open_sparsify(folder: Path) -> StoredSAE:
                 raise ValueError(f"{name} is True, which no MFN layer states; an SAE with topk alone can be taken")
         m = as_whole("num_latents", config.num_latents or config.d_in * config.expansion_factor, 1)
     named = folder.resolve().parent.name if SEED.fullmatch(folder.name) else folder.resolve().name
-    hook = config.metadata.get("hf_hook_name") or named
-    if config.metadata.get("codes") == "update":
+    hook = stated_hook(config.metadata.get("hf_hook_name"), named)
+    if hook and config.metadata.get("codes") == "update":
         hook = f"{hook}, without the stream before"
     read = partial(_read, folder / WEIGHTS, m, config.d_in)
     name, k = config.metadata.get("model_name"), as_whole("k", config.k, 1)
-    return StoredSAE(str(folder), config.d_in, m, k, "none", str(hook), read, name and str(name))
+    return StoredSAE(str(folder), config.d_in, m, k, "none", hook, read, name and str(name))
 
 
 def _read(file: Path, m: int, d: int) -> Weights:

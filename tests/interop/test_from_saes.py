@@ -439,6 +439,17 @@ def test_saes_are_found_by_what_names_their_block(tmp_path):
         find_saes(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("write", [saelens_folder, sparsify_folder])
+def test_a_folders_name_is_a_place_only_if_it_names_a_block(tmp_path, write):
+    base, metadata = make_base("gpt2-tied"), {"metadata": {"sae_lens_version": "6.0.0"}}
+    place = write(tmp_path / "tmp-sae", **metadata)[0]
+    with pytest.raises(ValueError, match=f"the SAE in {place} names no hook point, and the MFN layer of block 1"):
+        MFNForCausalLM.from_saes(base, {1: place})
+    assert MFNForCausalLM.from_saes(base, {1: place}, allow_other_site=True).config.other_sites == {"1": "unknown"}
+    named = write(tmp_path / "blocks.1.hook_resid_mid", **metadata)[0]
+    assert MFNForCausalLM.from_saes(base, {1: named}).config.other_sites == {}
+
+
 def test_weights_come_in_in_the_base_models_precision(tmp_path):
     place, _, tensors = saelens_folder(tmp_path / "sae")
     model = MFNForCausalLM.from_saes(make_base("llama-tied").to(torch.bfloat16), {1: place})
