@@ -17,6 +17,7 @@ from ..model.families import family_of
 from ..model.feature_names import format_feature
 from ..model.finite import non_finite_weight
 from ..model.mfn_layer import MFNLayer
+from ..model.setting_checks import check_layers
 from .autoencoder import StoredSAE, Weights
 from .hooks import hook_point, is_at
 from .sources import opened
@@ -46,6 +47,7 @@ def from_saes(
     check_kind(base)
     text_config = base.config if isinstance(base, PreTrainedModel) else check_base(base, base_kwargs)
     family_of(text_config)
+    check_layers(list(saes), text_config.num_hidden_layers)
     with opened(dict(sorted(saes.items()))) as found:
         others = {str(layer): sae.hook for layer, sae in found.items() if not is_at(sae.hook, text_config, layer)}
         if others and not allow_other_site:

@@ -336,6 +336,9 @@ def test_saes_of_one_model_must_agree(tmp_path):
     for saes in ({}, {"0": places[0]}, places[0]):
         with pytest.raises(ValueError, match="give a mapping of block indices to folders, files or releases"):
             MFNForCausalLM.from_saes(base, saes)
+    for layer in (99, -1):
+        with pytest.raises(ValueError, match=f"layers contains {layer}; the base model has blocks 0 to 2"):
+            MFNForCausalLM.from_saes(base, {layer: places[0]})
     with pytest.raises(ValueError, match=f"{tmp_path} holds no SAE; it must be a folder with sae_weights"):
         MFNForCausalLM.from_saes(base, {0: tmp_path})
 
