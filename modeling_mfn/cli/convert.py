@@ -89,6 +89,8 @@ def convert(
         "decoder_bias": decoder_bias,
         "shared_decoder": shared_decoder,
     }
+    if allow_other_site and saes is None:
+        raise ValueError("--allow-other-site is for --saes; without them, MFN layers are new")
     loading = {"dtype": dtype}
     base_config = check_base(base)
     tokenizer = read_tokenizer(base)
@@ -104,7 +106,7 @@ def convert(
                     base, layers=chosen, calibration=calibration, base_kwargs=loading, **settings
                 )
             else:  # other settings are those of the SAEs, unless the command names them
-                named = {name: value for name, value in settings.items() if _is_given(context, name)}
+                named = {name: value for name, value in settings.items() if is_given(context, name)}
                 model = MFNForCausalLM.from_saes(
                     base, found, allow_other_site=allow_other_site, base_kwargs=loading, **named
                 )
@@ -117,7 +119,7 @@ def convert(
     )
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
     """Returns True if an option stands in the command."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

@@ -12,12 +12,14 @@ from rich.text import Text
 from ..model.version import __version__
 from ..utils.files import check_space, new_folder
 from ..utils.ours import UNWRAPPED
+from .convert import is_given
 from .evaluate import read_windows
 from .inputs import load_mfn, read_config, read_tokenizer
 from .options import Overwrite, console
 
 
 def unwrap(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="MFN model: a folder, or an id on the Hub.")],
     output: Annotated[Path, typer.Argument(help="Folder for the plain model.")],
     text: Annotated[
@@ -42,6 +44,8 @@ def unwrap(
     from ..model.conversion import unwrap as plain_model
 
     texts = text or []
+    if unused := [name for name in ("tokens", "window") if not texts and is_given(context, name)]:
+        raise ValueError(f"--{unused[0]} is for --text; without a text, nothing is measured")
     config = read_config(model)
     tokenizer = read_tokenizer(model)
     with new_folder(output, overwrite, inputs=[model, *texts]) as folder:

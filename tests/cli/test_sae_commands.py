@@ -86,6 +86,10 @@ def test_saes_of_another_site_need_a_word_and_leave_a_warning(saved, capsys):
         ),
         (["convert", "base", "out", "--saes", "saes", "--k", "9"], "k is 9, and with these SAEs it is 8; leave it out"),
         (["convert", "base", "out", "--saes", "saes", "--calibrate-on", "text.txt"], "SAEs are trained already"),
+        (
+            ["convert", "base", "out", "--allow-other-site"],
+            "--allow-other-site is for --saes; without them, MFN layers",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

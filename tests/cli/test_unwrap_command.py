@@ -50,6 +50,10 @@ def test_the_plain_model_and_the_loss_that_it_has(mfn, capsys):
 
 def test_without_text_it_says_that_nothing_was_measured(mfn, capsys):
     plain = mfn.parent / "plain"
+    for option in ("--tokens", "--window"):
+        assert run("unwrap", mfn, plain, option, 64) == 2
+        assert f"{option} is for --text; without a text, nothing is measured" in capsys.readouterr().err
+    assert not plain.exists()
     assert run("unwrap", mfn, plain) == 0
     assert "was not measured; --text measures it" in " ".join(capsys.readouterr().out.split())
     assert json.loads((plain / "unwrapped.json").read_text())["perplexity"] == []
