@@ -43,10 +43,7 @@ ONLY_IN_TRAINING = {
     *("target_l0",),
 }
 """Settings that change nothing in the function of a trained SAE."""
-KEPT_IN_METADATA = (
-    "model_name",
-    "model_from_pretrained_kwargs",
-)
+KEPT_IN_METADATA = ("model_name", "model_from_pretrained_kwargs")
 """Settings of older releases that SAELens 6 has in its metadata, beside the hook point."""
 
 
@@ -94,8 +91,8 @@ def open_saelens(folder: Path) -> StoredSAE:
     if hook and centred:
         hook = f"{hook}, centred"
     read = partial(_read, folder / WEIGHTS, config)
-    name = config.metadata.get("model_name")
-    return StoredSAE(str(folder), config.d_in, config.d_sae, k, input_norm, hook, read, name and str(name))
+    model_name = config.metadata.get("model_name")
+    return StoredSAE(str(folder), config.d_in, config.d_sae, k, input_norm, hook, read, model_name and str(model_name))
 
 
 def _config_of(written: dict[str, Any]) -> Config:

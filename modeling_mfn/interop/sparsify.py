@@ -65,8 +65,8 @@ def open_sparsify(folder: Path) -> StoredSAE:
     if hook and config.metadata.get("codes") == "update":
         hook = f"{hook}, without the stream before"
     read = partial(_read, folder / WEIGHTS, m, config.d_in)
-    name, k = config.metadata.get("model_name"), as_whole("k", config.k, 1)
-    return StoredSAE(str(folder), config.d_in, m, k, "none", hook, read, name and str(name))
+    model_name, k = config.metadata.get("model_name"), as_whole("k", config.k, 1)
+    return StoredSAE(str(folder), config.d_in, m, k, "none", hook, read, model_name and str(model_name))
 
 
 def _read(file: Path, m: int, d: int) -> Weights:
