@@ -1,5 +1,6 @@
 """The mixin over the trainers of TRL: its losses, schedules and norms beside theirs (`make test-trl`)."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -10,7 +11,7 @@ from peft import LoraConfig
 from tokenizers_for_tests import make_tokenizer
 from trainings import history
 
-from modeling_mfn import MFNForCausalLM, MFNTrainerMixin, MFNTrainingArguments
+from modeling_mfn import Clamp, MFNForCausalLM, MFNTrainerMixin, MFNTrainingArguments
 from modeling_mfn.training.record import read_record
 from modeling_mfn.training.statistics import STATE_FILE
 
@@ -23,6 +24,7 @@ DATA = {
     "DPO": {"prompt": WORDS * 4, "chosen": [" and sings"] * 16, "rejected": [" of the the"] * 16},
     "GRPO": {"prompt": WORDS * 4},
 }
+KTO = {"prompt": WORDS * 2, "completion": [" and sings", " has a king", " the", " of"] * 2, "label": [True, False] * 4}
 
 
 class MFNSFTTrainer(MFNTrainerMixin, trl.SFTTrainer): ...
@@ -32,6 +34,9 @@ class MFNDPOTrainer(MFNTrainerMixin, trl.DPOTrainer): ...
 
 
 class MFNGRPOTrainer(MFNTrainerMixin, trl.GRPOTrainer): ...
+
+
+class MFNKTOTrainer(MFNTrainerMixin, trl.KTOTrainer): ...
 
 
 @dataclass
@@ -44,6 +49,10 @@ class MFNDPOConfig(trl.DPOConfig, MFNTrainingArguments): ...
 
 @dataclass
 class MFNGRPOConfig(trl.GRPOConfig, MFNTrainingArguments): ...
+
+
+@dataclass
+class MFNKTOConfig(trl.KTOConfig, MFNTrainingArguments): ...
 
 
 TRAINERS = {
@@ -135,3 +144,37 @@ def test_a_config_of_trl_alone_is_refused(tmp_path):
     args = trl.SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[])
     with pytest.raises(ValueError, match="args is SFTConfig; MFNSFTTrainer takes MFNTrainingArguments"):
         MFNSFTTrainer(model, args, train_dataset=data, processing_class=make_tokenizer())
+
+
+def test_a_reference_that_is_loaded_with_an_active_preset_is_refused(tmp_path):
+    model = make_mfn(make_base("llama-tied"))
+    model.save_preset("calm", {"L0/5": Clamp(6.0)})
+    model.config.active_preset = "calm"
+    model.save_pretrained(tmp_path)
+    model = MFNForCausalLM.from_pretrained(tmp_path)
+    model.config.active_preset = None
+    args = MFNDPOConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to=[])
+    data = Dataset.from_dict(DATA["DPO"])
+    with pytest.raises(ValueError, match="active_preset of the reference model is 'calm'"):
+        MFNDPOTrainer(model, args=args, train_dataset=data, processing_class=make_tokenizer())
+
+
+def test_an_evaluation_of_kto_measures_its_rows_and_not_those_of_the_kl_term(tmp_path):
+    model = make_mfn(make_base("llama-tied"), k=6)
+    args = MFNKTOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to=[], per_device_train_batch_size=4, disable_tqdm=True
+    )
+    reference, data = copy.deepcopy(model), Dataset.from_dict(KTO)
+    given = {"train_dataset": data, "eval_dataset": data, "processing_class": make_tokenizer()}
+    trainer = MFNKTOTrainer(model, ref_model=reference, args=args, **given)
+    found = trainer.evaluate()
+    spreads = {}
+    for kind in ("", "KL_"):
+        codes = []
+        for batch in trainer.get_eval_dataloader():
+            mask = batch[f"{kind}attention_mask"]
+            out = model(batch[f"{kind}input_ids"], attention_mask=mask, output_codes=True)
+            codes.append(torch.stack([code.to_dense()[mask.bool()] > 0 for code in out.codes.values()], 1))
+        spreads[kind] = torch.cat(codes).float().mean(0).std(-1).mean().item()
+    assert spreads["KL_"] != pytest.approx(spreads[""], rel=1e-3)
+    assert found["eval_firing_rate_std"] == pytest.approx(spreads[""], rel=1e-5)
