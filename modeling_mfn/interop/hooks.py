@@ -77,11 +77,13 @@ def layer_of(hook: str | None) -> int | None:
     return None if found is None else int(found[1])
 
 
-def stated_hook(stated: Any, folder: str) -> str | None:
-    """Returns the hook point that metadata state; otherwise the name of the SAE's folder, if that names a block."""
-    if stated:
-        return str(stated)
-    return None if layer_of(folder) is None else folder
+def stated_hook(stated: Any, folder: str, codes: Any) -> str | None:
+    """Returns the hook point that metadata state; otherwise the name of the SAE's folder, if that names a block.
+
+    An SAE of an MFN layer that codes updates (`codes`) has another place than the stream, and the name says so.
+    """
+    hook = str(stated) if stated else None if layer_of(folder) is None else folder
+    return f"{hook}, without the stream before" if hook and codes == "update" else hook
 
 
 def block_of(hook: str | None, text_config: PreTrainedConfig) -> int | None:

@@ -85,9 +85,7 @@ def open_saelens(folder: Path) -> StoredSAE:
                 "an MFN layer the residual stream"
             )
     stated = config.metadata.get("hook_name") or config.metadata.get("hf_hook_name")
-    hook = stated_hook(stated, folder.resolve().name)
-    if hook and config.metadata.get("codes") == "update":
-        hook = f"{hook}, without the stream before"
+    hook = stated_hook(stated, folder.resolve().name, config.metadata.get("codes"))
     if hook and centred:
         hook = f"{hook}, centred"
     read = partial(_read, folder / WEIGHTS, config)

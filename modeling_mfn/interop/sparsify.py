@@ -61,9 +61,7 @@ def open_sparsify(folder: Path) -> StoredSAE:
                 raise ValueError(f"{name} is True, which no MFN layer states; an SAE with topk alone can be taken")
         m = as_whole("num_latents", config.num_latents or config.d_in * config.expansion_factor, 1)
     named = folder.resolve().parent.name if SEED.fullmatch(folder.name) else folder.resolve().name
-    hook = stated_hook(config.metadata.get("hf_hook_name"), named)
-    if hook and config.metadata.get("codes") == "update":
-        hook = f"{hook}, without the stream before"
+    hook = stated_hook(config.metadata.get("hf_hook_name"), named, config.metadata.get("codes"))
     read = partial(_read, folder / WEIGHTS, m, config.d_in)
     model_name, k = config.metadata.get("model_name"), as_whole("k", config.k, 1)
     return StoredSAE(str(folder), config.d_in, m, k, "none", hook, read, model_name and str(model_name))

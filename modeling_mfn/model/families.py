@@ -126,26 +126,21 @@ AFTER = BlockParts(None, "self_attn", "post_attention_layernorm", None, "mlp", "
 """Parts of a block whose norms stand after attention and MLP alone."""
 AROUND = AFTER._replace(attention_norm="input_layernorm", mlp_norm="pre_feedforward_layernorm")
 """Parts of a block whose norms stand before and after attention and MLP."""
+GEMMA_2 = Family(
+    "gemma2.Gemma2DecoderLayer",
+    GEMMA_NORM,
+    AROUND,
+    logits=Logits(cap="final_logit_softcapping"),
+    scaled_embedding=True,
+)
 
 FAMILIES = {
     "arcee": Family("arcee.ArceeDecoderLayer", RMS_NORM),
     "ernie4_5": Family("ernie4_5.Ernie4_5DecoderLayer", RMS_NORM),
     "exaone4": Family("exaone4.Exaone4DecoderLayer", RMS_NORM, AFTER),
     "gemma": Family("gemma.GemmaDecoderLayer", GEMMA_NORM, scaled_embedding=True),
-    "gemma2": Family(
-        "gemma2.Gemma2DecoderLayer",
-        GEMMA_NORM,
-        AROUND,
-        logits=Logits(cap="final_logit_softcapping"),
-        scaled_embedding=True,
-    ),
-    "gemma3_text": Family(
-        "gemma3.Gemma3DecoderLayer",
-        GEMMA_NORM,
-        AROUND,
-        logits=Logits(cap="final_logit_softcapping"),
-        scaled_embedding=True,
-    ),
+    "gemma2": GEMMA_2,
+    "gemma3_text": GEMMA_2._replace(block="gemma3.Gemma3DecoderLayer"),
     "gpt2": Family(
         "gpt2.GPT2Block",
         LAYER_NORM,
