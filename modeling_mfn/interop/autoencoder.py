@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from ..utils.files import read_json
 from ..utils.readers import readable
 
+CONFIG = "cfg.json"
+"""File of settings in an SAE's folder, of SAELens and of sparsify."""
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
@@ -75,6 +78,18 @@ class StoredSAE:
     """Name of the model that it was trained on; `None` if no file says it."""
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Reads the file of settings in an SAE's folder.
+
+    Raises:
+        ValueError: If it is not there or is damaged.
+    """
+    written = read_json(folder / CONFIG, dict[str, Any])
+    if written is None:
+        raise ValueError(f"{folder} has no {CONFIG}")
+    return written
+
+
 def read_tensors(
     file: Path, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Tensor]:
@@ -102,4 +117,4 @@ def check_tensors(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
             raise ValueError(f"{name} is {found}; it must be a floating-point tensor of shape {shape}")
 
 
-__all__ = ["DTYPES", "StoredSAE", "Weights", "check_tensors", "read_tensors"]
+__all__ = ["CONFIG", "DTYPES", "StoredSAE", "Weights", "check_tensors", "read_settings", "read_tensors"]

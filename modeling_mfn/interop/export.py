@@ -20,7 +20,7 @@ from ..model.twins import check_has_features
 from ..model.version import __version__
 from ..utils.extras import MissingExtra
 from . import saelens, sparsify
-from .autoencoder import Weights
+from .autoencoder import CONFIG, Weights
 from .hooks import hook_name, hook_point
 
 logger = logging.get_logger(__name__)
@@ -86,7 +86,7 @@ def export_saes(
         config, tensors = sae.in_saelens if format == "saelens" else sae.in_sparsify
         file = saelens.WEIGHTS if format == "saelens" else sparsify.WEIGHTS
         save_file(tensors, written[layer] / file)
-        (written[layer] / saelens.CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (written[layer] / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return written
 
 

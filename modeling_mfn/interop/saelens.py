@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from ..model.checks import as_whole, check_type, naming, shown
-from ..utils.files import read_json
 from ..utils.readers import parse_json
-from .autoencoder import DTYPES, StoredSAE, Weights, read_tensors
+from .autoencoder import CONFIG, DTYPES, StoredSAE, Weights, read_settings, read_tensors
 from .hooks import stated_hook
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+WEIGHTS = "sae_weights.safetensors"
 VERSION = "6.54.12"
 """Release of SAELens whose format is written, and with which it is tested."""
 INPUT_NORMS = {"none": "none", "layer_norm": "layer"}
@@ -69,11 +68,8 @@ def open_saelens(folder: Path) -> StoredSAE:
     Raises:
         ValueError: If a file is damaged, or the SAE does something that no MFN layer does.
     """
-    file = folder / CONFIG
-    written = read_json(file, dict[str, Any])
-    if written is None:
-        raise ValueError(f"{folder} has no {CONFIG}")
-    with naming(file):
+    written = read_settings(folder)
+    with naming(folder / CONFIG):
         config = _config_of(written)
         input_norm, k, dtype = _input_norm(config), _k(config), config.dtype.removeprefix("torch.")
         centred = input_norm == "none" and _is_centred(config)
@@ -219,4 +215,4 @@ def saelens_config(weights: Weights, k: int, input_norm: str, metadata: dict[str
     }
 
 
-__all__ = ["CONFIG", "VERSION", "WEIGHTS", "open_saelens", "saelens_config", "saelens_tensors"]
+__all__ = ["VERSION", "WEIGHTS", "open_saelens", "saelens_config", "saelens_tensors"]

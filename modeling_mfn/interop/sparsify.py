@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from ..model.checks import as_whole, naming, shown
-from ..utils.files import read_json
 from ..utils.readers import parse_json
-from .autoencoder import StoredSAE, Weights, read_tensors
+from .autoencoder import CONFIG, StoredSAE, Weights, read_settings, read_tensors
 from .hooks import stated_hook
 
-CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+WEIGHTS = "sae.safetensors"
 SEED = re.compile(r"seed\d+")
 """Name of a folder below the hook's, where one training has several seeds."""
 ONLY_IN_TRAINING = {"normalize_decoder", "multi_topk"}
@@ -46,11 +45,8 @@ def open_sparsify(folder: Path) -> StoredSAE:
     Raises:
         ValueError: If a file is damaged, or the SAE does something that no MFN layer does.
     """
-    file = folder / CONFIG
-    written = read_json(file, dict[str, Any])
-    if written is None:
-        raise ValueError(f"{folder} has no {CONFIG}")
-    with naming(file):
+    written = read_settings(folder)
+    with naming(folder / CONFIG):
         if unknown := sorted(set(written) - {each.name for each in fields(Config)} - ONLY_IN_TRAINING):
             raise ValueError(f"setting {shown(unknown[0])} is unknown, and may change the function")
         config = parse_json(json.dumps(written), Config)
@@ -107,4 +103,4 @@ def sparsify_config(weights: Weights, k: int, metadata: dict[str, Any]) -> dict[
     }
 
 
-__all__ = ["CONFIG", "WEIGHTS", "check_input_norm", "open_sparsify", "sparsify_config", "sparsify_tensors"]
+__all__ = ["WEIGHTS", "check_input_norm", "open_sparsify", "sparsify_config", "sparsify_tensors"]

@@ -196,11 +196,11 @@ def family_of(text_config: PreTrainedConfig) -> Family:
     Raises:
         ValueError: if no entry of `FAMILIES` describes its blocks, or a setting of it is one that no entry describes.
     """
-    kind, supported = text_config.model_type, ", ".join(sorted(FAMILIES))
+    kind = text_config.model_type
     if kind == "mfn":
-        raise ValueError(f"the base model is an MFN model itself; give a plain one ({supported})")
+        raise ValueError(f"the base model is an MFN model itself; give a plain one ({', '.join(sorted(FAMILIES))})")
     if kind not in FAMILIES:
-        raise ValueError(f"model type {kind!r} is not supported; supported are {supported}")
+        raise ValueError(f"model type {kind!r} is not supported; supported are {', '.join(sorted(FAMILIES))}")
     for setting, reason in UNSUPPORTED.items():
         if getattr(text_config, setting, False) and setting != FAMILIES[kind].parallel:
             raise ValueError(f"{setting} is {getattr(text_config, setting)} in this {kind} model; {reason}")
