@@ -41,7 +41,7 @@ from benchmarks.common import corpora, records
 from benchmarks.smollm2 import sparsify_baseline
 from benchmarks.smollm2.real_checkpoint import by_domain
 from benchmarks.smollm2.splicing import next_token_losses, reconstruction_figures
-from benchmarks.smollm2.stages import CheckpointStudy
+from benchmarks.smollm2.stages import CheckpointStudy, Rows, Trained
 from modeling_mfn import FeatureAtlas, MFNForCausalLM, MFNTrainer
 from modeling_mfn.demo.assets import cache_folder, smollm2
 from modeling_mfn.model.modes import at_alpha
@@ -52,6 +52,12 @@ ROUNDS: dict[str, Any] = {"coding_rounds": 2, "refine_steps": 1}
 RATE = 1e-4
 """Learning rate of the backbone, of the dense model and of joint training."""
 CACHED: dict[str, Any] = {"learning_rate": 4e-3, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
+TRIED: tuple[dict[str, Any], ...] = (
+    {"learning_rate": 8e-3},
+    {"learning_rate": 8e-3, "reinit_dead_every": 0},
+    {"learning_rate": 1.6e-2},
+)
+"""Changes of `CACHED` and `KEEP_ALIVE` that the stage `cached-tuned` tries."""
 JOINT: dict[str, Any] = {
     "learning_rate": RATE,
     "mfn_learning_rate": 6e-4,
@@ -77,7 +83,8 @@ MORE_ROUNDS = {f"{stage}-in-4-rounds": stage for stage in ("cached", "joint")}
 IN_BFLOAT16 = {f"{method}-in-bfloat16": method for method in ("base", "joint")}
 """Model whose weights and activations are rounded to bfloat16 -> method in float32."""
 METHODS = (
-    "base", "dense", "mean-stream", "mean-update", *SPLICED, "cached", "joint", *MORE_ROUNDS, *IN_BFLOAT16,
+    "base", "dense", "mean-stream", "mean-update", *SPLICED, "cached", "cached-tuned", "joint", *MORE_ROUNDS,
+    *IN_BFLOAT16,
 )  # fmt: skip
 
 
@@ -133,17 +140,29 @@ def cache(study: CheckpointStudy, codes: str) -> dict[str, Any]:
     return {"tokens": study.windows["train"].numel()}
 
 
-def cached(study: CheckpointStudy) -> dict[str, Any]:
-    """Stage: trains the MFN layers from the cache."""
-    order, rows = study.order(), ActivationCache(study.folder / "cache" / "update")
+def train_from_cache(study: CheckpointStudy, order: Rows, **changes: Any) -> Trained:
+    """Model with MFN layers that learnt from the cache, with changes of `CACHED` and `KEEP_ALIVE`, and its trainer."""
     model = study.convert(calibration={"input_ids": study.windows["train"][:16]}, codes="update")
-    arguments = study.arguments(order, study.batch, lambda_util=0.0, alpha_end=0.0, **KEEP_ALIVE, **CACHED)
+    settings = KEEP_ALIVE | CACHED | changes
+    arguments = study.arguments(order, study.batch, lambda_util=0.0, alpha_end=0.0, **settings)
+    rows = ActivationCache(study.folder / "cache" / "update")
     trainer = MFNTrainer(CachedResiduals(model), arguments, train_dataset=Subset(rows, order))
     trainer.train()
+    return Trained(model, trainer)
+
+
+def cached(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: trains the MFN layers from the cache."""
+    model, trainer = train_from_cache(study, study.order())
     model.save_pretrained(study.folder / "cached")
     return {"arguments": KEEP_ALIVE | CACHED, "validation_loss": study.validation_loss(model)} | {
         "explained_variance": trainer.state.log_history[-2]["explained_variance"]
     }
+
+
+def cached_tuned(study: CheckpointStudy) -> dict[str, Any]:
+    """Stage: trains the MFN layers from the cache with each of `TRIED`, and keeps the best on validation text."""
+    return study.fit("cached-tuned", partial(train_from_cache, study), list(TRIED), study.order(), study.batch)
 
 
 def joint(study: CheckpointStudy) -> dict[str, Any]:
@@ -269,6 +288,7 @@ STAGES: dict[str, Callable[[CheckpointStudy], dict[str, Any]]] = {
     "dense": dense,
     "cache/update": partial(cache, codes="update"),
     "cached": cached,
+    "cached-tuned": cached_tuned,
     "joint": joint,
     "atlas": atlas,
     "cache/stream": partial(cache, codes="stream"),
