@@ -1,0 +1,1 @@
+"""Sizes, times and parts of the explorer."""

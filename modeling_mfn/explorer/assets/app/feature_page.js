@@ -1,0 +1,3 @@
+"use strict";
+
+MFN.pages.feature = () => MFN.html`<${MFN.Heading} title="Feature" />`;

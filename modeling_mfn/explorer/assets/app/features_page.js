@@ -1,0 +1,3 @@
+"use strict";
+
+MFN.pages.features = () => MFN.html`<${MFN.Heading} title="Features" />`;

@@ -1,0 +1,3 @@
+"use strict";
+
+MFN.pages.model = () => MFN.html`<${MFN.Heading} title="Model" />`;
