@@ -40,8 +40,12 @@
     </section>`;
   };
 
-  const Stands = ({ entries }) => html`<p class="faint stands">${entries.map(({ record, of }) => html`<span key=${record.name}>
-    <a class="feature-name" href=${MFN.link("feature", { name: record.name })}>${record.name}</a> for ${of.name}, fires on ${MFN.percent(record.rate)} and ${MFN.percent(of.rate)} of tokens. </span>`)}</p>`;
+  const Instead = ({ record, of }) => html`<li><a class="feature-name" href=${MFN.link("feature", { name: record.name })}>${record.name}</a>
+    in place of ${of.name}: fires on ${MFN.percent(record.rate)} and ${MFN.percent(of.rate)} of tokens</li>`;
+
+  const Stands = ({ entries }) => html`<details class="faint stands" open=${entries.length === 1}>
+    <summary>${entries.length} random ${entries.length === 1 ? "feature" : "features"}</summary>
+    <ul>${entries.map((entry) => html`<${Instead} key=${entry.record.name} ...${entry} />`)}</ul></details>`;
 
   const Perplexity = ({ answer }) => html`<table class="plain-table perplexity"><caption>Perplexity of the page's text, ${MFN.number(answer.tokens)} tokens</caption>
     <thead><tr>${NAMES.filter((name) => name in answer && answer[name] !== null).map((name) => html`<th key=${name} scope="col" class="number">${TITLES[name]}</th>`)}</tr></thead>

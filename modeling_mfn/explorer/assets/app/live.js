@@ -79,7 +79,7 @@
   const signed = (value, digits = 2) => {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
-    const text = size !== 0 && size < 10 ** -digits ? size.toExponential(1) : size.toFixed(digits);
+    const text = size !== 0 && size < 10 ** -digits ? String(Number(size.toPrecision(2))) : size.toFixed(digits);
     return `${value < 0 ? "−" : "+"}${text}`;
   };
 

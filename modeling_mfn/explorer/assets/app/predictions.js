@@ -4,26 +4,32 @@
 (() => {
   const { html } = MFN;
 
-  const Bar = ({ share, most, kind }) => html`<span class=${`bar ${kind}`} aria-hidden="true"
-    style=${{ width: `${most ? (100 * share) / most : 0}%` }}></span>`;
+  const Bar = ({ share, most, kind }) => html`<span class=${`bar ${kind}`} style=${{ width: `${most ? (100 * share) / most : 0}%` }}></span>`;
+
+  const Head = ({ feature }) => html`<thead><tr><th scope="col">Next token</th><td></td>
+    <th scope="col" class="number"><span class="key plain"></span>as it is</th>
+    ${feature && html`<th scope="col" class="number"><span class="key without"></span>without</th><th scope="col" class="number">points</th>`}</tr></thead>`;
+
+  // In percentage points.
+  const change = (plain, without) => `${without < plain ? "−" : "+"}${MFN.number(Math.abs(without - plain) * 100)}`;
 
   // rows: [[token, plain, without], ...]; without a third number, one bar a token.
   const Bars = ({ rows, caption, feature }) => {
     const most = Math.max(0, ...rows.flatMap((row) => row.slice(1)));
     return html`<table class="pairs">
       <caption>${caption}</caption>
-      <thead><tr><th scope="col">Next token</th><th scope="col"><span class="key plain"></span>as it is</th>
-        ${feature && html`<th scope="col"><span class="key without"></span>without ${feature}</th>`}</tr></thead>
+      <${Head} feature=${feature} />
       <tbody>${rows.map(([token, plain, without], at) => html`<tr key=${at}>
-        <th scope="row"><bdi>${MFN.visibleToken(token)}</bdi></th>
-        <td><${Bar} share=${plain} most=${most} kind="plain" />${MFN.percent(plain)}</td>
-        ${feature && html`<td><${Bar} share=${without} most=${most} kind="without" />${MFN.percent(without)}</td>`}
+        <th scope="row"><bdi class="token">${MFN.visibleToken(token)}</bdi></th>
+        <td class="bars" aria-hidden="true"><${Bar} share=${plain} most=${most} kind="plain" />${feature && html`<${Bar} share=${without} most=${most} kind="without" />`}</td>
+        <td class="number">${MFN.percent(plain)}</td>
+        ${feature && html`<td class="number">${MFN.percent(without)}</td><td class="number">${change(plain, without)}</td>`}
       </tr>`)}</tbody>
     </table>`;
   };
 
   const Likeliest = ({ title, predictions }) => html`<p class="likeliest">${title}:${" "}
-    ${predictions.slice(0, 5).map(([token, probability], at) => html`${at ? ", " : ""}<bdi class="token">${MFN.visibleToken(token)}</bdi> ${MFN.percent(probability)}`)}</p>`;
+    ${predictions.slice(0, 5).map(([token, probability], at) => html`<span key=${at} class="with-share"><bdi class="token">${MFN.visibleToken(token)}</bdi> ${MFN.percent(probability)}</span>`)}</p>`;
 
   const Compared = ({ answer, feature }) => html`
     <${Bars} rows=${answer.changed} feature=${feature} caption="Largest changes" />

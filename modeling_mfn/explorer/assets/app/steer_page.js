@@ -101,6 +101,7 @@
     return html`<${MFN.Heading} title="Steer" />
       <p class="lead">Choose features and how strongly they act. The model continues the prompt with and without them.</p>
       <${MFN.live.Failure} error=${session.error} />
+      ${session.value?.active_preset && html`<${MFN.Notice}>The model's active preset, ${MFN.visible(session.value.active_preset)}, is off here. Load it to steer with it.<//>`}
       <${MFN.Loaded} state=${index} what="features">${(value) => html`<${Loaded} index=${value} session=${session.value} view=${view} change=${change} />`}<//>`;
   };
 

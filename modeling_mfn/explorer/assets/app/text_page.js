@@ -13,17 +13,17 @@
     <th scope="row"><${MFN.FeatureLink} name=${name} /></th>
     <td class="number">${MFN.number(activation)}</td>
     <td class="number">${share === null ? "–" : MFN.percent(share)}</td>
-    <td><button type="button" class="button" aria-label=${`Compare predictions without ${name}`} onClick=${() => onCompare(name)}>Without it</button></td>
+    <td><button type="button" class="button small" aria-label=${`Compare predictions without ${name}`} onClick=${() => onCompare(name)}>Without it</button></td>
   </tr>`;
 
   // Features of one token in one layer.
-  const CellFeatures = ({ token, layer, features, onCompare }) => html`<section class="panel" aria-label="Features of the cell">
+  const CellFeatures = ({ token, layer, features, most, onCompare }) => html`<section class="panel" aria-label="Features of the cell">
     <h2><bdi class="token">${MFN.visibleToken(token)}</bdi> in layer ${layer}</h2>
     ${features.length === 0
       ? html`<p class="faint">No feature is active here.</p>`
       : html`<div class="table-scroll"><table class="plain-table">
-          <caption>${features.length === LISTED ? `The ${LISTED} strongest features` : "All active features"}</caption>
-          <thead><tr><th scope="col">Feature</th><th scope="col" class="number">Activation</th><th scope="col" class="number">Of its maximum</th><td></td></tr></thead>
+          <caption>${features.length >= most ? `The ${features.length} strongest features` : "All active features"}</caption>
+          <thead><tr><th scope="col">Feature</th><th scope="col" class="number">Activation</th><th scope="col" class="number">Of its maximum</th><th scope="col"><span class="offscreen">Compare</span></th></tr></thead>
           <tbody>${features.map(([index, activation, share]) => html`<${FeatureRow} key=${index} name=${`L${layer}/${index}`}
             activation=${activation} share=${share} onCompare=${onCompare} />`)}</tbody>
         </table></div>`}
@@ -60,7 +60,7 @@
     return shares.indexOf(Math.max(...shares));
   };
 
-  const Reading = ({ reading, text, view, change }) => {
+  const Reading = ({ reading, most, text, view, change }) => {
     const index = MFN.useLoaded(MFN.store.index, []);
     const cells = useMemo(() => MFN.heat.cellsOf(reading), [reading]);
     const shares = useMemo(() => MFN.heat.sharesOf(cells, reading.tokens.length), [cells]);
@@ -80,7 +80,7 @@
             byName=${index.value?.byName} onPick=${pick} />`
         : html`<${TokenTable} reading=${reading} chosen=${token} onPick=${(at) => pick(at)} />`}
       <div class="panels">
-        <${CellFeatures} token=${tokens[token]} layer=${layers[row]} features=${reading.layers[row].features[token]} onCompare=${compare} />
+        <${CellFeatures} token=${tokens[token]} layer=${layers[row]} features=${reading.layers[row].features[token]} most=${most} onCompare=${compare} />
         <${MFN.Predictions} text=${text} stale=${one(view, "text") !== text} position=${token} token=${tokens[token]} next=${reading.tokens[token].next}
           feature=${one(view, "without")} onFeature=${compare} />
       </div>`;
@@ -89,8 +89,10 @@
   const TextPage = ({ params }) => {
     const [view, change] = MFN.live.useView("text", params);
     const text = one(view, "text");
-    const read = async (signal) => ({ text, reading: await MFN.api("read", { text, k: LISTED }, { signal }) });
-    const answer = MFN.live.useAnswer(text ? read : null, [text], READ_AFTER);
+    const session = MFN.live.useSession();
+    const most = Math.min(LISTED, session.value?.limits.features_per_token ?? 0);
+    const read = async (signal) => ({ text, reading: await MFN.api("read", { text, k: most }, { signal }) });
+    const answer = MFN.live.useAnswer(text ? (most ? read : undefined) : null, [text, most], READ_AFTER);
     const type = (event) => change({ text: event.target.value, token: undefined, layer: undefined });
     const count = answer.value?.reading.tokens.length;
     return html`<${MFN.Heading} title="Text" />
@@ -98,8 +100,8 @@
       <label class="field" for="text-input">Text</label>
       <textarea id="text-input" rows="4" value=${text} onInput=${type} spellcheck=${false} placeholder="The king rode home and the queen"></textarea>
       <p class="faint" role="status">${answer.busy ? "Reading …" : answer.value ? `${count} tokens` : ""}</p>
-      <${MFN.live.Failure} error=${answer.error} title="The text cannot be read" />
-      ${answer.value && html`<${Reading} reading=${answer.value.reading} text=${answer.value.text} view=${view} change=${change} />`}`;
+      <${MFN.live.Failure} error=${session.error ?? answer.error} title="The text cannot be read" />
+      ${answer.value && html`<${Reading} reading=${answer.value.reading} most=${most} text=${answer.value.text} view=${view} change=${change} />`}`;
   };
 
   MFN.pages.text = MFN.live.page("Text", TextPage);

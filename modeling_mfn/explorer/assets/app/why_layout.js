@@ -5,12 +5,12 @@
 
 (() => {
   const NODE = { width: 136, height: 40, gap: 6 };
-  const COLUMN_GAP = 12;
-  const HIDDEN_WIDTH = 64;
-  const LEFT = 48;
+  const COLUMN = { gap: 10, empty: 78 };
+  const LANES = 2; // nodes side by side over one token, where a layer has more than two there
   const ROW_PADDING = 14;
-  const BAR = { height: 12, step: 17, label: 66, span: 130, number: 62, gap: 28 };
-  const TOP = { height: 52, space: 58 };
+  const BAR = { height: 12, step: 17, label: 66, span: 120, number: 56, left: 40 };
+  const TOKENS = BAR.left + BAR.label + BAR.span + BAR.number + 28; // where the first token begins
+  const TOP = { width: 360, height: 52, space: 62 };
   const DRAWN_INPUTS = 3;
   const LINE = { least: 0.8, most: 7 };
 
@@ -53,21 +53,34 @@
     ["remainder", inputs.remainder],
   ];
 
-  // Columns: one for each token with a node or a line, and a narrow one for each run of other tokens.
-  function columnsOf(tokens, used) {
+  // The most nodes that a layer has over each token.
+  function deepest(accounts) {
+    const most = new Map();
+    for (const { features } of accounts) {
+      const counts = new Map();
+      for (const { position } of features) counts.set(position, (counts.get(position) || 0) + 1);
+      for (const [position, count] of counts) most.set(position, Math.max(count, most.get(position) || 0));
+    }
+    return most;
+  }
+
+  // Columns: one for each token with a node or a line, and one for each run of other tokens.
+  function columnsOf(tokens, used, depths) {
     const columns = [];
     for (let at = 0; at < tokens.length; at++) {
       const last = columns[columns.length - 1];
-      if (used.has(at)) columns.push({ positions: [at], hidden: false });
-      else if (last && last.hidden) last.positions.push(at);
-      else columns.push({ positions: [at], hidden: true });
+      if (used.has(at)) columns.push({ positions: [at], unused: false });
+      else if (last && last.unused) last.positions.push(at);
+      else columns.push({ positions: [at], unused: true });
     }
-    let x = LEFT;
+    let x = TOKENS;
     for (const column of columns) {
+      const depth = depths.get(column.positions[0]) || 0;
+      column.lanes = depth > LANES ? LANES : Math.min(depth, 1);
+      column.hidden = column.unused && column.positions.length > 1;
       column.x = x;
-      column.width = column.hidden && column.positions.length > 1 ? HIDDEN_WIDTH : NODE.width;
-      column.hidden = column.hidden && column.positions.length > 1;
-      x += column.width + COLUMN_GAP;
+      column.width = column.lanes ? column.lanes * (NODE.width + NODE.gap) - NODE.gap : COLUMN.empty;
+      x += column.width + COLUMN.gap;
     }
     return columns;
   }
@@ -85,30 +98,31 @@
 
   const centre = ({ x, width }) => x + width / 2;
 
-  // One layer: its nodes over their tokens, one above the other where several share a token.
+  // One layer: its nodes over their tokens, in one or two lanes.
   function rowOf(account, y, columnAt) {
-    const stacks = new Map();
+    const counts = new Map();
     const nodes = account.features.map((feature) => {
       const column = columnAt.get(feature.position);
-      const place = stacks.get(column) || 0;
-      stacks.set(column, place + 1);
-      return { feature, x: column.x, y: y + ROW_PADDING + place * (NODE.height + NODE.gap), ...sizeOfNode };
+      const place = counts.get(column) || 0;
+      counts.set(column, place + 1);
+      const x = column.x + (place % column.lanes) * (NODE.width + NODE.gap);
+      const line = Math.floor(place / column.lanes);
+      return { feature, x, y: y + ROW_PADDING + line * (NODE.height + NODE.gap), width: NODE.width, height: NODE.height };
     });
-    const deepest = Math.max(1, ...stacks.values());
-    const height = 2 * ROW_PADDING + Math.max(deepest * (NODE.height + NODE.gap) - NODE.gap, barsHeight(account.parts));
+    const ends = nodes.map((node) => node.y + NODE.height);
+    const height = Math.max(...ends, y + ROW_PADDING + barsHeight(account.parts)) + ROW_PADDING - y;
     return { ...account, nodes, y, height };
   }
 
-  const sizeOfNode = { width: NODE.width, height: NODE.height };
   const barsHeight = (parts) => parts.length * BAR.step;
 
   // One scale for the bars of all layers, which holds 0 and every part.
-  function barScale(accounts, x) {
+  function barScale(accounts) {
     const values = accounts.flatMap((parts) => parts.map(([, value]) => value));
     const least = Math.min(0, ...values);
     const most = Math.max(0, ...values);
     const unit = BAR.span / (most - least || 1);
-    return { x, zero: x + BAR.label - least * unit, unit, width: BAR.label + BAR.span + BAR.number };
+    return { x: BAR.left, zero: BAR.left + BAR.label - least * unit, unit, width: BAR.label + BAR.span + BAR.number };
   }
 
   const widest = (edges) => Math.max(0, ...edges.map((edge) => Math.abs(edge.weight)));
@@ -133,11 +147,11 @@
   // Everything that the picture draws, with its place.
   function layOut(explanation) {
     const accounts = byLayer(explanation).map(accountOf);
-    const columns = columnsOf(explanation.tokens, usedTokens(accounts, explanation));
+    const columns = columnsOf(explanation.tokens, usedTokens(accounts, explanation), deepest(accounts));
     const columnAt = new Map(columns.flatMap((column) => column.positions.map((position) => [position, column])));
     const last = columns[columns.length - 1];
-    const end = last.x + last.width;
-    const top = { x: LEFT + (end - LEFT) / 2 - NODE.width, y: 8, width: 2 * NODE.width, height: TOP.height };
+    const end = Math.max(last.x + last.width, TOKENS + TOP.width);
+    const top = { x: (TOKENS + end - TOP.width) / 2, y: 8, width: TOP.width, height: TOP.height };
     let y = top.y + TOP.height + TOP.space;
     const rows = accounts.map((account) => {
       const row = rowOf(account, y, columnAt);
@@ -146,11 +160,11 @@
     });
     const embeddings = explanation.embeddings ? embeddingsParts(explanation.embeddings) : null;
     const tokens = { y: y + 26, height: NODE.height, columns };
-    const bars = barScale([...accounts.map((each) => each.parts), ...(embeddings ? [embeddings] : [])], end + BAR.gap);
+    const bars = barScale([...accounts.map((each) => each.parts), ...(embeddings ? [embeddings] : [])]);
     const height = tokens.y + Math.max(NODE.height, embeddings ? barsHeight(embeddings) : 0) + 12;
     const lines = edgesOf(rows, top, tokens.y, columnAt);
-    return { ...lines, columns, rows, tokens, top, bars, embeddings, width: bars.x + bars.width, height };
+    return { ...lines, columns, rows, tokens, top, bars, embeddings, width: end + COLUMN.gap, height };
   }
 
-  MFN.why = { layOut, accountOf, embeddingsParts, strongestInputs, withSums, byLayer, sum, BAR, ROW_PADDING, LEFT };
+  MFN.why = { layOut, accountOf, embeddingsParts, strongestInputs, withSums, byLayer, sum, BAR, ROW_PADDING };
 })();

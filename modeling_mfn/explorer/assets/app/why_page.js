@@ -6,17 +6,17 @@
   const { useEffect, useRef, useState } = MFN.hooks;
   const { one, whole } = MFN.live;
   const READ_AFTER = 350; // milliseconds without a key
-  const TOP = { least: 1, most: 20, start: 4 };
+  const TOP = { least: 1, most: 20, start: 4 }; // features per layer
 
   // What is asked of the server. An empty "against" in the address is the mean; "none" is no reference.
-  const questionOf = (view, text, position) => {
+  const questionOf = (view, text, position, limits) => {
     const against = one(view, "against", "mean");
     return {
       text,
       position,
       token: one(view, "token") || null,
       against: against === "none" ? null : against,
-      top: whole(one(view, "top"), TOP.least, TOP.most, TOP.start),
+      top: whole(one(view, "top"), TOP.least, limits?.explained_features ?? TOP.most, TOP.start),
       method: one(view, "method") === "integrated" ? "integrated" : "gradient",
     };
   };
@@ -36,13 +36,13 @@
         onInput=${(event) => change({ against: event.target.value || undefined })} /></label>`}`;
   };
 
-  const Options = ({ view, change }) => {
-    const { top, method } = questionOf(view, "", 0);
+  const Options = ({ view, limits, change }) => {
+    const { top, method } = questionOf(view, "", 0, limits);
     return html`<div class="buttons settings">
       <label>Predicted token <input type="text" class="short" autocomplete="off" value=${one(view, "token")} placeholder="the likeliest"
         onInput=${(event) => change({ token: event.target.value || undefined })} /></label>
       <${Against} view=${view} change=${change} />
-      <label>Features per layer <${MFN.live.NumberField} min=${TOP.least} max=${TOP.most} value=${top} onNumber=${(value) => change({ top: value })} /></label>
+      <label>Features per layer <${MFN.live.NumberField} min=${TOP.least} max=${limits?.explained_features ?? TOP.most} value=${top} onNumber=${(value) => change({ top: value })} /></label>
       <label>Method <select value=${method} onChange=${(event) => change({ method: event.target.value === "gradient" ? undefined : event.target.value })}>
         <option value="gradient">gradient</option><option value="integrated">integrated gradients (slower)</option></select></label>
     </div>`;
@@ -67,16 +67,16 @@
   };
 
   // The text's tokens; one is chosen, and what follows it is explained.
-  const Question = ({ tokens, stale, text, view, change }) => {
+  const Question = ({ tokens, stale, text, limits, view, change }) => {
     const last = tokens.length - 1;
     const wanted = whole(one(view, "position"), -tokens.length, last, -1);
     const position = wanted < 0 ? wanted + tokens.length : wanted;
-    const question = questionOf(view, text, position);
+    const question = questionOf(view, text, position, limits);
     const ask = (signal) => MFN.api("explain", question, { signal });
     const answer = MFN.live.useAnswer(stale ? undefined : ask, [JSON.stringify(question), stale], READ_AFTER);
     return html`<p class="faint" id="why-position">The prediction after the marked token is explained. Later tokens are not read.</p>
       <${MFN.live.TokenPicker} tokens=${tokens} chosen=${position} label="Token after which the prediction is made" onPick=${(at) => change({ position: at })} />
-      <${Options} view=${view} change=${change} />
+      <${Options} view=${view} limits=${limits} change=${change} />
       <p class="faint" role="status">${answer.busy ? "Explaining …" : ""}</p>
       <${MFN.live.Failure} error=${answer.error} title="This cannot be explained" />
       ${answer.value && html`<${Explained} answer=${answer.value} />`}`;
@@ -85,6 +85,7 @@
   const WhyPage = ({ params }) => {
     const [view, change] = MFN.live.useView("why", params);
     const text = one(view, "text");
+    const session = MFN.live.useSession();
     const read = async (signal) => {
       const { tokens } = await MFN.api("read", { text, k: 1 }, { signal });
       return { text, tokens: tokens.map((each) => each.token) };
@@ -95,9 +96,9 @@
       <p class="lead">The features of each layer that moved a prediction, and the tokens that raised these features.</p>
       <label class="field" for="why-text">Text</label>
       <textarea id="why-text" rows="3" value=${text} spellcheck=${false} onInput=${type} placeholder="The king is dead, and the"></textarea>
-      <${MFN.live.Failure} error=${reading.error} title="The text cannot be read" />
+      <${MFN.live.Failure} error=${session.error ?? reading.error} title="The text cannot be read" />
       ${reading.busy && !reading.value && html`<${MFN.Loading} what="tokens" />`}
-      ${reading.value && html`<${Question} tokens=${reading.value.tokens} text=${reading.value.text} stale=${reading.value.text !== text} view=${view} change=${change} />`}`;
+      ${reading.value && html`<${Question} tokens=${reading.value.tokens} text=${reading.value.text} stale=${reading.value.text !== text || !session.value} limits=${session.value?.limits} view=${view} change=${change} />`}`;
   };
 
   MFN.pages.why = MFN.live.page("Why", WhyPage);

@@ -16,10 +16,10 @@
 
   const direction = (value) => (value < 0 ? "lowers" : "raises");
 
-  // A line that bends only near its ends, so that many of them stay apart.
+  // A line that turns to its end at once, so that lines of one column part soon.
   const path = ([x0, y0], [x1, y1]) => {
-    const bend = (y0 - y1) / 2;
-    return `M${x0},${y0}C${x0},${y0 - bend} ${x1},${y1 + bend} ${x1},${y1}`;
+    const rise = y0 - y1;
+    return `M${x0},${y0}C${x0 + (x1 - x0) * 0.4},${y0 - rise * 0.2} ${x1},${y1 + rise * 0.5} ${x1},${y1}`;
   };
 
   const Edge = ({ edge, dim, lit }) => html`<path class=${`why-edge ${direction(edge.weight)}${dim ? " dim" : ""}${lit ? " lit" : ""}`}
@@ -88,12 +88,12 @@
     <rect x=${box.x} y=${box.y} width=${box.width} height=${box.height} rx="6" />
     <svg x=${box.x} y=${box.y} width=${box.width} height=${box.height} overflow="hidden">
       <text x=${box.width / 2} y="22" text-anchor="middle" class="why-token-text">${cut(MFN.visibleToken(target.token), box.width - 16)}</text>
-      <text x=${box.width / 2} y="41" text-anchor="middle" class="why-small">${cut(`logit ${target.value.toFixed(2)}${contrastOf(target)}, probability ${MFN.percent(target.probability)}`, box.width + 50)}</text>
+      <text x=${box.width / 2} y="41" text-anchor="middle" class="why-small">${cut(`logit ${target.value.toFixed(2)}${contrastOf(target)}, probability ${MFN.percent(target.probability)}`, box.width + 40)}</text>
     </svg></g>`;
 
   const Heads = ({ layout, value }) => html`<g>
-    <text x=${layout.bars.x} y="24" class="why-layer">Account of each layer, in logits</text>
-    <text x=${layout.bars.x} y="42" class="why-small">The four parts add up to ${value.toFixed(2)}.</text>
+    <text x="4" y="24" class="why-layer">Account of each layer, in logits</text>
+    <text x="4" y="42" class="why-small">The four parts add up to ${value.toFixed(2)}.</text>
   </g>`;
 
   const legendOf = ({ scales }) =>
