@@ -1,4 +1,4 @@
-"""Copies the explorer's third-party parts from pinned npm packages (`python -m benchmarks.explorer.vendor`; needs npm)."""
+"""Copies third-party parts of the explorer from pinned npm packages (`python -m benchmarks.explorer.vendor`)."""
 
 from __future__ import annotations
 

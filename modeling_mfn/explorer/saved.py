@@ -43,8 +43,8 @@ def save_preset(explored: Explored, name: str, request: PresetRequest) -> dict[s
     with _presets_changed(explored):
         if name in explored.model.config.steering_presets:
             explored.model.delete_preset(name)
-        explored.model.save_preset(name, request.interventions, request.positions)  # type: ignore[arg-type]
-    return presets(explored)[name]  # type: ignore[no-any-return]
+        explored.model.save_preset(name, request.interventions, request.positions)
+    return presets(explored)[name]
 
 
 def delete_preset(explored: Explored, name: str) -> None:
@@ -102,7 +102,7 @@ def save_label(explored: Explored, layer: int, index: int, text: str) -> dict[st
     feature = existing(explored, layer, index)
     with _labels_changed(explored):
         explored.atlas.label(feature, text, source=HUMAN)
-    return labels(explored)[feature]  # type: ignore[no-any-return]
+    return labels(explored)[feature]
 
 
 def delete_label(explored: Explored, layer: int, index: int) -> dict[str, Any] | None:
@@ -143,9 +143,7 @@ def _written() -> Iterator[None]:
 def folder(explored: Explored) -> Path:
     """Returns the folder in which presets and labels are saved; raises `Refused` if nobody may save."""
     if explored.folder is None:
-        raise Refused(
-            403, "presets and labels cannot be saved here; run mfn explore on a model in a folder of your own"
-        )
+        raise Refused(403, "presets and labels cannot be saved here; run mfn explore on a folder of your own")
     return explored.folder
 
 

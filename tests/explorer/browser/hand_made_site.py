@@ -66,10 +66,14 @@ def feature(layer: int, index: int, features: int, texts: list[str]) -> dict[str
     rate = 0.0 if dead else math.exp(rng.uniform(math.log(1e-5), math.log(0.1)))
     top = 0.0 if dead else rng.uniform(2, 12)
     label = rng.choice(LABELS)
-    labels = [{"feature": f"L{layer}/{index}", "label": label, "source": "automatic", "score": round(rng.random(), 3)}]
-    labels[0]["details"] = {"auroc": round(rng.uniform(0.5, 1), 3)}
+    labels = [{"label": label, "source": "automatic", "score": round(rng.random(), 3), "method": "concept"}]
+    labels[0]["auroc"] = round(rng.uniform(0.5, 1), 3)
     examples = [] if dead else [example(rng, "top", None, rank, top * 0.97**rank) for rank in range(10)]
-    examples += [] if dead else [example(rng, "octave", s, r, top / 2**s) for s in range(1, 4) for r in range(3)]
+    examples += (
+        []
+        if dead
+        else [example(rng, "stratum", 2.0 ** (2 - s), r, 1.7 * 2.0 ** (2 - s)) for s in range(1, 4) for r in range(3)]
+    )
     others = [] if dead else rng.sample(range(features), min(6, features))
     record = {
         "feature": f"L{layer}/{index}",
@@ -96,9 +100,7 @@ def feature(layer: int, index: int, features: int, texts: list[str]) -> dict[str
 
 def hostile(record: dict[str, Any], text: str) -> None:
     """Puts a text everywhere where a text of a model, of a corpus or of a person is shown."""
-    record["labels"] = [
-        {"feature": record["feature"], "label": text, "source": text, "score": 0.5, "details": {"auroc": 0.9}}
-    ]
+    record["labels"] = [{"feature": record["feature"], "label": text, "source": text, "score": 0.5, "auroc": 0.9}]
     record["promoted"] = [[text, 1.0], *record["promoted"]]
     record["suppressed"] = [[text, -1.0], *record["suppressed"]]
     record["source_counts"] = {text: 5, **record["source_counts"]}
@@ -120,7 +122,7 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
         "label": best.get("label"),
         "label_source": best.get("source"),
         "score": best.get("score"),
-        "auroc": best.get("details", {}).get("auroc"),
+        "auroc": best.get("auroc"),
         "fires_on": fires_on,
         "promotes": [each for each, _ in record["promoted"][:3]],
     }
@@ -133,20 +135,23 @@ def write(out: Path, name: str, value: Any) -> None:
     file.write_text(f'MFN.receive("{name}","{packed}");\n', encoding="utf-8")
 
 
+def verdict(name: str, outcome: str) -> dict[str, Any]:
+    figures = {"MFN": {"rate CV": {"value": 1.3, "low": 1.2, "high": 1.4}}, "post-hoc SAE": {"rate CV": {"value": 1.9}}}
+    texts = {"claim": "Rates converge.", "criterion": "A CV below the SAE's.", "reason": "1.3 is below 1.9."}
+    return {"prediction": name, "outcome": outcome, "headline": "rate CV", "figures": figures, **texts}
+
+
 def model_page(name: str) -> dict[str, Any]:
     curves = {
         "loss": [[step, 4 * math.exp(-step / 300) + 3] for step in range(0, 1001, 20)],
         "alpha": [[step, min(1.0, step / 800)] for step in range(0, 1001, 20)],
     }
-    fidelity = [
-        {"layer": 6, "codes": "dense", "loss": 3.41, "perplexity": 30.3},
-        {"layer": 6, "codes": "update", "loss": 3.55, "perplexity": 34.8},
-    ]
-    verdicts = [{"prediction": "p1", "holds": True, "text": "Firing rates follow a power law."}]
+    perplexity = {"data": "stories", "tokens": 4096, "base": 40.62, "alpha_0": 40.62, "alpha_1": 54.21}
+    verdicts = [verdict("P1", "confirmed"), verdict("P2", "not confirmed")]
     presets = {"royal": {"positions": "all", "interventions": {"L6/3": {"kind": "clamp", "value": 4.0}}}}
     facts = [["name", name], ["base", "made-up/base"], ["MFN layers", "6, 12"], ["k", 32], ["alpha", 1.0]]
-    training = {"max_steps": 1000, "learning_rate": 1e-3, "curves": curves}
-    pages = {"facts": facts, "config": {"k": 32}, "training": training, "fidelity": fidelity, "verdicts": verdicts}
+    training = {"max_steps": 1000, "arguments": {"learning_rate": 1e-3}, "curves": curves}
+    pages = {"facts": facts, "config": {"k": 32}, "training": training, "fidelity": [perplexity], "verdicts": verdicts}
     return {**pages, "presets": presets, "card": None}
 
 

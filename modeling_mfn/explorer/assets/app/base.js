@@ -21,6 +21,33 @@
   // 0.01234 -> "1.23 %"
   MFN.percent = (share) => (share === null || share === undefined ? "–" : `${MFN.number(share * 100)} %`);
 
+  // Runs a script of this folder; fulfilled once it has run.
+  MFN.run = (src) =>
+    new Promise((resolve, reject) => {
+      const script = Object.assign(document.createElement("script"), { src });
+      script.onload = () => {
+        script.remove();
+        resolve();
+      };
+      script.onerror = () => {
+        script.remove();
+        reject(new Error(`${src} cannot be read; is the folder complete?`));
+      };
+      document.head.append(script);
+    });
+
+  // Large parts are loaded when a page first needs them: MFN.part("ag_grid"), "d3", "plot".
+  const parts = new Map();
+  MFN.part = (name) => {
+    if (!parts.has(name)) {
+      const before = name === "plot" ? MFN.part("d3") : Promise.resolve();
+      const loaded = before.then(() => MFN.run(`vendor/${name}.js`));
+      loaded.catch(() => parts.delete(name));
+      parts.set(name, loaded);
+    }
+    return parts.get(name);
+  };
+
   // What a promise gives: {value}, {error}, or {} while it is loading.
   MFN.useLoaded = (load, changes) => {
     const [state, setState] = MFN.hooks.useState({});

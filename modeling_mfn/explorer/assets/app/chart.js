@@ -22,8 +22,8 @@
   };
 
   // options(width): options of Plot.plot for a width in pixels; it is drawn anew when the place changes its width
-  // or a value of `changes` differs.
-  MFN.Chart = ({ title, description, options, changes = [] }) => {
+  // or a value of `changes` differs. The place is `height` pixels high before it is drawn.
+  MFN.Chart = ({ title, description, options, height = 180, changes = [] }) => {
     const [id] = useState(() => `chart-${(charts += 1)}`);
     const place = useRef(null);
     const [width, setWidth] = useState(0);
@@ -33,11 +33,21 @@
       return () => observer.disconnect();
     }, []);
     useEffect(() => {
-      if (!width) return;
-      const svg = Plot.plot({ width, ...options(width) });
-      described(svg, title, description, id);
-      place.current.replaceChildren(svg);
+      if (!width) return undefined;
+      let wanted = true;
+      MFN.part("plot").then(
+        () => {
+          if (!wanted) return;
+          const svg = Plot.plot({ width, height, ...options(width) });
+          described(svg, title, description, id);
+          place.current.replaceChildren(svg);
+        },
+        (error) => wanted && place.current.replaceChildren(error.message),
+      );
+      return () => {
+        wanted = false;
+      };
     }, [width, title, description, ...changes]);
-    return html`<div class="chart" ref=${place}></div>`;
+    return html`<div class="chart" style=${{ "--chart-height": `${height}px` }} ref=${place}></div>`;
   };
 })();

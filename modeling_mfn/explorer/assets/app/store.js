@@ -23,15 +23,8 @@
       const entry = {};
       entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
       waiting.set(name, entry);
-      const script = document.createElement("script");
-      script.src = `data/${name}.js`;
-      script.onload = () => script.remove();
-      script.onerror = () => {
-        script.remove();
-        entry.reject(new Error(`data/${name}.js cannot be read; is the folder complete?`));
-      };
+      MFN.run(`data/${name}.js`).catch(entry.reject);
       entry.promise.catch(() => waiting.delete(name));
-      document.head.append(script);
     }
     return waiting.get(name).promise;
   };
