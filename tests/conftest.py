@@ -11,6 +11,7 @@ import logging
 
 import pytest
 import torch
+from open_pages import chromium, hostile_site, open_page, site  # noqa: F401 - fixtures
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from modeling_mfn import MFNForCausalLM

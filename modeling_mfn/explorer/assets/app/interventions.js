@@ -12,7 +12,7 @@
   };
   const SETTING = /^([^]+)=(?:(clamp|add|scale):([^@]+)|ablate)(?:@(L[0-9]+\/[0-9]+)(?:>([0-9.e+-]+))?)?$/;
   const FEATURE = /^L[0-9]+\/[0-9]+$/;
-  const CONTROL_TRIES = 20;
+  const CONTROL_TRIES = 60; // seeds tried until a random feature is not one of those steered
 
   const isFeature = (target) => FEATURE.test(target);
   const rounded = (value) => Number(value.toPrecision(6));

@@ -13,7 +13,7 @@
     <th scope="row"><${MFN.FeatureLink} name=${name} /></th>
     <td class="number">${MFN.number(activation)}</td>
     <td class="number">${share === null ? "–" : MFN.percent(share)}</td>
-    <td><button type="button" class="button small" aria-label=${`Compare predictions without ${name}`} onClick=${() => onCompare(name)}>Without it</button></td>
+    <td><button type="button" class="button small" aria-label=${`Ablate ${name}`} onClick=${() => onCompare(name)}>Ablate</button></td>
   </tr>`;
 
   // Features of one token in one layer.

@@ -31,12 +31,12 @@
     `${feature.name}${feature.label ? ` ${MFN.visible(feature.label)}` : ""}: ${signed(feature.attribution, 3)} logits, ` +
     `strongest on ${MFN.visibleToken(tokens[feature.position])} (token ${feature.position}), activation ${MFN.number(feature.activation)}`;
 
-  // The inner svg cuts what is too wide for its node, in every font.
+  // The inner svg cuts what is too wide for its node, in every font; the title says all of it.
   const Node = ({ node, tokens, current, onShow }) => {
     const { feature, x, y, width, height } = node;
     const show = () => onShow(feature.name);
     return html`<a class=${`why-node ${direction(feature.attribution)}${current ? " current" : ""}`} href=${MFN.link("feature", { name: feature.name })}
-        aria-label=${told(feature, tokens)} data-feature=${feature.name} onFocus=${show} onMouseEnter=${show}>
+        data-feature=${feature.name} onFocus=${show} onMouseEnter=${show}>
       <title>${told(feature, tokens)}</title>
       <rect class="why-box" x=${x} y=${y} width=${width} height=${height} rx="5" />
       <svg x=${x} y=${y} width=${width - 4} height=${height} overflow="hidden">

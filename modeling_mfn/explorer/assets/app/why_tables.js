@@ -55,10 +55,11 @@
     if (!feature) return html`<aside class="why-details faint">Point at a feature, or move to it with Tab, to see its numbers.</aside>`;
     const { tokens } = explanation;
     return html`<aside class="why-details" aria-label="Numbers of the feature">
-      <p><${MFN.FeatureLink} name=${feature.name} label=${feature.label || null} /> <span class="number">${number(feature.attribution)} logits</span>
+      <p><${MFN.FeatureLink} name=${feature.name} label=${feature.label || null} />${" "}
+        <span class="number">${number(feature.attribution)} logits</span>
         ${feature.ablation !== null && html`<span class="faint">, measured by ablation ${number(feature.ablation)}</span>`}</p>
-      <p>Active on ${feature.positions.map((position, at) => html`<span key=${position} class="with-share"><bdi class="token">${MFN.visibleToken(tokens[position])}</bdi>
-        <span class="faint">${MFN.number(feature.activations[at])}</span> ${number(feature.attributions[at])}</span> `)}</p>
+      <p>Active on ${feature.positions.map((position, at) => html`<span key=${position} class="with-share"><bdi class="token">${MFN.visibleToken(tokens[position])}</bdi>${" "}
+        ${number(feature.attributions[at])} <span class="faint">activation ${MFN.number(feature.activations[at])}</span></span> `)}</p>
       ${feature.inputs && html`<p>Raised by ${raisedBy(feature, tokens)} <span class="faint">other tokens ${number(restOf(feature))}, baseline ${number(feature.inputs.baseline)},
         remainder ${number(feature.inputs.remainder)}</span></p>`}
     </aside>`;
