@@ -229,9 +229,9 @@ def test_copies_mean_the_same_to_shell_and_python(open_page):
     state = {"prompt": prompt, "set": settings, "sample": 1, "seed": 4, "positions": "generated", "temperature": 0.5}
     page = open_page(live().url("steer", **state), live().address)
     page.evaluate("copies = []; navigator.clipboard.writeText = async (text) => copies.push(text)")
-    page.get_by_role("button", name="Copy as Python").click()
-    page.get_by_role("button", name="Copy as mfn steer").click()
-    page.wait_for_function("copies.length === 2")
+    for name in ("Copy as Python", "Copy as mfn steer"):
+        page.get_by_role("button", name=name).click()
+        expect(page.get_by_role("button", name=name)).to_contain_text("Copied")
     python, command = page.evaluate("copies")
     words = shlex.split(command)
     assert words[:3] == ["mfn", "steer", "tiny"]
