@@ -36,6 +36,20 @@ WORDS = [
 ]
 LABELS = ["names of rulers", "colours", "numbers of years", "verbs of speech", "definitions in code", None, None, None]
 SOURCES = ["stories", "code"]
+HOSTILE = [
+    "<script>document.title = 'attacked'</script>",
+    "<img src=x onerror=\"document.title = 'attacked'\">",
+    "\"'><svg onload=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "javascript:alert(3)",
+    "${alert(4)} {{constructor.constructor('alert(5)')()}} `${1}`",
+    "<a href='javascript:alert(6)'>x</a><style>*{display:none}</style>",
+    "\u202eright to left\u2066 \x00\x1b[2J \u200b hidden",
+    "&lt;b&gt; &amp; %3Cb%3E \\u003cb",
+    "z\u0335\u0321" + "\u0335" * 500,
+    "__proto__",
+    "wide" * 500,
+]
 
 
 def token(rng: random.Random) -> str:
@@ -59,22 +73,20 @@ def example(rng: random.Random, kind: str, stratum: int | None, rank: int, top: 
     }
 
 
-def feature(layer: int, index: int, features: int, texts: list[str]) -> dict[str, Any]:
+def feature(layer: int, index: int, features: int, texts: list[str], page: bool) -> dict[str, Any]:
     """One feature; `texts` replace its label and tokens if there are any."""
     rng = random.Random(layer * 1_000_003 + index)
     dead = rng.random() < 0.05
+    shown = page and not dead
     rate = 0.0 if dead else math.exp(rng.uniform(math.log(1e-5), math.log(0.1)))
     top = 0.0 if dead else rng.uniform(2, 12)
     label = rng.choice(LABELS)
     labels = [{"label": label, "source": "automatic", "score": round(rng.random(), 3), "method": "concept"}]
     labels[0]["auroc"] = round(rng.uniform(0.5, 1), 3)
-    examples = [] if dead else [example(rng, "top", None, rank, top * 0.97**rank) for rank in range(10)]
-    examples += (
-        []
-        if dead
-        else [example(rng, "stratum", 2.0 ** (2 - s), r, 1.7 * 2.0 ** (2 - s)) for s in range(1, 4) for r in range(3)]
-    )
-    others = [] if dead else rng.sample(range(features), min(6, features))
+    examples = [example(rng, "top", None, rank, top * 0.97**rank) for rank in range(10)] if shown else []
+    for octave in (2.0, 1.0, 0.5) if shown else ():
+        examples += [example(rng, "stratum", octave, rank, 1.7 * octave) for rank in range(3)]
+    others = rng.sample(range(features), min(6, features)) if shown else []
     record = {
         "feature": f"L{layer}/{index}",
         "layer": layer,
@@ -161,14 +173,18 @@ def write_hand_made_site(
     layers: tuple[int, ...] = (6, 12),
     texts: list[str] | None = None,
     name: str = "made-up",
+    pages: bool = True,
 ) -> Path:
-    """Copies the assets to `out`, and writes data of `features` features per layer. Returns the address of the page."""
+    """Copies the assets to `out`, and writes data of `features` features per layer. Returns the page's file.
+
+    `texts` stand in the place of labels, tokens and sources. Without `pages`, only the list has data.
+    """
     shutil.copytree(ASSETS, out, dirs_exist_ok=True)
     rows = []
     for layer in layers:
-        records = [feature(layer, index, features, texts or []) for index in range(features)]
+        records = [feature(layer, index, features, texts or [], pages) for index in range(features)]
         rows += [row(each) for each in records]
-        for start in range(0, features, CHUNK):
+        for start in range(0, features if pages else 0, CHUNK):
             write(out, f"features/L{layer}/{start // CHUNK}", records[start : start + CHUNK])
     parts = [rows[start : start + PART] for start in range(0, len(rows), PART)]
     for number, part in enumerate(parts):
