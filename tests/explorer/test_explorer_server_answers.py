@@ -22,9 +22,6 @@ STEERED = {
     "L0/3": {"kind": "clamp", "value": 30.0},
     "L2/9": {"kind": "add", "value": 5.0, "when": "L1/5", "above": 0.1},
 }
-    "L0/3": {"kind": "clamp", "value": 30.0},
-    "L2/9": {"kind": "add", "value": 5.0, "when": "L1/5", "above": 0.1},
-}
 CONTROL = {"L0/4": {"kind": "clamp", "value": 30.0}}
 
 

@@ -134,7 +134,8 @@ def test_an_explanation_stops_when_its_client_goes_away():
 def test_requests_wait_and_too_many_are_refused():
     with served(SLOW, running=1, waiting=1) as server:
         first = server.ask("generate", **LONG)
-        first.getresponse().readline()
+        generating = first.getresponse()
+        generating.readline()
         waits = server.ask("predict", text="a king")
         server.until(lambda jobs: jobs.waiting == 1)
         for path, body in (("read", {"text": "a king"}), ("generate", LONG)):
@@ -147,7 +148,8 @@ def test_requests_wait_and_too_many_are_refused():
         server.until(lambda jobs: jobs.waiting == 0)
         second = server.ask("predict", text="a king")
         server.until(lambda jobs: jobs.waiting == 1)
-        first.sock.close()
+        generating.close()
+        first.close()
         assert second.getresponse().status == 200
 
 
