@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def tuples(column: pa.ChunkedArray, *names: str) -> list[list[list[Any]]]:
     structs = lists.flatten()
     values = list(map(list, zip(*(_values(structs.field(name)) for name in names), strict=True)))
     offsets = offsets_of(lists).tolist()
-    return [values[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [values[start:end] for start, end in pairwise(offsets)]
 
 
 def _values(array: pa.Array) -> list[Any]:
@@ -46,7 +47,7 @@ def filled(column: pa.ChunkedArray) -> list[list[list[int]]]:
     row = np.searchsorted(offsets, at, side="right") - 1
     pairs = np.stack([at - offsets[row], counts[at]], 1).tolist()
     ends = np.searchsorted(row, np.arange(len(lists) + 1)).tolist()
-    return [pairs[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [pairs[start:end] for start, end in pairwise(ends)]
 
 
 __all__ = ["filled", "offsets_of", "one_array", "short_numbers", "tuples"]

@@ -13,8 +13,12 @@ import numpy as np
 
 DATA = "data"
 """Folder of the data files."""
+COMPRESSION = 6
+"""Level of gzip. Level 9 takes four times as long and saves 5 %."""
 DIGITS = 4
 """Significant digits of numbers."""
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def file_of(name: str) -> str:
@@ -30,7 +34,7 @@ def write_plain(site: Path, name: str, content: Any) -> None:
 
 def write_packed(site: Path, name: str, text: str) -> None:
     """Writes JSON as base64 of gzip of the text."""
-    packed = base64.b64encode(gzip.compress(text.encode("ascii"), mtime=0)).decode("ascii")
+    packed = base64.b64encode(gzip.compress(text.encode("ascii"), COMPRESSION, mtime=0)).decode("ascii")
     _write(site, name, f'"{packed}"')
 
 
@@ -43,9 +47,9 @@ def _write(site: Path, name: str, argument: str) -> None:
 def to_json(content: Any) -> str:
     """Writes JSON in ASCII, so that lone surrogates pass, too. Numbers that JSON does not have become null."""
     try:
-        return json.dumps(content, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(content)
     except ValueError:
-        return json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(_finite(content))
 
 
 def _finite(content: Any) -> Any:

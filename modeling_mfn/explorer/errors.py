@@ -70,7 +70,7 @@ def _in_words(error: dict[str, Any]) -> str:
     where = where if len(where) <= 80 else f"{where[:80]}…"
     if error["type"] == "json_invalid":
         return "the body is not JSON"
-    if error["type"] == "missing":
+    if error["type"] == "missing" or (not where and error.get("input") is None):
         return f"{where or 'the body'} is missing"
     if error["type"] == "extra_forbidden":
         return f"there is no field {shown(where)} in this request"
@@ -85,7 +85,7 @@ def add_handlers(app: FastAPI) -> None:
     async def handler(request: Request, error: Exception) -> Response:
         return answer_to(error)
 
-    for kind in (Refused, ClientGone, RequestValidationError, HTTPException, ValueError, Exception):
+    for kind in (Refused, ClientGone, RequestValidationError, HTTPException, ValueError):
         app.add_exception_handler(kind, handler)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from ..features.atlas.feature_index import feature_keys
-from .arrow_lists import offsets_of, one_array, short_numbers
+from .arrow_lists import offsets_of, one_array
 from .data_files import rounded, to_json
 
 MAX_TOKEN = 1000
@@ -92,19 +93,26 @@ def _rows(table: pa.Table, tokens: _Tokens) -> list[str]:
     """Returns each example as a JSON object."""
     lists = one_array(table["activations"])
     columns = {
-        "kind": map(to_json, table["kind"].to_pylist()),
-        "stratum": map(to_json, short_numbers(table["stratum"])),
+        "kind": _few(table["kind"]),
+        "stratum": _few(table["stratum"]),
         "rank": table["rank"].to_pylist(),
-        "activation": map(to_json, short_numbers(table["activation"])),
+        "activation": _texts(table["activation"].to_numpy()).tolist(),
         "window": table["window"].to_pylist(),
         "position": table["position"].to_pylist(),
-        "source": map(to_json, table["source"].to_pylist()),
+        "source": _few(table["source"]),
         "offset": table["offset"].to_pylist(),
         "tokens": tokens.lists(),
         "activations": _joined(_texts(lists.flatten().to_numpy()), offsets_of(lists)),
     }
     form = "{{" + ",".join(f'"{name}":{{}}' for name in columns) + "}}"
     return [form.format(*row) for row in zip(*columns.values(), strict=True)]
+
+
+def _few(column: pa.ChunkedArray) -> list[str]:
+    """Returns a column with few different values as JSON."""
+    values = column.to_pylist()
+    written = {value: to_json(value) for value in set(values)}
+    return [written[value] for value in values]
 
 
 def _texts(activations: np.ndarray) -> np.ndarray:
@@ -118,7 +126,7 @@ def _texts(activations: np.ndarray) -> np.ndarray:
 def _joined(texts: np.ndarray, offsets: np.ndarray) -> list[str]:
     """Returns JSON lists of texts that are JSON."""
     parts, ends = texts.tolist(), offsets.tolist()
-    return [f"[{','.join(parts[start:end])}]" for start, end in zip(ends, ends[1:], strict=False)]
+    return [f"[{','.join(parts[start:end])}]" for start, end in pairwise(ends)]
 
 
 __all__ = ["ExampleReader", "FeatureExamples", "cut", "read_examples"]

@@ -32,6 +32,8 @@ class Explored:
     limits: Limits = field(default_factory=Limits)
     folder: Path | None = None
     """Folder of the model in which presets and labels are saved; `None` if nobody may save."""
+    removed: set[str] = field(default_factory=set)
+    """Features whose human label was removed since the server began."""
     turns: Turns = field(default_factory=Turns)
 
     @contextmanager

@@ -18,7 +18,7 @@ TOKEN_HEADER, TOKEN_COOKIE, TOKEN_PARAMETER = "x-mfn-token", "mfn_token", "token
 READING = {"GET", "HEAD"}
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors "
 )
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -48,7 +48,11 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
+        begun = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 self._add_headers(scope, message)
             await send(message)
@@ -56,10 +60,11 @@ class Guard:
         try:
             self._check(scope)
             receive = await self._with_body(scope, receive)
-        except (Refused, ClientGone) as error:
+            await self._app(scope, receive, send_guarded)
+        except Exception as error:  # what the app foresaw, it has answered itself
+            if begun:
+                raise
             await answer_to(error)(scope, receive, send_guarded)
-            return
-        await self._app(scope, receive, send_guarded)
 
     def _add_headers(self, scope: Scope, message: Message) -> None:
         headers = MutableHeaders(scope=message)

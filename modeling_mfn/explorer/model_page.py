@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from ..features.public_names import public_name
 from ..model.configuration_mfn import MFNConfig
+from ..utils.readers import readable
 from .data_files import to_json
 from .evaluations import fidelity, verdicts
 from .training_curves import training
@@ -31,7 +35,7 @@ def model_page(model: Path, config: MFNConfig, evaluation: Path | None = None) -
         ValueError: If a file is damaged.
     """
     page = {
-        "facts": [[name, value] for name, value in _facts(config) if value is not None],
+        "facts": [[name, value] for name, value in _facts(config, parameters_in(model)) if value is not None],
         "config": {name: getattr(config, name) for name in OWN_SETTINGS},
         "training": training(model),
         "fidelity": fidelity(model, config),
@@ -42,7 +46,7 @@ def model_page(model: Path, config: MFNConfig, evaluation: Path | None = None) -
     return to_json(page)
 
 
-def _facts(config: MFNConfig) -> Iterator[tuple[str, Any]]:
+def _facts(config: MFNConfig, parameters: int | None) -> Iterator[tuple[str, Any]]:
     base = config.text_config
     pruned = sum(map(len, config.pruned_features.values()))
     yield "base model", public_name(base._name_or_path)
@@ -51,6 +55,7 @@ def _facts(config: MFNConfig) -> Iterator[tuple[str, Any]]:
     yield "blocks", base.num_hidden_layers
     yield "features per layer, m", config.num_features
     yield "hidden size, d", base.hidden_size
+    yield "parameters", parameters
     yield "active features per token, k, at most", config.k
     yield "blend, alpha", config.alpha
     yield "tensor that is coded, codes", config.codes
@@ -60,6 +65,15 @@ def _facts(config: MFNConfig) -> Iterator[tuple[str, Any]]:
     yield "pruned features", pruned or None
     yield "preset that is active", config.active_preset
     yield "name of the features", config.features_digest
+
+
+def parameters_in(model: Path) -> int | None:
+    """Counts the numbers in a folder's weights, from the heads of the files; None without weights."""
+    count = 0
+    for file in model.glob("model*.safetensors"):
+        with readable(file), safe_open(file, framework="numpy") as weights:
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count or None
 
 
 __all__ = ["model_page"]

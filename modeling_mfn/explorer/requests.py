@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .limits import MAX_LABEL
 
-Written = dict[str, dict[str, str | float]]
-"""Interventions as JSON: feature -> kind, value and condition, as presets have them."""
+Written = dict[str, dict[str, Any]]
+"""Interventions as JSON: feature -> kind, value and condition, as presets have them. The model checks them."""
 
 
 class _Request(BaseModel):
@@ -43,7 +43,8 @@ class GenerateRequest(_Request):
     prompt: str
     interventions: Written = Field(default_factory=dict)
     positions: Literal["all", "prompt", "generated"] = "all"
-    max_new_tokens: int = Field(40, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Tokens to generate; by default a few."""
     sample: bool = False
     temperature: float = Field(1.0, ge=0.01, le=10)
     seed: int = Field(0, ge=0, lt=2**53)

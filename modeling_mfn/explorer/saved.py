@@ -88,8 +88,9 @@ def _presets_changed(explored: Explored) -> Iterator[None]:
 
 
 def labels(explored: Explored) -> dict[str, Any]:
-    """Returns the labels that people gave: feature -> record."""
-    return {label.feature: label.to_record() for label in explored.atlas.labels if label.source == HUMAN}
+    """Returns the labels that people gave: feature -> record, `None` where one was removed since the server began."""
+    there = {label.feature: label.to_record() for label in explored.atlas.labels if label.source == HUMAN}
+    return dict.fromkeys(sorted(explored.removed)) | there
 
 
 def save_label(explored: Explored, layer: int, index: int, text: str) -> dict[str, Any]:
@@ -109,9 +110,10 @@ def delete_label(explored: Explored, layer: int, index: int) -> dict[str, Any] |
     """Deletes a person's label of a feature; returns the label that is shown now."""
     feature = existing(explored, layer, index)
     with _labels_changed(explored):
-        if feature not in labels(explored):
+        if not labels(explored).get(feature):
             raise Refused(404, f"{feature} has no label that a person gave")
         explored.atlas.labels.remove(feature, HUMAN)
+    explored.removed.add(feature)
     best = explored.atlas.labels.best(feature)
     return None if best is None else best.to_record()
 

@@ -33,12 +33,11 @@ def _curves(state: dict[str, Any]) -> dict[str, list[list[float]]]:
     logged = state.get("log_history")
     curves: dict[str, list[list[float]]] = {}
     for entry in logged if isinstance(logged, list) else []:
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if _is_number(step):
-            for name, value in entry.items():
-                if name not in NO_CURVE and _is_number(value):
-                    curves.setdefault(name, []).append([step, value])
-    return {name: _thinned(points) for name, points in curves.items() if len(points) > 1}
+        numbers = {n: float(v) for n, v in entry.items() if _is_number(v)} if isinstance(entry, dict) else {}
+        if "step" in numbers:
+            for name in numbers.keys() - set(NO_CURVE):
+                curves.setdefault(name, []).append([int(numbers["step"]), numbers[name]])
+    return {name: _thinned(curves[name]) for name in sorted(curves) if len(curves[name]) > 1}
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:

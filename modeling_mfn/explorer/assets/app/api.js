@@ -39,7 +39,10 @@
       const { done, value } = await reader.read();
       const lines = (rest + (value ?? "")).split("\n");
       rest = done ? "" : lines.pop();
-      for (const line of lines) if (line.trim()) onEvent(JSON.parse(line));
+      for (const event of lines.filter((line) => line.trim()).map((line) => JSON.parse(line))) {
+        if (event.error) throw new Error(event.error); // the stream had begun: its status could not tell
+        onEvent(event);
+      }
       if (done) return;
     }
   };

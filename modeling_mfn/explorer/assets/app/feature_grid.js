@@ -110,6 +110,7 @@
         latest.current.onSort(sorted ? `${sorted.colId}:${sorted.sort}` : "");
       },
     });
+    place.querySelector("[role=grid]")?.setAttribute("aria-label", "Features");
     api.applyColumnState(sortState(latest.current.sort));
     const row = MFN.navigated && lastOpened && api.getRowNode(lastOpened);
     if (row && row.rowIndex !== null) {
@@ -162,6 +163,6 @@
       if (ready) grid.current.applyColumnState(sortState(sort));
     }, [ready, sort]);
     if (error) return html`<${MFN.Notice} kind="error">${error.message}<//>`;
-    return html`<div class="grid" ref=${place} aria-label="Features"></div>`;
+    return html`${!ready && html`<${MFN.Loading} what="the table" />`}<div class="grid" ref=${place}></div>`;
   };
 })();

@@ -44,7 +44,7 @@
         <${MFN.FeatureLabels} record=${record} />
         <section class="panel"><h2>Where it fires</h2><${MFN.Examples} key=${record.feature} record=${record} /></section>
       </div>
-      <div class="stack">
+      <div class="stack side">
         <${MFN.FeatureFacts} record=${record} />
         <${MFN.FeatureHistogram} record=${record} />
         <${MFN.FeatureEffects} record=${record} />

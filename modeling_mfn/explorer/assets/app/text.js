@@ -3,7 +3,8 @@
 
 (() => {
   const NAMED = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u0000": "␀", "\u00a0": "⍽", "\u007f": "␡" };
-  const HIDDEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cn}\p{Co}\p{Cs}\u00a0\u115f\u1160\u3164]/gu;
+  // a joiner inside an emoji is part of what is seen; anywhere else it hides
+  const HIDDEN = /(?<![\p{Extended_Pictographic}\p{Emoji_Modifier}\uFE0F](?=\u200d\p{Extended_Pictographic}))[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cn}\p{Co}\p{Cs}\u00a0\u115f\u1160\u3164]/gu;
   const MARKS = /(\p{M}{4})\p{M}+/gu;
 
   const named = (character) =>
