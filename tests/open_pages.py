@@ -62,7 +62,7 @@ def open_page(chromium):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """Address of a folder with 300 features in each of two layers."""
-    from hand_made_site import write_hand_made_site
+    from hand_made_site import write_hand_made_site  # lies next to the tests of the browser
 
     return write_hand_made_site(tmp_path_factory.mktemp("site"), 300).as_uri()
 
