@@ -47,10 +47,10 @@
     <summary>${entries.length} random ${entries.length === 1 ? "feature" : "features"}</summary>
     <ul>${entries.map((entry) => html`<${Instead} key=${entry.record.name} ...${entry} />`)}</ul></details>`;
 
-  const Perplexity = ({ answer }) => html`<table class="plain-table perplexity"><caption>Perplexity of the text below, over ${MFN.number(answer.tokens)} predicted tokens</caption>
+  const Perplexity = ({ answer }) => html`<div class="table-scroll"><table class="plain-table perplexity"><caption>Perplexity of the text below, over ${MFN.number(answer.tokens)} predicted tokens</caption>
     <thead><tr>${NAMES.filter((name) => name in answer && answer[name] !== null).map((name) => html`<th key=${name} scope="col" class="number">${TITLES[name]}</th>`)}</tr></thead>
     <tbody><tr>${NAMES.filter((name) => name in answer && answer[name] !== null).map((name) => html`<td key=${name} class="number" data-perplexity=${name}>${MFN.number(answer[name])}
-      ${name !== "plain" && html` <span class="faint">${MFN.number(answer[name] / answer.plain)} ×</span>`}</td>`)}</tr></tbody></table>`;
+      ${name !== "plain" && html` <span class="faint">${MFN.number(answer[name] / answer.plain)} ×</span>`}</td>`)}</tr></tbody></table></div>`;
 
   // One run: the control's features, the streams, and the perplexities, told to `tell` as they come.
   const run = async ({ entries, index, settings, withControl, signal }, tell) => {

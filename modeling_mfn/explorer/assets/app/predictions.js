@@ -16,7 +16,7 @@
   // rows: [[token, plain, without], ...]; without a third number, one bar a token.
   const Bars = ({ rows, caption, feature }) => {
     const most = Math.max(0, ...rows.flatMap((row) => row.slice(1)));
-    return html`<table class="pairs">
+    return html`<div class="table-scroll"><table class="pairs">
       <caption>${caption}</caption>
       <${Head} feature=${feature} />
       <tbody>${rows.map(([token, plain, without], at) => html`<tr key=${at}>
@@ -25,7 +25,7 @@
         <td class="number">${MFN.percent(plain)}</td>
         ${feature && html`<td class="number">${MFN.percent(without)}</td><td class="number">${change(plain, without)}</td>`}
       </tr>`)}</tbody>
-    </table>`;
+    </table></div>`;
   };
 
   const Likeliest = ({ title, predictions }) => html`<p class="likeliest">${title}:${" "}

@@ -25,6 +25,8 @@
     return typical === null ? { unit: 1, text: "in units of activation" } : { unit: typical, text: "× typical" };
   };
 
+  const Condition = ({ when, above }) => when && html`<span class="faint condition">only where ${when} is above ${MFN.number(above)}</span>`;
+
   const Strength = ({ row, records, onChange }) => {
     const { range, typical } = KINDS[row.kind];
     const { unit, text } = unitOf(row, records);
@@ -37,6 +39,7 @@
         aria-valuetext=${`${times} ${text}`} onInput=${(event) => set(event.target.valueAsNumber)} />
       <${NumberField} step="any" value=${times} aria-label=${`${name}, as a number`} onNumber=${set} />
       <span class="faint">${text}${inUnits ? ` = ${MFN.number(row.value)}` : ""}</span>
+      <${Condition} ...${row} />
     </span>`;
   };
 
@@ -74,8 +77,7 @@
       <select aria-label=${`Kind of intervention on ${row.target}`} value=${row.kind} onChange=${kind}>
         ${Object.entries(KINDS).map(([name, each]) => html`<option key=${name} value=${name}>${each.name}</option>`)}
       </select>
-      ${row.kind === "ablate" ? html`<span class="strength faint">sets it to 0</span>` : html`<${Strength} row=${row} records=${records} onChange=${onChange} />`}
-      ${row.when && html`<span class="faint">only where ${row.when} is above ${MFN.number(row.above)}</span>`}
+      ${row.kind === "ablate" ? html`<span class="strength faint">sets it to 0 <${Condition} ...${row} /></span>` : html`<${Strength} row=${row} records=${records} onChange=${onChange} />`}
       <button type="button" class="button" aria-label=${`Remove ${row.target}`} onClick=${onRemove}>Remove</button>
     </li>`;
   };

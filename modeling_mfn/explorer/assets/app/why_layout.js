@@ -5,13 +5,13 @@
 
 (() => {
   const NODE = { width: 136, height: 40, gap: 6 };
-  const COLUMN = { gap: 10, empty: 78 };
+  const COLUMN = { gap: 8, empty: 66, gutter: 44 }; // lines to the top run in the gutters of columns with nodes
   const LANES = 2; // nodes side by side over one token, where a layer has more than two there
   const ROW_PADDING = 14;
   const BAR = { height: 12, step: 17, label: 66, span: 120, number: 56, left: 40 };
   const TOKENS = BAR.left + BAR.label + BAR.span + BAR.number + 28; // where the first token begins
   const TOP = { width: 360, height: 52, space: 62 };
-  const DRAWN_INPUTS = 3;
+  const DRAWN = { most: 3, least: 0.1 }; // lines from tokens to a feature, and their size next to the largest of them
   const LINE = { least: 0.8, most: 7 };
 
   const sum = (numbers) => numbers.reduce((total, each) => total + each, 0);
@@ -28,14 +28,19 @@
       attribution: sum(feature.attributions),
       position: feature.positions[at],
       activation: feature.activations[at],
-      drawnInputs: feature.inputs ? strongestInputs(feature.inputs) : [],
+      drawnInputs: feature.inputs ? drawnInputs(feature.inputs) : [],
     };
   }
 
   // The tokens with the largest shares in a number: [[position, share], ...], the largest first.
-  function strongestInputs(inputs, count = DRAWN_INPUTS) {
+  function strongestInputs(inputs) {
     const shares = inputs.by_token.map((share, position) => [position, share]).filter(([, share]) => share !== 0);
-    return shares.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, count);
+    return shares.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, DRAWN.most);
+  }
+
+  function drawnInputs(inputs) {
+    const strongest = strongestInputs(inputs);
+    return strongest.filter(([, share]) => Math.abs(share) >= DRAWN.least * Math.abs(strongest[0][1]));
   }
 
   // A layer's account of the value: value = listed + others + baseline + remainder.
@@ -78,9 +83,10 @@
       const depth = depths.get(column.positions[0]) || 0;
       column.lanes = depth > LANES ? LANES : Math.min(depth, 1);
       column.hidden = column.unused && column.positions.length > 1;
-      column.x = x;
+      const gutter = column.lanes ? COLUMN.gutter : 0;
+      column.x = x + gutter;
       column.width = column.lanes ? column.lanes * (NODE.width + NODE.gap) - NODE.gap : COLUMN.empty;
-      x += column.width + COLUMN.gap;
+      x += column.width + COLUMN.gap + gutter * Math.max(column.lanes, 1);
     }
     return columns;
   }
@@ -92,7 +98,7 @@
         used.add(feature.position);
         feature.drawnInputs.forEach(([position]) => used.add(position));
       }
-    if (explanation.embeddings) strongestInputs(explanation.embeddings).forEach(([position]) => used.add(position));
+    if (explanation.embeddings) drawnInputs(explanation.embeddings).forEach(([position]) => used.add(position));
     return used;
   }
 
@@ -105,9 +111,10 @@
       const column = columnAt.get(feature.position);
       const place = counts.get(column) || 0;
       counts.set(column, place + 1);
-      const x = column.x + (place % column.lanes) * (NODE.width + NODE.gap);
+      const lane = place % column.lanes;
+      const x = column.x + lane * (NODE.width + NODE.gap);
       const line = Math.floor(place / column.lanes);
-      return { feature, x, y: y + ROW_PADDING + line * (NODE.height + NODE.gap), width: NODE.width, height: NODE.height };
+      return { feature, lane, x, y: y + ROW_PADDING + line * (NODE.height + NODE.gap), width: NODE.width, height: NODE.height };
     });
     const ends = nodes.map((node) => node.y + NODE.height);
     const height = Math.max(...ends, y + ROW_PADDING + barsHeight(account.parts)) + ROW_PADDING - y;
@@ -116,7 +123,7 @@
 
   const barsHeight = (parts) => parts.length * BAR.step;
 
-  // One scale for the bars of all layers, which holds 0 and every part.
+  // One scale for the bars of all layers, which holds 0 and every part. The row of the text has its own.
   function barScale(accounts) {
     const values = accounts.flatMap((parts) => parts.map(([, value]) => value));
     const least = Math.min(0, ...values);
@@ -129,12 +136,21 @@
   const withWidths = (edges, most) =>
     edges.map((edge) => ({ ...edge, width: LINE.least + (LINE.most - LINE.least) * (most ? Math.abs(edge.weight) / most : 0) }));
 
+  // A line to the top leaves its node sideways, so that it does not run behind the nodes above.
+  function lineToTop({ feature, lane, ...box }, rank, top) {
+    const side = lane ? 1 : -1;
+    const from = [lane ? box.x + box.width : box.x, box.y + box.height / 2];
+    const bend = from[0] + side * (8 + ((rank * 7) % (COLUMN.gutter - 12)));
+    const end = Math.min(Math.max(bend, top.x + 16), top.x + top.width - 16);
+    return { feature: feature.name, weight: feature.attribution, from, bend, to: [end, top.y + top.height] };
+  }
+
   function edgesOf(rows, top, tokensY, columnAt) {
     const toLogit = [];
     const toFeatures = [];
-    for (const { feature, ...box } of rows.flatMap((row) => row.nodes)) {
-      const from = [centre(box), box.y];
-      toLogit.push({ feature: feature.name, weight: feature.attribution, from, to: [centre(top), top.y + top.height] });
+    for (const [rank, node] of rows.flatMap((row) => row.nodes).entries()) {
+      const { feature, ...box } = node;
+      toLogit.push(lineToTop(node, rank, top));
       for (const [position, weight] of feature.drawnInputs) {
         const start = [centre(columnAt.get(position)), tokensY];
         toFeatures.push({ feature: feature.name, position, weight, from: start, to: [centre(box), box.y + box.height] });
@@ -150,7 +166,7 @@
     const columns = columnsOf(explanation.tokens, usedTokens(accounts, explanation), deepest(accounts));
     const columnAt = new Map(columns.flatMap((column) => column.positions.map((position) => [position, column])));
     const last = columns[columns.length - 1];
-    const end = Math.max(last.x + last.width, TOKENS + TOP.width);
+    const end = Math.max(last.x + last.width + (last.lanes > 1 ? COLUMN.gutter : 0), TOKENS + TOP.width);
     const top = { x: (TOKENS + end - TOP.width) / 2, y: 8, width: TOP.width, height: TOP.height };
     let y = top.y + TOP.height + TOP.space;
     const rows = accounts.map((account) => {
@@ -160,10 +176,11 @@
     });
     const embeddings = explanation.embeddings ? embeddingsParts(explanation.embeddings) : null;
     const tokens = { y: y + 26, height: NODE.height, columns };
-    const bars = barScale([...accounts.map((each) => each.parts), ...(embeddings ? [embeddings] : [])]);
+    const bars = barScale(accounts.map((each) => each.parts));
+    const textBars = embeddings && barScale([embeddings]);
     const height = tokens.y + Math.max(NODE.height, embeddings ? barsHeight(embeddings) : 0) + 12;
     const lines = edgesOf(rows, top, tokens.y, columnAt);
-    return { ...lines, columns, rows, tokens, top, bars, embeddings, width: end + COLUMN.gap, height };
+    return { ...lines, columns, rows, tokens, top, bars, textBars, embeddings, width: end + COLUMN.gap, height };
   }
 
   MFN.why = { layOut, accountOf, embeddingsParts, strongestInputs, withSums, byLayer, sum, BAR, ROW_PADDING };

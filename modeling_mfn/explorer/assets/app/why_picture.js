@@ -7,6 +7,7 @@
   const { layOut, BAR, ROW_PADDING } = MFN.why;
   const { signed } = MFN.live;
   const CHARACTER = 7; // pixels of a character, at most
+  const SMALLEST = 0.8; // of its size, to which the picture shrinks where there is less room
 
   const cut = (text, width) => {
     const characters = [...text];
@@ -17,13 +18,14 @@
   const direction = (value) => (value < 0 ? "lowers" : "raises");
 
   // A line that turns to its end at once, so that lines of one column part soon.
-  const path = ([x0, y0], [x1, y1]) => {
+  const path = ({ from: [x0, y0], to: [x1, y1], bend }) => {
     const rise = y0 - y1;
+    if (bend !== undefined) return `M${x0},${y0}C${bend},${y0} ${x1},${y0 - rise * 0.35} ${x1},${y1}`;
     return `M${x0},${y0}C${x0 + (x1 - x0) * 0.4},${y0 - rise * 0.2} ${x1},${y1 + rise * 0.5} ${x1},${y1}`;
   };
 
   const Edge = ({ edge, dim, lit }) => html`<path class=${`why-edge ${direction(edge.weight)}${dim ? " dim" : ""}${lit ? " lit" : ""}`}
-    d=${path(edge.from, edge.to)} stroke-width=${edge.width.toFixed(2)} fill="none"
+    d=${path(edge)} stroke-width=${edge.width.toFixed(2)} fill="none"
     data-feature=${edge.feature} data-weight=${edge.weight} data-from=${edge.position ?? "feature"} />`;
 
   // Sums up a feature in one line, for its name and its tooltip.
@@ -96,9 +98,10 @@
     <text x="4" y="42" class="why-small">The four parts add up to ${value.toFixed(2)}.</text>
   </g>`;
 
-  const legendOf = ({ scales }) =>
+  const legendOf = ({ scales, embeddings }) =>
     `Full lines raise, dashed lines lower. The widest line into the predicted token is ${scales.logit.toFixed(2)} logits. ` +
-    (scales.input ? `The widest line from a token is ${scales.input.toFixed(2)} in units of its feature.` : "No feature is traced to tokens.");
+    "Bars of layers have one scale" + (embeddings ? ", bars of the text their own. " : ". ") +
+    (scales.input ? `The widest line from a token is ${scales.input.toFixed(2)} in units of its feature; a feature has three such lines at most, none below a tenth of its largest.` : "No feature is traced to tokens.");
 
   // onShow(name) gets the feature under the mouse or the focus.
   const Picture = ({ explanation, current, onShow, svg }) => {
@@ -106,7 +109,8 @@
     const { width, height, rows, edges, columns, top } = layout;
     const title = `Why ${MFN.visibleToken(explanation.target.token)}`;
     return html`<div class="why-scroll" role="group" aria-label="Picture of the explanation" tabindex="0">
-      <svg ref=${svg} class="why-picture" role="group" aria-labelledby="why-title" viewBox=${`0 0 ${width} ${height}`} width=${width} height=${height}>
+      <svg ref=${svg} class="why-picture" role="group" aria-labelledby="why-title" viewBox=${`0 0 ${width} ${height}`} width=${width} height=${height}
+        style=${{ width: `clamp(${Math.round(SMALLEST * width)}px, 100%, ${width}px)` }}>
         <title id="why-title">${title}</title>
         <desc>${legendOf(layout)}</desc>
         <rect class="why-page" width=${width} height=${height} />
@@ -116,7 +120,7 @@
         <line class="why-rule" x1="0" x2=${width} y1=${layout.tokens.y - 20} y2=${layout.tokens.y - 20} />
         <text x="4" y=${layout.tokens.y + 24} class="why-layer">text</text>
         ${columns.map((column) => html`<${TokenBox} key=${column.x} column=${column} layout=${layout} explanation=${explanation} />`)}
-        ${layout.embeddings && html`<g data-layer="embeddings"><${Bars} parts=${layout.embeddings} scale=${layout.bars} y=${layout.tokens.y - 2} /></g>`}
+        ${layout.embeddings && html`<g data-layer="embeddings"><${Bars} parts=${layout.embeddings} scale=${layout.textBars} y=${layout.tokens.y - 2} /></g>`}
         <${Top} box=${top} target=${explanation.target} />
       </svg></div>
       <p class="faint">${legendOf(layout)} Each layer accounts for the whole value: compare layers, and do not add them.</p>`;

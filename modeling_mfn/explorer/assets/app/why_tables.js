@@ -22,10 +22,10 @@
         parts=${embeddingsParts(explanation.embeddings).map(([name, value]) => [name === "tokens" ? "listed" : name, value])} />`}</tbody>
   </table></div>`;
 
-  const raisedBy = ({ inputs }, tokens, count) =>
-    strongestInputs(inputs, count).map(([position, share]) => html`<span key=${position} class="with-share"><bdi class="token">${MFN.visibleToken(tokens[position])}</bdi> ${number(share)}</span> `);
+  const raisedBy = ({ inputs }, tokens) =>
+    strongestInputs(inputs).map(([position, share]) => html`<span key=${position} class="with-share"><bdi class="token">${MFN.visibleToken(tokens[position])}</bdi> ${number(share)}</span> `);
 
-  const restOf = ({ inputs, drawnInputs }) => sum(inputs.by_token) - sum(drawnInputs.map(([, share]) => share));
+  const restOf = ({ inputs }) => sum(inputs.by_token) - sum(strongestInputs(inputs).map(([, share]) => share));
 
   const FeatureLine = ({ feature, tokens }) => html`<tr data-feature=${feature.name}>
     <th scope="row"><${MFN.FeatureLink} name=${feature.name} label=${feature.label || null} /></th>
