@@ -127,17 +127,17 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("POST", r"/api/models/(.+?)/preupload/([^/]+)", "preupload"),
-        ("POST", r"/api/models/(.+?)/commit/([^/]+)", "commit"),
-        ("POST", r"/api/models/(.+?)/branch/([^/]+)", "branch"),
-        ("POST", r"/api/models/(.+?)/paths-info/([^/]+)", "paths_info"),
-        ("GET", r"/api/models/(.+?)/tree/([^/]+)", "tree"),
-        ("GET", r"/api/models/(.+?)/revision/([^/]+)", "info"),
-        ("GET", r"/api/models/([^/]+/[^/]+)", "info"),
+        ("POST", r"/api/((?:models|spaces)/.+?)/preupload/([^/]+)", "preupload"),
+        ("POST", r"/api/((?:models|spaces)/.+?)/commit/([^/]+)", "commit"),
+        ("POST", r"/api/((?:models|spaces)/.+?)/branch/([^/]+)", "branch"),
+        ("POST", r"/api/((?:models|spaces)/.+?)/paths-info/([^/]+)", "paths_info"),
+        ("GET", r"/api/((?:models|spaces)/.+?)/tree/([^/]+)", "tree"),
+        ("GET", r"/api/((?:models|spaces)/.+?)/revision/([^/]+)", "info"),
+        ("GET", r"/api/((?:models|spaces)/[^/]+/[^/]+)", "info"),
         ("POST", r"/(.+?)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/([0-9a-f]{64})(?:/(\d+))?", "lfs_put"),
         ("POST", r"/lfs/([0-9a-f]{64})/complete", "lfs_complete"),
-        ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        ("GET", r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     ]
 
     def route(self):
@@ -147,7 +147,9 @@ class Handler(BaseHTTPRequestHandler):
         for wanted, pattern, name in self.ROUTES:
             match = re.fullmatch(pattern, url.path)
             if wanted == method and match:
-                return getattr(self, name)(*(group and unquote(group) for group in match.groups()))
+                # a Space has `spaces/` before its name, and a model nothing
+                parts = (group and unquote(group).removeprefix("models/") for group in match.groups())
+                return getattr(self, name)(*parts)
         raise Failure(404, f"the local Hub has no {method} {url.path}")
 
     def handle_request(self):
@@ -223,10 +225,11 @@ class Handler(BaseHTTPRequestHandler):
     def create(self):
         asked = json.loads(self.read())
         self.check_login()
-        repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
-        place = {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id}
+        kind = "spaces/" if asked.get("type") == "space" else ""
+        repo_id = f"{kind}{asked.get('organization') or 'me'}/{asked['name']}"
+        place = {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id.removeprefix(kind)}
         if repo_id in self.hub.repositories:
-            return 409, place | {"error": "You already created this model repo"}
+            return 409, place | {"error": "You already created this repo"}
         private = asked.get("private", asked.get("visibility") == "private")
         self.hub.repositories[repo_id] = repository = Repository(private)
         repository.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
@@ -243,7 +246,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, repo_id, revision="main"):
         repository, commit_id, files = self.at(repo_id, revision)
-        known = {"_id": digest(repo_id.encode())[:24], "id": repo_id, "modelId": repo_id, "sha": commit_id}
+        name = repo_id.removeprefix("spaces/")
+        known = {"_id": digest(repo_id.encode())[:24], "id": name, "modelId": name, "sha": commit_id}
         card = re.match(rb"---\n(.*?)\n---\n", files.get("README.md", b""), re.DOTALL)
         known["cardData"] = yaml.safe_load(card.group(1)) if card else {}
         known |= {"private": repository.private, "tags": [], "downloads": 0, "likes": 0}

@@ -1,1 +1,1 @@
-"""Sizes, times and parts of the explorer."""
+"""Sizes and speed of the explorer."""

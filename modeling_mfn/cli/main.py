@@ -20,6 +20,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
+from .explore import explore
 from .export import export
 from .options import console
 from .push import push
@@ -58,7 +59,7 @@ def options(
     """Options before the verb. `main` reads --debug from the arguments."""
 
 
-for verb in (convert, train, atlas, steer, explain, evaluate, export, push, serve, unwrap, demo):
+for verb in (convert, train, atlas, steer, explain, explore, evaluate, export, push, serve, unwrap, demo):
     app.command(cls=TrainCommand if verb is train else None)(verb)
 
 

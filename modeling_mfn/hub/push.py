@@ -89,6 +89,7 @@ def push(
     revision: str | None = None,
     commit_message: str | None = None,
     base_model: str | None = None,
+    about: str = "",
     token: str | bool | None = None,
 ) -> CommitInfo:
     """Uploads a saved MFN model with its tokenizer in one commit.
@@ -104,6 +105,7 @@ def push(
         revision: Branch to push to. Created if missing.
         commit_message: "Upload MFN model" by default.
         base_model: Id on the Hub of the model that was converted, for the card. Default: the one in the config.
+        about: Your own Markdown for a new card, put before the rest.
         token: Access token. Default: the one of `hf auth login`.
 
     Returns:
@@ -121,8 +123,8 @@ def push(
     api = HfApi(token=token)
     if CARD_FILE not in files:
         base_model = base_model or base_of(read_config(folder))
-        card = model_card(folder, repo_id, base_model, _license(api, base_model))
-    with _one_clear_error(repo_id):
+        card = model_card(folder, repo_id, base_model, _license(api, base_model), about)
+    with one_clear_error(repo_id):
         repo_id = _repository(api, repo_id, private)
         if _keeps_its_card(api, repo_id, revision):
             files = [file for file in files if file != CARD_FILE]
@@ -180,7 +182,7 @@ def push_model(
             if part is not None:
                 part.save_pretrained(folder)
         files = check_model(folder)
-        with _one_clear_error(repo_id):
+        with one_clear_error(repo_id):
             repo_id = _repository(api, repo_id, private)
             if not _keeps_its_card(api, repo_id, revision):
                 base_model = base_of(model.config)
@@ -324,7 +326,8 @@ def _has_old_code(api: HfApi, repo_id: str, revision: str | None) -> bool:
 
 
 @contextmanager
-def _one_clear_error(repo_id: str) -> Iterator[None]:
+def one_clear_error(repo_id: str) -> Iterator[None]:
+    """Makes every error of an upload one `OSError` that says what to do. A `ValueError` passes."""
     try:
         yield
     except ValueError:

@@ -41,20 +41,22 @@ STATE = (
 NEURONPEDIA = ("model.jsonl", "sourceset.jsonl", "source.jsonl", "batch-*.jsonl.gz")
 EXPORT = ("mfn_export.json", *NEURONPEDIA)
 SAE = ("cfg.json", "sae_weights.safetensors", "sae.safetensors")
+SITE = "mfn_explorer.json"
+"""File of an explorer's folder that lists all others in it."""
 FILES = (*MODEL, *TOKENIZER, *TRAINING, *ATLAS, *RESULTS, *STATE, *EXPORT, *SAE)
 FOLDERS = (
     *("checkpoint-*", "features", "features.replaced", "features.unfinished", ".features-harvest"),
     *("runs", "???[0-9][0-9]_[0-9][0-9]-[0-9][0-9]-[0-9][0-9]_*"),
     *("blocks.*.hook_*", "*.mfn.hook_in"),
     *("additional_chat_templates", "model", "training", "cache", ".saved*", ".explanation-*", ".card-*"),
-    *("[0-9]*-mfn", "activations", "explanations"),
+    *("[0-9]*-mfn", "activations", "explanations", "explorer"),
 )
 """Folders inside an output, with those of a training's log and those that a killed command may leave."""
 IGNORED = (".saving*", "__pycache__")
 """Folders whose content is not looked at: of a save that was killed, which the next save removes, and of Python."""
 MARKERS = (
     *("training_record.json", "feature_statistics.safetensors", "atlas.json", "explanation.json", "activations.json"),
-    *("harvest-*-of-*.safetensors", "mfn_export.json", UNWRAPPED),
+    *("harvest-*-of-*.safetensors", "mfn_export.json", UNWRAPPED, SITE),
 )
 """Files that no other program writes."""
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
@@ -81,6 +83,9 @@ def check_ours(folder: Path, names: Iterable[str] = FILES, marked: bool = True) 
 
 
 def _foreign(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    if listed := _object(folder / SITE).get("files"):
+        yield from _unlisted(folder, listed)
+        return
     code = _code(folder)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
@@ -89,6 +94,14 @@ def _foreign(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
             elif not _matches(path.name, IGNORED):
                 yield path
         elif not _matches(path.name, names) and path.name not in code:
+            yield path
+
+
+def _unlisted(folder: Path, listed: Any) -> Iterator[Path]:
+    """Yields the files of an explorer's folder that its own list does not name."""
+    known = {SITE, *(map(str, listed) if isinstance(listed, list) else ())}
+    for path in sorted(folder.rglob("*")):
+        if (path.is_symlink() or not path.is_dir()) and path.relative_to(folder).as_posix() not in known:
             yield path
 
 
@@ -138,4 +151,4 @@ def _object(file: Path) -> dict[str, Any]:
         return {}
 
 
-__all__ = ["ATLAS", "UNWRAPPED", "check_ours", "named_classes"]
+__all__ = ["ATLAS", "SITE", "UNWRAPPED", "check_ours", "named_classes"]

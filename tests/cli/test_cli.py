@@ -308,7 +308,7 @@ def test_too_little_text(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    "verb", ["convert", "train", "atlas", "steer", "explain", "evaluate", "export", "push", "unwrap", "demo"]
+    "verb", ["convert", "train", "atlas", "steer", "explain", "explore", "evaluate", "export", "push", "unwrap", "demo"]
 )
 def test_every_verb_has_help_with_an_example(verb, capsys):
     assert run(verb, "--help") == 0

@@ -152,6 +152,14 @@ class FeatureAtlas:
         """Examples of all features, (layer, index) ascending; read from disk when first used."""
         return storage.read_examples(self._examples) if isinstance(self._examples, Path) else self._examples
 
+    def example_tables(self) -> Iterator[pa.Table]:
+        """Yields the examples in their order, table by table. Those on disk are not all held in memory."""
+        if isinstance(self._examples, Path) and "examples" not in self.__dict__:
+            yield from storage.example_tables(self._examples)
+        else:
+            rows = storage.ROWS_PER_GROUP
+            yield from (self.examples.slice(start, rows) for start in range(0, len(self.examples), rows))
+
     @cached_property
     def _example_keys(self) -> np.ndarray:
         return feature_keys(self.examples)

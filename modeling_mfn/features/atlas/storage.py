@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,18 @@ def read_examples(folder: Path) -> pa.Table:
     return _read_table(folder / EXAMPLES_FILE, EXAMPLES)
 
 
+def example_tables(folder: Path) -> Iterator[pa.Table]:
+    """Yields the groups of rows of `examples.parquet`, one after the other."""
+    file = folder / EXAMPLES_FILE
+    with readable(file):
+        check_size(file)
+        opened = pq.ParquetFile(file)
+    for group in range(opened.num_row_groups):
+        with readable(file):
+            table = check_schema(opened.read_row_group(group), EXAMPLES)
+        yield table
+
+
 def _read_table(file: Path, schema: pa.Schema) -> pa.Table:
     with readable(file):
         check_size(file)
@@ -250,6 +263,7 @@ __all__ = [
     "AtlasNotFoundError",
     "check_atlas_folder",
     "check_size",
+    "example_tables",
     "features_of",
     "find_folder",
     "read_examples",
