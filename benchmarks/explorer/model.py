@@ -1,9 +1,9 @@
-"""Model that the pictures of the explorer show: SmolLM2-135M with MFN layers in three blocks, an atlas and labels.
+"""Model that the pictures of the explorer show: SmolLM2-135M, with MFN layers in three blocks.
 
     python -m benchmarks.explorer.model
 
-leaves it in `explorer/model` of the cache folder (`MFN_CACHE`); about half an hour of one core. It is not a result: the
-MFN layers see 92 k tokens from a cache, three times over, and 20 k tokens inside the model. The backbone is not trained.
+leaves it in `explorer/model` of the cache folder (`MFN_CACHE`); about half an hour of one core. It is not a result:
+its MFN layers see 92 k tokens from a cache, three times over, and 20 k tokens inside the model. The backbone is frozen.
 """
 
 from __future__ import annotations
