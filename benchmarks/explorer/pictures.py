@@ -1,0 +1,158 @@
+"""Pictures of the explorer for README and docs: pages in light and dark, and a short recording.
+
+    python -m benchmarks.explorer.pictures [MODEL] [--feature L16/123]
+
+starts `mfn explore` on a model, by default that of `benchmarks.explorer.model`, drives Debian's Chromium through it and
+writes docs/images/explorer-*.png and docs/images/explorer.gif. With `--review FOLDER`, every page is pictured at three
+widths in both modes instead, for looking at.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from benchmarks.common import records
+from modeling_mfn import FeatureAtlas
+from modeling_mfn.demo.assets import cache_folder
+
+IMAGES = records.REPOSITORY / "docs" / "images"
+SIZE = {"width": 1280, "height": 860}
+RECORDED = {"width": 960, "height": 640}
+WIDTHS = (360, 1280, 2560)
+MODES = ("light", "dark")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+MAX_COLOURS = 64
+PROMPT = "The king is dead, and the"
+TIMES_TYPICAL = 6
+
+
+@contextmanager
+def explorer(model: Path) -> Iterator[str]:
+    """Address of `mfn explore`, which runs until the end of the context."""
+    command = [sys.executable, "-m", "modeling_mfn", "explore", str(model), "--port", "0", "--no-open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            assert server.stdout is not None
+            for line in server.stdout:
+                if found := re.search(r"http://\S+", line):
+                    yield found.group().rstrip("/")
+                    return
+            raise RuntimeError("mfn explore ended without an address")
+        finally:
+            server.terminate()
+
+
+def best_feature(atlas: FeatureAtlas) -> str:
+    """Feature that shows the label with the largest score."""
+    return max(atlas.labels, key=lambda label: label.score or 0.0).feature
+
+
+def addresses(feature: str) -> dict[str, str]:
+    """Name of a picture -> address of its page, after the server's."""
+    text = quote(PROMPT)
+    return {
+        "list": "#/features?sort=score:desc",
+        "feature": f"#/feature/{feature}",
+        "text": f"#/text?text={text}",
+        "steer": f"#/steer?prompt={text}&max=16&set={quote(f'{feature}=clamp:{TIMES_TYPICAL}')}",
+        "why": f"#/why?text={text}&top=4",
+        "model": "#/model",
+    }
+
+
+def settle(page: Page) -> None:
+    """Waits until a page has loaded what it shows."""
+    page.wait_for_load_state("networkidle")
+    page.wait_for_function("!document.querySelector('.loading, [aria-busy=true]')", timeout=120_000)
+    page.wait_for_timeout(600)
+
+
+def visit(page: Page, address: str) -> None:
+    """Opens a page; on the page of steering, lets the model write."""
+    page.goto(address)
+    settle(page)
+    if "#/steer" in address:
+        page.get_by_role("button", name=re.compile("generate|write", re.IGNORECASE)).first.click()
+        settle(page)
+
+
+def small(picture: bytes) -> Image.Image:
+    """Picture with few colours, without dithering."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    return image.quantize(MAX_COLOURS, dither=Image.Dither.NONE)
+
+
+def of_documents(browser: Any, address: str, feature: str) -> None:
+    """Writes the pictures of README and docs."""
+    for mode in MODES:
+        page = browser.new_page(viewport=SIZE, color_scheme=mode)
+        for name, rest in addresses(feature).items():
+            visit(page, f"{address}/{rest}")
+            page.mouse.move(0, 0)
+            file = IMAGES / f"explorer-{name}-{mode}.png"
+            small(page.screenshot()).save(file, optimize=True)
+            print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB", flush=True)
+        page.close()
+
+
+def recording(browser: Any, address: str, feature: str) -> None:
+    """Writes a recording: the list, a feature, a text read through features, and steered text."""
+    page, frames = browser.new_page(viewport=RECORDED, color_scheme="light"), []
+    for name in ("list", "feature", "text", "steer"):
+        visit(page, f"{address}/{addresses(feature)[name]}")
+        for _ in range(2 if name in ("feature", "steer") else 1):
+            frames.append(small(page.screenshot()))
+            page.mouse.move(RECORDED["width"] // 2, RECORDED["height"] // 2)
+            page.mouse.wheel(0, 420)
+            page.wait_for_timeout(300)
+    page.close()
+    file = IMAGES / "explorer.gif"
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=1800, loop=0, optimize=True)
+    print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def for_review(browser: Any, address: str, feature: str, folder: Path) -> None:
+    """Writes whole pages at three widths in both modes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for mode in MODES:
+        for width in WIDTHS:
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=mode)
+            for name, rest in addresses(feature).items():
+                visit(page, f"{address}/{rest}")
+                page.screenshot(path=folder / f"{name}-{width}-{mode}.png", full_page=True)
+            page.close()
+
+
+def main(
+    model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model with an atlas.")] = None,
+    feature: Annotated[str | None, typer.Option(help="Feature to show. Default: that of the best label.")] = None,
+    review: Annotated[Path | None, typer.Option(help="Folder for pictures of all widths.")] = None,
+) -> None:
+    """Makes the pictures."""
+    folder = model or cache_folder() / "explorer" / "model"
+    shown = feature or best_feature(FeatureAtlas.from_pretrained(folder))
+    with explorer(folder) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        if review is not None:
+            for_review(browser, address, shown, review)
+        else:
+            of_documents(browser, address, shown)
+            recording(browser, address, shown)
+        browser.close()
+
+
+if __name__ == "__main__":
+    typer.run(main)
