@@ -11,7 +11,7 @@ TRL_VENV ?= .venv-trl
 CORE := $(addprefix tests/,model/test_conversion.py model/test_layer.py model/test_parity.py model/test_peft.py \
 	model/test_saving.py model/test_steering.py test_saved_before.py training/test_losses.py training/test_training.py)
 # two processes of one thread each: threads of one process that wait for each other would slow both down
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 # tests and examples start many processes, which would compile every package anew without byte code
 export PYTHONDONTWRITEBYTECODE :=

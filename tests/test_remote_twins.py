@@ -44,7 +44,6 @@ assert torch.equal(again.lm_head.weight, own.lm_head.weight)
 
 
 @pytest.mark.parametrize("base", ["llama-tied", "gpt2-tied"])
-def test_a_model_of_remote_code_is_trained_and_described_like_our_own(base, tmp_path, monkeypatch):
+def test_a_model_of_remote_code_is_trained_and_described_like_our_own(base, tmp_path):
     make_mfn(make_base(base), alpha=0.0, k=6, codes="update").save_pretrained(tmp_path / "model")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_before_the_plugin(SCRIPT, tmp_path, tmp_path / "model", Path(__file__).parent)

@@ -112,12 +112,11 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 
 
 @pytest.mark.parametrize(("family", "saved_again"), [("llama", False), ("gpt2", False), ("gpt2", True)])
-def test_a_model_loads_without_the_plugin(family, saved_again, tmp_path, monkeypatch):
+def test_a_model_loads_without_the_plugin(family, saved_again, tmp_path):
     """Loads with the saved code, and with today's code saved over it. The two may have different files."""
     folder = copied(family, tmp_path)
     if saved_again:
         MFNForCausalLM.from_pretrained(folder / "model").save_pretrained(folder / "model")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
     run_without_the_plugin(SCRIPT, folder, folder / "model", folder / "expected.safetensors", folder / "adapter")
 
 

@@ -210,7 +210,7 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 
 
 @pytest.mark.parametrize(("base", "labelled"), [("llama-tied", True), ("gpt2-tied", False)])
-def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(base, labelled, tmp_path, monkeypatch):
+def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(base, labelled, tmp_path):
     """The code of the card runs unchanged and does not ask for confirmation."""
     model, folder = make_mfn(make_base(base), layers=[0, 2]), tmp_path / "tiny-mfn"
     tokenizer = word_tokenizer(("The", "weather", "is"))
@@ -227,7 +227,6 @@ def test_the_code_of_the_card_runs_where_the_plugin_is_not_installed(base, label
     with model.steer(objects), torch.no_grad():
         steered = model(**tokenizer("The weather is", return_tensors="pt")).logits
     save_file({"steered": steered}, tmp_path / "expected")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_without_the_plugin(python_of(card.text) + "import json\n" + CHECKS, tmp_path, json.dumps(wanted))
 
 

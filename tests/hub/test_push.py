@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
 from features_folder import label, write_features
-from fresh_process import python_of, run_without_the_plugin
+from fresh_process import IMPORTS, WITHOUT_THE_PLUGIN, python_of, run_fresh
 from huggingface_hub import ModelCard, constants
 from local_hub import TOKEN, LocalHub
 from safetensors.torch import load_file, save_file
@@ -150,7 +150,7 @@ def test_a_pushed_folder_loads_in_a_fresh_process_without_the_plugin(clients, hu
         monkeypatch.setenv(name, value)
     card = python_of(files["README.md"].decode())
     assert "me/trained" in card
-    run_without_the_plugin(SCRIPT + card, tmp_path, tmp_path / "expected")
+    run_fresh(WITHOUT_THE_PLUGIN + IMPORTS + SCRIPT + card, tmp_path, tmp_path / "expected")
     assert not any(name.startswith("features/") for name in hub.downloads())
 
 

@@ -51,11 +51,10 @@ assert torch.equal(
 """
 
 
-def test_a_folder_that_is_only_loaded_is_steered(model, steered, tmp_path, monkeypatch):
+def test_a_folder_that_is_only_loaded_is_steered(model, steered, tmp_path):
     model.config.active_preset = "calm"
     model.save_pretrained(tmp_path / "model")
     save_file(steered, tmp_path / "expected")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_without_the_plugin(SCRIPT, tmp_path, tmp_path / "model", tmp_path / "expected")
     for loaded in (model, MFNForCausalLM.from_pretrained(tmp_path / "model"), copy.deepcopy(model)):
         assert torch.equal(loaded(steered["ids"]).logits, steered["calm"])

@@ -216,13 +216,12 @@ def test_saved_compacted_models(family_base, tmp_path, keep):
     torch.testing.assert_close(loaded(**batch).logits[..., :96], logits.logits, atol=1e-5, rtol=0)
 
 
-def test_a_fresh_process_without_the_plugin_loads_a_compacted_model(tmp_path, monkeypatch):
+def test_a_fresh_process_without_the_plugin_loads_a_compacted_model(tmp_path):
     model, batch, folder = make_mfn(make_base("gpt2-tied"), layers=[0, 2]), tokens(2, 9), tmp_path / "model"
     prune(model, {0: [3, 9], 2: [5]}).compact(keep_competition=False)
     prune(model).compact()
     model.save_pretrained(folder)
     save_file({"input_ids": batch["input_ids"], "logits": model(**batch).logits.detach()}, tmp_path / "expected")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_without_the_plugin(SCRIPT, tmp_path, folder, tmp_path / "expected")
 
 

@@ -188,13 +188,15 @@ def test_resizing_the_vocabulary(base):
 def test_compiled_in_one_graph(model):
     batch = tokens(2, 9)
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         for alpha in (0.0, 0.25, 1.0):
             model.set_blend(alpha)
             torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits, atol=1e-10, rtol=0)
-        ours, plain = (m(**batch, output_codes=True).codes[2] for m in (compiled, model))
-        torch.testing.assert_close(ours.to_dense(), plain.to_dense(), atol=1e-10, rtol=0)
+        traced = torch.compile(model, fullgraph=True, backend="aot_eager")  # which takes most of the time
+        ours, plain = (m(**batch, output_codes=True) for m in (traced, model))
+        torch.testing.assert_close(ours.logits, plain.logits, atol=1e-10, rtol=0)
+        torch.testing.assert_close(ours.codes[2].to_dense(), plain.codes[2].to_dense(), atol=1e-10, rtol=0)
 
 
 def test_training_step_compiled_in_one_graph(model):

@@ -64,7 +64,7 @@ model.save_pretrained(folder + "-again")
 """
 
 
-def test_presets_travel_with_the_model_with_and_without_the_plugin(model, tmp_path, monkeypatch):
+def test_presets_travel_with_the_model_with_and_without_the_plugin(model, tmp_path):
     from safetensors.torch import save_file
 
     folder = tmp_path / "model"
@@ -82,7 +82,6 @@ def test_presets_travel_with_the_model_with_and_without_the_plugin(model, tmp_pa
     with headless.steer("calm"):
         assert torch.equal(model.lm_head(headless(ids).last_hidden_state), calm)
     save_file({"input_ids": ids, "calm": calm, "late": late}, tmp_path / "expected")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_without_the_plugin(SCRIPT, tmp_path, folder, tmp_path / "expected")
     again = MFNForCausalLM.from_pretrained(f"{folder}-again")
     assert again.presets == {**model.presets, "own": (model.presets["calm"].interventions, "prompt")}

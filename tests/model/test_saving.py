@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from conftest import make_base, make_mfn, tokens
-from fresh_process import run_before_the_plugin, run_without_the_plugin
+from fresh_process import IMPORTS, run_fresh, run_without_the_plugin
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 
 import modeling_mfn
@@ -63,22 +63,22 @@ assert not any(name.partition(".")[0] == "modeling_mfn" for name in sys.modules)
 
 
 @pytest.mark.parametrize(("base", "codes"), [("llama-tied", "stream"), ("gpt2-tied", "update")])
-def test_a_fresh_process_without_the_plugin_loads_it_as_remote_code(base, codes, tmp_path, monkeypatch):
+def test_a_fresh_process_without_the_plugin_loads_it_as_remote_code(base, codes, tmp_path):
     from safetensors.torch import save_file
 
     model = make_mfn(make_base(base), layers=[0, 2], codes=codes)
     model.save_pretrained(tmp_path / "model")
     ids = tokens(2, 9)["input_ids"]
     save_file({"input_ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run_without_the_plugin(SCRIPT, tmp_path, tmp_path / "model", tmp_path / "expected")
 
 
 def test_a_model_as_working_directory(saved):
     """Its code lies beside the script, where Python looks first."""
     _, folder = saved
-    run_before_the_plugin(
-        """
+    run_fresh(
+        IMPORTS
+        + """
 import modeling_mfn
 model = modeling_mfn.MFNForCausalLM.from_pretrained(".")
 assert model.config.auto_map["AutoModelForCausalLM"].partition(".")[0] + ".py" in os.listdir()

@@ -142,7 +142,7 @@ else:
     [("llama-tied", run_without_the_plugin, WITHOUT), ("gpt2-tied", run_before_the_plugin, BESIDE)],
     ids=["not installed", "imported beside the model's code"],
 )
-def test_a_model_with_its_own_code(base, tmp_path, monkeypatch, run, script):
+def test_a_model_with_its_own_code(base, tmp_path, run, script):
     """Steers a model that runs its own code, without the plugin and next to it.
 
     The classes of the plugin are not those of the model.
@@ -151,5 +151,4 @@ def test_a_model_with_its_own_code(base, tmp_path, monkeypatch, run, script):
     model.save_pretrained(tmp_path / "model")
     ids = tokens(2, 9)["input_ids"]
     save_file({"input_ids": ids, "steered": logits(model, OBJECTS)}, tmp_path / "expected")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     run(LOADED + script, tmp_path, tmp_path / "model", tmp_path / "expected")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import distributed_worker
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from fresh_process import Forked, ranks
 from safetensors.torch import load_file
 
 from modeling_mfn import MFNForCausalLM
@@ -63,23 +63,37 @@ def training(
     return {"arguments": defaults | arguments, "resume": resume, "base": base, "codes": codes} | data
 
 
-def command(folder, trainings, processes=1):
-    """Returns the command line and environment that run trainings one after the other."""
+def launch(folder, trainings):
+    """Runs trainings one after the other in two processes, as a user starts them."""
     (folder / "settings.json").write_text(json.dumps(trainings))
-    launch = [sys.executable]
-    if processes > 1:  # the training arguments put the processes on CPUs
-        launch += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--multi_gpu"]
-        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launch += ["--main_process_port", "0"]
-    sharded = "fsdp_config" in trainings[0]["arguments"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower()}
-    return [*launch, str(WORKER), str(folder / "settings.json")], environment
-
-
-def run(folder, trainings, processes=1):
-    line, environment = command(folder, trainings, processes)
+    # the training arguments put the processes on CPUs
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
+    line += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    line += [str(WORKER), str(folder / "settings.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     found = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
+
+
+def start(folder, trainings, environments=({},)):
+    """Starts a process per environment, which runs trainings one after the other."""
+    settings = folder / "settings.json"
+    settings.write_text(json.dumps(trainings))
+    return [
+        Forked(WORKER, folder, settings, output=folder / f"output-{rank}", environment=environment)
+        for rank, environment in enumerate(environments)
+    ]
+
+
+def run(folder, *trainings):
+    for process in start(folder, trainings):
+        process.finish()
+
+
+def run_sharded(folder, *trainings):
+    """Runs trainings in two processes under FSDP2."""
+    for process in start(folder, trainings, [rank | {"ACCELERATE_USE_FSDP": "true"} for rank in ranks(2)]):
+        process.finish()
 
 
 def result(folder):
@@ -122,7 +136,7 @@ KEPT |= {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps"
 def two_processes(tmp_path_factory):
     """Runs the trainings of LOSSES in two processes. Returns their folder, with a subfolder per name."""
     folder = tmp_path_factory.mktemp("two")
-    run(folder, [training(folder / name, processes=2, **settings) for name, settings in LOSSES.items()], processes=2)
+    launch(folder, [training(folder / name, processes=2, **settings) for name, settings in LOSSES.items()])
     return folder
 
 
@@ -130,12 +144,12 @@ def two_processes(tmp_path_factory):
 def two_shards(tmp_path_factory):
     """Runs three trainings under FSDP2. Returns their folder, with a subfolder per name."""
     folder = tmp_path_factory.mktemp("sharded")
-    trainings = [
+    run_sharded(
+        folder,
         training(folder / "half way", **HALF_WAY, **SHARDED),
         training(folder / "past the output", **PAST_THE_OUTPUT, **SHARDED),
         training(folder / "kept", **KEPT),
-    ]
-    run(folder, trainings, processes=2)
+    )
     return folder
 
 
@@ -168,7 +182,7 @@ def test_fsdp2_trains_and_saves(tmp_path, two_shards):
 
 def test_fsdp2_goes_on_from_a_checkpoint(tmp_path, two_shards):
     checkpoint = two_shards / "kept" / "checkpoint-2"
-    run(tmp_path, [training(tmp_path / "resumed", resume=str(checkpoint), **KEPT)], processes=2)
+    run_sharded(tmp_path, training(tmp_path / "resumed", resume=str(checkpoint), **KEPT))
     (resumed, _), (whole, _) = result(tmp_path / "resumed"), result(two_shards / "kept")
     assert len(resumed) == len(whole) == 4  # the checkpoint holds the logs of the first two
     for ours, theirs in zip(resumed[2:], whole[2:], strict=True):
@@ -194,17 +208,15 @@ def test_accelerate_reads_the_configurations(file):
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": 3, "rate_floor": 1.0, **FIVE}
-    run(tmp_path, [training(tmp_path / "whole", **settings)])
+    run(tmp_path, training(tmp_path / "whole", **settings))
     whole, weights = result(tmp_path / "whole")
-    line, environment = command(tmp_path, [training(tmp_path / "killed", **settings)])
-    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    (process,) = start(tmp_path, [training(tmp_path / "killed", **settings)])
     until = time.time() + 200
     while not (tmp_path / "killed" / "checkpoint-6").exists() and time.time() < until:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)  # possibly while a checkpoint is written
-    process.wait()
+    process.kill()  # possibly while a checkpoint is written
     assert not (tmp_path / "killed" / "logs.json").exists(), "it had finished before it was killed"
-    run(tmp_path, [training(tmp_path / "killed", resume=True, **settings)])
+    run(tmp_path, training(tmp_path / "killed", resume=True, **settings))
     resumed, same = result(tmp_path / "killed")
     timing = ("epoch", "step", "train_runtime", "train_tokens_per_second")
     for ours, theirs in zip(resumed, whole, strict=True):

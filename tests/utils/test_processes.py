@@ -1,11 +1,7 @@
 """A process that has died or is stopped is not waited for."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
+from fresh_process import Forked, ranks
 
 WORKER = """
 import os, signal, sys
@@ -32,17 +28,19 @@ with processes.watched_processes():
 """
 
 
-def start(rank, port, *arguments, code=WORKER):
-    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    environment = os.environ | {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def errors(folder, which, code, *arguments):
+    """Runs code in two processes, ends both when one of them has ended, and returns what that one wrote."""
+    outputs = [folder / f"output-{rank}" for rank in range(2)]
+    running = [
+        Forked(code, folder, *arguments, output=output, environment=group)
+        for output, group in zip(outputs, ranks(2), strict=True)
+    ]
+    try:
+        assert running[which].wait(100) is not None
+    finally:
+        for each in running:
+            each.kill()
+    return outputs[which].read_text()
 
 
 @pytest.mark.parametrize(
@@ -52,27 +50,13 @@ def free_port():
         (0, "SIGKILL", "connection to the other processes is lost, while process 1 waited for"),
     ],
 )
-def test_a_process_that_is_lost_is_named(lost, how, message):
-    port = free_port()
-    running = [start(rank, port, str(lost), how) for rank in range(2)]
-    try:
-        _, errors = running[1 - lost].communicate(timeout=100)
-    finally:
-        for each in running:
-            each.kill()
-            each.wait()
-    assert "TimeoutError" in errors
-    assert message in errors
+def test_a_process_that_is_lost_is_named(lost, how, message, tmp_path):
+    written = errors(tmp_path, 1 - lost, WORKER, lost, how)
+    assert "TimeoutError" in written
+    assert message in written
 
 
-def test_the_log_of_a_training_names_a_process_that_is_stopped():
-    port = free_port()
-    running = [start(rank, port, code=WATCHER) for rank in range(2)]
-    try:
-        _, errors = running[0].communicate(timeout=100)
-    finally:
-        for each in running:
-            each.kill()
-            each.wait()
-    assert errors.count("process 1 has given no sign of life for 2 s") == 1
-    assert "until ddp_timeout" in errors
+def test_the_log_of_a_training_names_a_process_that_is_stopped(tmp_path):
+    written = errors(tmp_path, 0, WATCHER)
+    assert written.count("process 1 has given no sign of life for 2 s") == 1
+    assert "until ddp_timeout" in written

@@ -1,10 +1,7 @@
 """A harvest in several processes, or interrupted and resumed, equals a single pass bit for bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 from atlas_data import windows, word_tokenizer
 from conftest import make_base, make_mfn
+from fresh_process import Forked, ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import Whitespace
@@ -83,15 +81,15 @@ def run(folder, processes=1, streamed=True, die_at=None, resume=False):
     chosen = {"streamed": streamed, "die_at": die_at, "resume": resume}
     chosen |= {"state": str(folder / "state"), "output": str(folder / "out")}
     (folder / "settings.json").write_text(json.dumps(chosen))
-    line = [sys.executable]
-    if processes > 1:
-        line += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--multi_gpu"]
-        line += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    line += [str(WORKER), str(folder / "settings.json")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0 or die_at is not None, done.stderr[-3000:]
-    return done.returncode
+    started = [
+        Forked(WORKER, folder, folder / "settings.json", output=folder / f"output-{rank}", environment=group)
+        for rank, group in enumerate(ranks(processes) if processes > 1 else [{}])
+    ]
+    if die_at is not None:
+        return started[0].wait()
+    for process in started:
+        process.finish()
+    return 0
 
 
 def assert_same(folder, other):
