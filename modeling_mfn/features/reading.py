@@ -52,7 +52,7 @@ def read_text(
     following = out.logits[0].argmax(-1)
     tokens, next_tokens = ([token_text(tokenizer, token) for token in row.tolist()] for row in (ids[0], following))
     active: list[list[ActiveFeature]] = [[] for _ in tokens]
-    for pair in _strongest(features.table, out.codes, k):
+    for pair in strongest_pairs(features.table, out.codes, k):
         scale = float(scales[pair.layer][0, pair.position])
         direction = through_final_norm(model, model.mfn_layers[pair.layer].directions()[pair.feature])
         effect = pair.activation * scale * float(direction @ model.lm_head.weight[following[pair.position]].float())
@@ -76,12 +76,15 @@ def read_text(
     return TextReading(ReadToken(position, *row) for position, row in enumerate(rows))
 
 
-class _Pair(NamedTuple):
+class ActivePair(NamedTuple):
+    """A feature that is active on a token."""
+
     position: int
     layer: int
     feature: int
     activation: float
     relative: float | None
+    """Activation divided by the largest one in the atlas; `None` if the atlas never saw the feature active."""
 
 
 def _token_ids(text: str, model: MFNForCausalLM, tokenizer: Any) -> torch.Tensor:
@@ -94,10 +97,15 @@ def _token_ids(text: str, model: MFNForCausalLM, tokenizer: Any) -> torch.Tensor
     return ids
 
 
-def _strongest(features: pa.Table, codes: Mapping[int, SparseCode], k: int) -> Iterator[_Pair]:
+def strongest_pairs(features: pa.Table, codes: Mapping[int, SparseCode], k: int) -> Iterator[ActivePair]:
     """Yields up to k active features per token, in the order of tokens, the largest relative activation first.
 
     Features that the atlas never saw active come last.
+
+    Args:
+        features: Table of features of an atlas.
+        codes: Layer -> code (1, T, K) of one text.
+        k: Features per token, of all layers together.
     """
     layers, indices = features["layer"].to_numpy(), features["index"].to_numpy()
     maxima = features["max_activation"].to_numpy()  # NaN where there is none
@@ -112,7 +120,7 @@ def _strongest(features: pa.Table, codes: Mapping[int, SparseCode], k: int) -> I
         order = np.lexsort((-value[position], -np.nan_to_num(relative[position], nan=-1.0)))
         for at in order[value[position, order] > 0][:k].tolist():
             ratio = float(relative[position, at])
-            yield _Pair(
+            yield ActivePair(
                 position,
                 int(layer_of[position, at]),
                 int(feature[position, at]),
@@ -121,4 +129,4 @@ def _strongest(features: pa.Table, codes: Mapping[int, SparseCode], k: int) -> I
             )
 
 
-__all__ = ["read_text"]
+__all__ = ["ActivePair", "read_text", "strongest_pairs"]
