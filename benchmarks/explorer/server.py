@@ -34,7 +34,7 @@ from benchmarks.common import records
 from modeling_mfn import FeatureAtlas, MFNForCausalLM, load_text, pack
 from modeling_mfn.demo.assets import shakespeare, smollm2
 
-LAYER, WINDOW, K = 15, 128, 32
+LAYER, WINDOW, K, EXPANSION = 15, 128, 32, 8
 TEXT = "The king and the queen walked through the old town by night, and nobody in the streets knew their names."
 STEERED = {f"L{LAYER}/1": {"kind": "clamp", "value": 4.0}}
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
@@ -53,7 +53,8 @@ def make_model(folder: Path, tokens: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = pack(load_text(shakespeare()[0]), tokenizer, WINDOW).select(range(tokens // WINDOW))
     calibration = {"input_ids": torch.tensor(rows[:8]["input_ids"])}
-    model = MFNForCausalLM.from_base(base, layers=[LAYER], k=K, alpha=1.0, calibration=calibration)
+    settings = {"layers": [LAYER], "k": K, "expansion_factor": EXPANSION, "alpha": 1.0}
+    model = MFNForCausalLM.from_base(base, calibration=calibration, **settings)
     atlas = FeatureAtlas.build(model, tokenizer, rows)
     for part in (model, tokenizer, atlas):
         part.save_pretrained(folder)

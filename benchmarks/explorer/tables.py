@@ -34,6 +34,7 @@ def explorer_times() -> Iterator[list[str]]:
     yield ["first paint", *(f"{of['list']['first_paint_ms']:,} ms" for of in pages)]
     for name, title in {"list": "list", "feature": "page of a feature", "model": "page of the model"}.items():
         yield [f"{title} usable", *(f"{of[name]['usable_ms']:,} ms" for of in pages)]
+        yield [f"{title}, processor time", *(f"{of[name]['processor_ms']:,} ms" for of in pages)]
     for name, title in {"median_ms": "median", "95_percent_ms": "95 %", "longest_ms": "longest"}.items():
         yield [f"frame while scrolling, {title}", *(f"{of['scrolling'][name]:,.0f} ms" for of in pages)]
     yield ["load of the machine meanwhile, of 2 cores", *(f"{of['load']:.1f}" for of in sizes.values())]

@@ -16,6 +16,7 @@ from explored_model import made, save, site
 testclient = pytest.importorskip("fastapi.testclient")
 
 from modeling_mfn.explorer.access import Access, access_at, is_loopback  # noqa: E402
+from modeling_mfn.explorer.limits import PUBLIC, Limits  # noqa: E402
 from modeling_mfn.explorer.server import create_app, listen  # noqa: E402
 
 TOKEN = "s3cret-é"
@@ -202,3 +203,23 @@ def test_a_server_for_other_machines_warns_prints_its_token_and_ends_at_an_inter
     assert "warning: other machines can reach this server" in err
     assert "Traceback" not in err
     assert token not in err
+
+
+def test_the_guide_has_the_limits():
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "explore.md").read_text(encoding="utf-8")
+    section = page.split("## What the server does for one request")[1]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    told = {what: (own.replace(",", ""), public.replace(",", "")) for what, own, public in rows[2:]}
+    names = {
+        "tokens of a text": "text_tokens",
+        "tokens of a text to explain": "explained_tokens",
+        "tokens to generate": "new_tokens",
+        "features to steer": "interventions",
+        "features per token and layer in a reading": "features_per_token",
+        "features per layer in an explanation": "explained_features",
+        "seconds of one request": "seconds",
+    }
+    for what, name in names.items():
+        assert told[what] == tuple(f"{getattr(limits, name):g}" for limits in (Limits(), PUBLIC))
+    for limits, place in ((Limits(), 0), (PUBLIC, 1)):
+        assert told["requests at once, and waiting"][place] == f"{limits.running} and {limits.waiting}"
