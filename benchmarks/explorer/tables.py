@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from benchmarks.common import records
 
@@ -17,8 +18,8 @@ SIZES = {
 
 def explorer_sizes() -> Iterator[list[str]]:
     """Sizes of the folder, and time and memory of its writing, for several numbers of features."""
-    sizes = records.result("explorer/sizes")["sizes"]
-    yield ["figure", *(f"{int(features):,} features" for features in sizes)]
+    sizes = _sizes()
+    yield ["figure", *(f"{features:,} features" for features in sizes)]
     for name, title in SIZES.items():
         yield [title, *(f"{of['bytes'][name] / 1e6:,.2f} MB" for of in sizes.values())]
     yield ["files", *(f"{of['bytes']['files']:,}" for of in sizes.values())]
@@ -28,8 +29,8 @@ def explorer_sizes() -> Iterator[list[str]]:
 
 def explorer_times() -> Iterator[list[str]]:
     """Times until the pages can be used, from disk."""
-    sizes = {n: of for n, of in records.result("explorer/sizes")["sizes"].items() if "pages" in of}
-    yield ["time", *(f"{int(features):,} features" for features in sizes)]
+    sizes = {features: of for features, of in _sizes().items() if "pages" in of}
+    yield ["time", *(f"{features:,} features" for features in sizes)]
     pages = [of["pages"] for of in sizes.values()]
     yield ["first paint", *(f"{of['list']['first_paint_ms']:,} ms" for of in pages)]
     for name, title in {"list": "list", "feature": "page of a feature", "model": "page of the model"}.items():
@@ -38,6 +39,12 @@ def explorer_times() -> Iterator[list[str]]:
     for name, title in {"median_ms": "median", "95_percent_ms": "95 %", "longest_ms": "longest"}.items():
         yield [f"frame while scrolling, {title}", *(f"{of['scrolling'][name]:,.0f} ms" for of in pages)]
     yield ["load of the machine meanwhile, of 2 cores", *(f"{of['load']:.1f}" for of in sizes.values())]
+
+
+def _sizes() -> dict[int, Any]:
+    """Number of features -> what was measured, the smallest first."""
+    measured = records.result("explorer/sizes")["sizes"]
+    return {features: measured[str(features)] for features in sorted(map(int, measured))}
 
 
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+from atlas_data import word_tokenizer
 from conftest import make_base, make_mfn
 from features_folder import label, write_features
 from unpacked import plain, unpacked
 
 from modeling_mfn.cli.main import main
+from modeling_mfn.explorer import server
 from modeling_mfn.explorer import site as site_module
 
 
@@ -106,3 +108,25 @@ def test_errors_say_what_to_do(folder, tmp_path, capsys):
     assert "no-folder" in refused("./no-folder")
     assert run("explore", folder, "--static", folder, "--atlas", tmp_path / "atlas", "--overwrite") == 2
     assert "is the model itself" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_static_the_server_gets_the_model_and_the_same_folder(folder, tmp_path, monkeypatch):
+    """`folder`, where labels are saved, is the model's own, and only if the atlas is there, too."""
+    calls = []
+
+    def run_explorer(model, tokenizer, atlas, site, **options):
+        calls.append(options)
+        assert model.config.layers == atlas.metadata["model"]["layers"] == [0, 2]
+        assert tokenizer("w5")["input_ids"] == [5]
+        assert (plain(site)["live"], plain(site)["name"]) == (True, "model")
+        assert (site / "index.html").is_file()
+
+    monkeypatch.setattr(server, "run_explorer", run_explorer)
+    word_tokenizer().save_pretrained(folder)
+    assert run("explore", folder, "--no-open", "--port", 8123) == 0
+    shutil.move(folder / "features", tmp_path / "atlas")
+    assert run("explore", folder, "--atlas", tmp_path / "atlas", "--host", "0.0.0.0") == 0
+    assert calls == [
+        {"folder": folder, "host": "localhost", "port": 8123, "open_browser": False},
+        {"folder": None, "host": "0.0.0.0", "port": 8000, "open_browser": True},
+    ]
