@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.explorer.site import write_site
+from modeling_mfn.explorer.site_data.write import write_site
 
 
 def peak_mb() -> float:

@@ -11,8 +11,8 @@ import psutil
 from transformers import AutoTokenizer
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.explorer.server import create_app, listen, serve
-from modeling_mfn.explorer.site import write_site
+from modeling_mfn.explorer.server.app import create_app, listen, serve
+from modeling_mfn.explorer.site_data.write import write_site
 
 
 def main(folder: Path) -> None:

@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.explorer.invented_atlas import write_model
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.explorer.site import write_site
+from modeling_mfn.explorer.site_data.write import write_site
 
 
 def main(

@@ -8,10 +8,10 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.explorer.access import Access
-from modeling_mfn.explorer.limits import PUBLIC
-from modeling_mfn.explorer.server import create_app, listen, serve
-from modeling_mfn.explorer.site import write_site
+from modeling_mfn.explorer.server.access import Access
+from modeling_mfn.explorer.server.app import create_app, listen, serve
+from modeling_mfn.explorer.server.limits import PUBLIC
+from modeling_mfn.explorer.site_data.write import write_site
 
 MODEL = os.environ["MFN_MODEL"]
 """Repository of the model on the Hub, or a folder."""

@@ -55,7 +55,7 @@ def explore(
         console.print(f"{len(found):,} features: open {static / 'index.html'} in a browser", soft_wrap=True)
         return
     with needs("serve"):
-        from ..explorer.server import run_explorer
+        from ..explorer.server.app import run_explorer
     tokenizer, mfn = read_tokenizer(model), load_mfn(model)
     with tempfile.TemporaryDirectory(prefix="mfn-explorer-") as scratch:
         write(found, model, folder, Path(scratch), evaluation, live=True)
@@ -76,7 +76,7 @@ def write(
         evaluation: Folder that `mfn evaluate` wrote.
         live: True if a server answers what needs the model.
     """
-    from ..explorer.site import write_site
+    from ..explorer.site_data.write import write_site
     from ..features.public_names import public_name
 
     if evaluation is not None and not evaluation.is_dir():

@@ -11,7 +11,7 @@ from unpacked import plain, unpacked
 
 from modeling_mfn.cli.main import main
 from modeling_mfn.explorer import server
-from modeling_mfn.explorer import site as site_module
+from modeling_mfn.explorer.site_data import write as site_module
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from explored_model import made, save, site
 
 testclient = pytest.importorskip("fastapi.testclient")
 
-from modeling_mfn.explorer.access import Access, access_at, is_loopback  # noqa: E402
-from modeling_mfn.explorer.limits import PUBLIC, Limits  # noqa: E402
-from modeling_mfn.explorer.server import create_app, listen  # noqa: E402
+from modeling_mfn.explorer.server.access import Access, access_at, is_loopback  # noqa: E402
+from modeling_mfn.explorer.server.app import create_app, listen  # noqa: E402
+from modeling_mfn.explorer.server.limits import PUBLIC, Limits  # noqa: E402
 
 TOKEN = "s3cret-é"
 JSON = {"Content-Type": "application/json"}
@@ -171,7 +171,7 @@ import sys
 from pathlib import Path
 from transformers import AutoTokenizer
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
-from modeling_mfn.explorer.server import run_explorer
+from modeling_mfn.explorer.server.app import run_explorer
 folder, site = map(Path, sys.argv[1:3])
 model, tokenizer = MFNForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 run_explorer(model, tokenizer, FeatureAtlas.from_pretrained(folder), site, folder=folder, host=sys.argv[3])

@@ -10,7 +10,7 @@ from conftest import VOCABULARY
 from explored_model import ACTIVE, PRUNED, generated, made, site
 
 from modeling_mfn import explain
-from modeling_mfn.explorer.token_pieces import TokenPieces
+from modeling_mfn.explorer.server.token_pieces import TokenPieces
 from modeling_mfn.model.feature_names import parse_feature
 from modeling_mfn.model.modes import unsteered
 
@@ -27,7 +27,7 @@ CONTROL = {"L0/4": {"kind": "clamp", "value": 30.0}}
 
 @pytest.fixture(scope="module")
 def client():
-    from modeling_mfn.explorer.server import create_app
+    from modeling_mfn.explorer.server.app import create_app
 
     with testclient.TestClient(create_app(*made(), site()), base_url="http://localhost") as found:
         yield found

@@ -7,8 +7,8 @@ from explored_model import PRUNED, made, site
 
 testclient = pytest.importorskip("fastapi.testclient")
 
-from modeling_mfn.explorer.limits import Limits  # noqa: E402
-from modeling_mfn.explorer.server import create_app  # noqa: E402
+from modeling_mfn.explorer.server.app import create_app  # noqa: E402
+from modeling_mfn.explorer.server.limits import Limits  # noqa: E402
 
 JSON = {"Content-Type": "application/json"}
 LIMITS = Limits(text_tokens=40, text_bytes=400, explained_tokens=20, new_tokens=10, interventions=3, body_bytes=3000)
@@ -209,7 +209,7 @@ def test_an_error_that_nobody_foresaw_tells_nothing(client, monkeypatch, caplog)
         raise RuntimeError("a secret path /home/somebody")
 
     monkeypatch.setattr(type(made()[0]), "forward", broken)
-    monkeypatch.setattr("modeling_mfn.explorer.readings.explain", broken)
+    monkeypatch.setattr("modeling_mfn.explorer.server.readings.explain", broken)
     asked = [("read", {"text": TEXT}), ("explain", {"text": TEXT}), ("generate", {"prompt": TEXT})]
     for path, body in asked:
         answer = client.post(f"/api/{path}", json=body)

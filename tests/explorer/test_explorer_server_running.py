@@ -15,8 +15,8 @@ from modeling_mfn import explain
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
-from modeling_mfn.explorer.limits import Limits  # noqa: E402
-from modeling_mfn.explorer.server import create_app, listen  # noqa: E402
+from modeling_mfn.explorer.server.app import create_app, listen  # noqa: E402
+from modeling_mfn.explorer.server.limits import Limits  # noqa: E402
 
 PATIENCE = 60
 SLOW = 0.02

@@ -10,7 +10,7 @@ from modeling_mfn import FeatureAtlas, MFNConfig, MFNForCausalLM
 
 testclient = pytest.importorskip("fastapi.testclient")
 
-from modeling_mfn.explorer.server import create_app  # noqa: E402
+from modeling_mfn.explorer.server.app import create_app  # noqa: E402
 
 CALM = {
     "interventions": {"L0/4": {"kind": "scale", "factor": 0.5, "when": "L0/2", "above": 0.5}},
@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_nothing_changes(client, fol
     def full(*arguments):
         raise OSError(28, "No space left on device", str(folder))
 
-    monkeypatch.setattr("modeling_mfn.explorer.saved.write_whole", full)
+    monkeypatch.setattr("modeling_mfn.explorer.server.saved.write_whole", full)
     monkeypatch.setattr("modeling_mfn.features.atlas.storage.write_whole", full)
     for answer in (client.put("/api/presets/x", json=CALM), client.put("/api/labels/0/1", json={"label": "x"})):
         assert (answer.status_code, answer.json()) == (

@@ -15,7 +15,7 @@ from huggingface_hub import SpaceCard
 
 pytest.importorskip("uvicorn")
 
-from modeling_mfn.explorer.server import listen
+from modeling_mfn.explorer.server.app import listen
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"

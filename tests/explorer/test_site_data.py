@@ -14,8 +14,8 @@ from unpacked import plain, unpacked
 from benchmarks.explorer.invented_atlas import write_model
 from benchmarks.explorer.invented_text import HOSTILE
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.explorer import feature_pages
-from modeling_mfn.explorer.site import write_site
+from modeling_mfn.explorer.site_data import feature_pages
+from modeling_mfn.explorer.site_data.write import write_site
 from modeling_mfn.features.atlas.schema import EXAMPLES
 
 PER_LAYER = 66

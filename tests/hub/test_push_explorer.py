@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from test_push import clients, folder, hub, mfn  # noqa: F401  # fixtures
 
-from modeling_mfn.explorer.site import write_site
+from modeling_mfn.explorer.site_data.write import write_site
 from modeling_mfn.features.atlas import FeatureAtlas
 
 

@@ -14,9 +14,9 @@ from datasets import Dataset
 from tokenizers_for_tests import numbered_words
 
 from modeling_mfn import FeatureAtlas
-from modeling_mfn.explorer.limits import Limits
-from modeling_mfn.explorer.server import create_app, listen
-from modeling_mfn.explorer.site import write_site
+from modeling_mfn.explorer.server.app import create_app, listen
+from modeling_mfn.explorer.server.limits import Limits
+from modeling_mfn.explorer.site_data.write import write_site
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",

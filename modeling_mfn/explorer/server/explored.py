@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.tokens import checked_text
-from ..features.atlas import FeatureAtlas
-from ..model.checks import shown
-from ..model.mfn_for_causal_lm import MFNForCausalLM
-from ..model.modes import unsteered
+from ...data.tokens import checked_text
+from ...features.atlas import FeatureAtlas
+from ...model.checks import shown
+from ...model.mfn_for_causal_lm import MFNForCausalLM
+from ...model.modes import unsteered
 from .jobs import Job
 from .limits import Limits
 from .requests import Written

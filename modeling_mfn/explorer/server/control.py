@@ -6,9 +6,9 @@ import random
 
 import numpy as np
 
-from ..features.atlas import FeatureAtlas
-from ..model.configuration_mfn import MFNConfig
-from ..model.feature_names import format_feature, parse_feature
+from ...features.atlas import FeatureAtlas
+from ...model.configuration_mfn import MFNConfig
+from ...model.feature_names import format_feature, parse_feature
 
 CANDIDATES = 20
 """Features with the nearest firing rates, among which chance decides."""

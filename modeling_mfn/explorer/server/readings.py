@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.tokens import token_text
-from ..features.attribution import explain
-from ..features.reading import strongest_pairs
+from ...data.tokens import token_text
+from ...features.attribution import explain
+from ...features.reading import strongest_pairs
 from .explored import Explored, finite
 from .jobs import Job
 from .requests import ExplainRequest, PerplexityRequest, PredictRequest, ReadRequest, Written

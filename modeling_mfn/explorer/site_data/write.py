@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..features.atlas import FeatureAtlas
-from ..features.atlas.belonging import check_model
-from ..features.atlas.storage import features_of
-from ..features.public_names import public_name
-from ..model.configuration_mfn import MFNConfig
-from ..model.version import __version__
-from ..utils.ours import SITE
+from ...features.atlas import FeatureAtlas
+from ...features.atlas.belonging import check_model
+from ...features.atlas.storage import features_of
+from ...features.public_names import public_name
+from ...model.configuration_mfn import MFNConfig
+from ...model.version import __version__
+from ...utils.ours import SITE
 from .data_files import file_of, write_packed, write_plain
 from .examples import ExampleReader, read_examples
 from .feature_pages import (
@@ -27,7 +27,7 @@ from .feature_pages import (
 )
 from .model_page import model_page
 
-ASSETS = Path(__file__).with_name("assets")
+ASSETS = Path(__file__).parents[1] / "assets"
 """Pages of the explorer and the libraries that they need."""
 SCHEMA = 1
 """Version of the form of the data."""

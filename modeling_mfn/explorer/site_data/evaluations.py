@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..model.configuration_mfn import MFNConfig
-from ..utils.files import read_json
+from ...model.configuration_mfn import MFNConfig
+from ...utils.files import read_json
 
 PREDICTIONS = ("P1", "P2", "P3", "P4", "P5")
 SHOWN = ("prediction", "claim", "criterion", "outcome", "reason", "headline", "baseline", "figures", "paper_criterion")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from ..model.checks import shown
+from ...model.checks import shown
 from . import readings, saved
 from .control import control_feature
 from .errors import JSONAnswer, Refused

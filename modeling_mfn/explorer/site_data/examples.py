@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..features.atlas.feature_index import feature_keys
+from ...features.atlas.feature_index import feature_keys
 from .arrow_lists import offsets_of, one_array
 from .data_files import rounded, to_json
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..features.public_names import public_name
-from ..model.configuration_mfn import MFNConfig
-from ..utils.readers import readable
+from ...features.public_names import public_name
+from ...model.configuration_mfn import MFNConfig
+from ...utils.readers import readable
 from .data_files import to_json
 from .evaluations import fidelity, verdicts
 from .training_curves import training

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
-from ..features.atlas import FeatureAtlas
-from ..features.atlas.belonging import check_model
-from ..model.mfn_for_causal_lm import MFNForCausalLM
+from ...features.atlas import FeatureAtlas
+from ...features.atlas.belonging import check_model
+from ...model.mfn_for_causal_lm import MFNForCausalLM
 from .access import Access, access_at, is_loopback
 from .errors import add_handlers
 from .explored import Explored

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..features.atlas.feature_index import feature_key
-from ..features.atlas.labels import Label, Labels
+from ...features.atlas.feature_index import feature_key
+from ...features.atlas.labels import Label, Labels
 from .arrow_lists import filled, short_numbers, tuples
 from .data_files import to_json
 from .examples import SHOWN_CHARACTERS, SHOWN_TOKENS, FeatureExamples, cut

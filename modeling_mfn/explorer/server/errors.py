@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..model.checks import shown
+from ...model.checks import shown
 
 logger = logging.getLogger(__name__)
 MAX_SENTENCE = 500

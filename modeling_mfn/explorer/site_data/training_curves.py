@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import read_json
+from ...utils.files import read_json
 
 RECORD, STATE = "training_record.json", "trainer_state.json"
 MAX_POINTS = 500

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..features.atlas import storage
-from ..features.atlas.schema import LABELS_FILE
-from ..model.configuration_mfn import MFNConfig
-from ..model.feature_names import format_feature
-from ..model.presets import write_preset
-from ..utils.files import write_whole
+from ...features.atlas import storage
+from ...features.atlas.schema import LABELS_FILE
+from ...model.configuration_mfn import MFNConfig
+from ...model.feature_names import format_feature
+from ...model.presets import write_preset
+from ...utils.files import write_whole
 from .errors import Refused
 from .explored import Explored
 from .limits import MAX_PRESET_NAME
