@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+"""Names of the browser on different systems."""
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -18,9 +20,9 @@ FLAGS = [
 def chromium():
     """Debian's browser, without a window."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium")
+    executable = next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
-        pytest.skip("there is no chromium")
+        pytest.skip(f"there is none of {', '.join(NAMES)}")
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(
             executable_path=executable, args=FLAGS, ignore_default_args=["--hide-scrollbars"]
