@@ -172,6 +172,8 @@ def coding(group: str = "coding") -> Iterator[list[str]]:
     ]  # fmt: skip
     for family, title in FAMILIES.items():
         runs, plain = fidelity_runs(family, group), fidelity_runs(family, "coding")["update"]["settings"]
+        if not runs:
+            continue
         dense = runs.pop("dense")
         yield [f"{title}, dense", "", *perplexities(dense), *[""] * 5]
         for name, record in sorted(runs.items(), key=lambda run: run[0] not in ("stream", "update")):
@@ -293,6 +295,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "fidelity": fidelity,
     "coding": coding,
     "coding-long": partial(coding, "coding-long"),
+    "coding-long-k-16": partial(coding, "coding-long-k-16"),
     "streams": streams,
     "without-features": without_features,
     "verdicts": partial(verdict_table, "update"),
