@@ -83,8 +83,10 @@ def _page(browser: Any, address: str, selector: str) -> Iterator[Any]:
 
 def _open(browser: Any, address: str, selector: str) -> dict[str, float]:
     with _page(browser, address, selector) as page:
-        metrics = page.context.new_cdp_session(page).send("Performance.getMetrics")["metrics"]
-        processor = next(each["value"] for each in metrics if each["name"] == "ProcessTime")
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable")
+        metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+        processor = metrics["ProcessTime"]
         times = {"first_paint_ms": page.evaluate(FIRST_PAINT), "usable_ms": page.evaluate("window.shownAt")}
         return times | {"processor_ms": 1000 * processor}
 

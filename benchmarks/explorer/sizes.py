@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,23 +40,26 @@ def main(
     record["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     for number in features.split(","):
         with tempfile.TemporaryDirectory(dir=scratch) as place:
-            record["sizes"][number] = measured(int(number), Path(place), rounds)
-        records.write_record(RESULT, record)
+            record["sizes"][number] = of = written(int(number), Path(place))
+            records.write_record(RESULT, record)
+            if rounds:
+                of["pages"] = load_times(Path(place) / "site", middle_feature(int(number)), rounds)
+                # other work of the machine disturbs times; the load says how much there was
+                of["load"] = round(os.getloadavg()[0], 1)
+                records.write_record(RESULT, record)
 
 
-def measured(features: int, place: Path, rounds: int) -> dict[str, Any]:
-    """Writes the explorer of an invented model, and measures it."""
+def written(features: int, place: Path) -> dict[str, Any]:
+    """Writes the explorer of an invented model, and measures the writing and the files."""
     write_model(place / "model", features)
-    site = place / "site"
-    command = [sys.executable, "-m", "benchmarks.explorer.one_site", place / "model", site]
-    written = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = {"writing": json.loads(written.stdout), "bytes": sizes(site, place / "model")}
-    if rounds:
-        # writers of this machine's other work disturb times; the load says how much there was
-        found["pages"] = load_times(site, f"L{LAYERS[1]}/{features // len(LAYERS) // 2}", rounds)
-        found["load"] = round(os.getloadavg()[0], 1)
-    shutil.rmtree(place / "model")
-    return found
+    command = [sys.executable, "-m", "benchmarks.explorer.one_site", place / "model", place / "site"]
+    printed = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return {"writing": json.loads(printed), "bytes": sizes(place / "site", place / "model")}
+
+
+def middle_feature(features: int) -> str:
+    """Name of a feature in the middle of the second layer."""
+    return f"L{LAYERS[1]}/{features // len(LAYERS) // 2}"
 
 
 def sizes(site: Path, model: Path) -> dict[str, int]:
