@@ -3,7 +3,7 @@
 The layer is calibrated, not trained, because neither figure depends on training. A process of its own serves the
 model. Its resident memory is read once it answers, and again after 20 requests of all kinds.
 
-    python -m benchmarks.explorer.server [--tokens 8192 --rounds 2]
+    python -m benchmarks.explorer.server [--tokens 1024 --rounds 4]
 
 writes benchmarks/results/explorer/server.json.
 """
@@ -116,8 +116,8 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def main(
-    tokens: Annotated[int, typer.Option(help="Tokens of the atlas.")] = 8192,
-    rounds: Annotated[int, typer.Option(help="Rounds of 20 requests.")] = 2,
+    tokens: Annotated[int, typer.Option(help="Tokens of the atlas.")] = 1024,
+    rounds: Annotated[int, typer.Option(help="Rounds of 20 requests.")] = 4,
 ) -> None:
     """Measures the server and writes the results."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,6 +126,7 @@ def main(
             "commit": records.COMMIT,
             "processor": platform.machine(),
             "processors": os.cpu_count(),
+            "load_average": [round(load, 1) for load in os.getloadavg()],  # of other programs, before the measurement
             "torch": torch.__version__,
             "text_tokens": len(AutoTokenizer.from_pretrained(smollm2())(TEXT)["input_ids"]),
             **make_model(Path(scratch), tokens),
