@@ -4,6 +4,7 @@ Each line of its input is a request in JSON: a script to start, answered with th
 of a process, answered with its exit code, or with null while it runs.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -58,5 +59,6 @@ if __name__ == "__main__":
     for name in PRELOADED:
         importlib.import_module(name)
     assert "modeling_mfn" not in sys.modules
+    gc.freeze()  # forks share memory that nobody writes to
     script = begin(**next_script())
     exec(script, {"__name__": "__main__"})

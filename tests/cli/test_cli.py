@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_base, make_mfn
+from fresh_process import Forked
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -315,13 +316,17 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert f"Example: mfn {verb}" in capsys.readouterr().out
 
 
+COMMAND = "import runpy; runpy.run_module('modeling_mfn.cli', run_name='__main__')"
+
+
 def test_a_traceback_is_shown_only_with_debug(folder):
     for options in ((), ("--debug",)):
-        command = [sys.executable, "-m", "modeling_mfn.cli", *options, "convert", folder / "base", folder / "out"]
-        result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-        assert ("Traceback" in result.stderr) == bool(options)
-        assert "num_features is None" in result.stderr
-        assert result.returncode == (1 if options else 2)
+        command = (*options, "convert", folder / "base", folder / "out")
+        process = Forked(COMMAND, folder, *command, output=folder / "output")
+        assert process.wait() == (1 if options else 2)
+        printed = process.output.read_text()
+        assert ("Traceback" in printed) == bool(options)
+        assert "num_features is None" in printed
     assert run("convert", "only-a-base") == 2
 
 
