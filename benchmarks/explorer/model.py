@@ -2,7 +2,7 @@
 
     python -m benchmarks.explorer.model
 
-leaves it in `explorer/model` of the cache folder (`MFN_CACHE`); about half an hour of one core. It is not a result:
+leaves it in `explorer/smollm2-135m-mfn` of the cache folder (`MFN_CACHE`); half an hour of one core. It is no result:
 its MFN layers see 92 k tokens from a cache, three times over, and 20 k tokens inside the model. The backbone is frozen.
 """
 
@@ -23,6 +23,8 @@ from modeling_mfn import MFNForCausalLM, MFNTrainer
 from modeling_mfn.demo.assets import cache_folder, smollm2
 from modeling_mfn.training.record import write_record
 
+NAME = "smollm2-135m-mfn"
+"""Name of the model's folder, which the pages show."""
 BLOCKS = (8, 16, 24)
 NUM_FEATURES, TRAIN_TOKENS, JOINT_TOKENS, ATLAS_TOKENS, WINDOW = 4608, 92_160, 20_480, 150_000, 128
 JOINT_BATCH = 4
@@ -60,7 +62,7 @@ def main(
 ) -> None:
     """Makes the model, unless it is there, and labels its atlas."""
     torch.set_num_threads(threads)
-    study, folder = study_of(seed), cache_folder() / "explorer" / "model"
+    study, folder = study_of(seed), cache_folder() / "explorer" / NAME
     model = MFNForCausalLM.from_pretrained(folder) if folder.exists() else train(study, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = corpora.windows_by_source(tokenizer, 0, ATLAS_TOKENS, WINDOW)

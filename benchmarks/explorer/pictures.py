@@ -25,6 +25,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.common import records
+from benchmarks.explorer.model import NAME
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.demo.assets import cache_folder
 
@@ -36,7 +37,8 @@ MODES = ("light", "dark")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 MAX_COLOURS = 64
 PROMPT = "The king is dead, and the"
-TIMES_TYPICAL = 6
+TIMES_TYPICAL = 4
+MIN_FIRINGS = 200
 
 
 @contextmanager
@@ -56,18 +58,25 @@ def explorer(model: Path) -> Iterator[str]:
 
 
 def best_feature(atlas: FeatureAtlas) -> str:
-    """Feature that shows the label with the largest score."""
-    return max(atlas.labels, key=lambda label: label.score or 0.0).feature
+    """Feature of the best label that a concept gave, which fires often enough to have many examples."""
+    named = [label for label in atlas.labels if label.details.get("method") == "concept"]
+    often = [label for label in named if atlas.row(label.feature)["firing_count"] >= MIN_FIRINGS]
+    return max(often, key=lambda label: label.score or 0.0).feature
 
 
-def addresses(feature: str) -> dict[str, str]:
-    """Name of a picture -> address of its page, after the server's."""
+def addresses(feature: str, typical: float) -> dict[str, str]:
+    """Name of a picture -> address of its page, after the server's.
+
+    Args:
+        feature: feature to show.
+        typical: its mean activation.
+    """
     text = quote(PROMPT)
     return {
-        "list": "#/features?sort=score:desc",
+        "list": "#/features?sort=auroc:desc",
         "feature": f"#/feature/{feature}",
         "text": f"#/text?text={text}",
-        "steer": f"#/steer?prompt={text}&max=16&set={quote(f'{feature}=clamp:{TIMES_TYPICAL}')}",
+        "steer": f"#/steer?prompt={text}&max=16&set={quote(f'{feature}=clamp:{TIMES_TYPICAL * typical:.3g}')}",
         "why": f"#/why?text={text}&top=4",
         "model": "#/model",
     }
@@ -95,12 +104,12 @@ def small(picture: bytes) -> Image.Image:
     return image.quantize(MAX_COLOURS, dither=Image.Dither.NONE)
 
 
-def of_documents(browser: Any, address: str, feature: str) -> None:
+def of_documents(browser: Any, pages: dict[str, str]) -> None:
     """Writes the pictures of README and docs."""
     for mode in MODES:
-        page = browser.new_page(viewport=SIZE, color_scheme=mode)
-        for name, rest in addresses(feature).items():
-            visit(page, f"{address}/{rest}")
+        page = browser.new_page(viewport=SIZE, color_scheme=mode, bypass_csp=True)
+        for name, rest in pages.items():
+            visit(page, rest)
             page.mouse.move(0, 0)
             file = IMAGES / f"explorer-{name}-{mode}.png"
             small(page.screenshot()).save(file, optimize=True)
@@ -108,11 +117,11 @@ def of_documents(browser: Any, address: str, feature: str) -> None:
         page.close()
 
 
-def recording(browser: Any, address: str, feature: str) -> None:
+def recording(browser: Any, pages: dict[str, str]) -> None:
     """Writes a recording: the list, a feature, a text read through features, and steered text."""
-    page, frames = browser.new_page(viewport=RECORDED, color_scheme="light"), []
+    page, frames = browser.new_page(viewport=RECORDED, color_scheme="light", bypass_csp=True), []
     for name in ("list", "feature", "text", "steer"):
-        visit(page, f"{address}/{addresses(feature)[name]}")
+        visit(page, pages[name])
         for _ in range(2 if name in ("feature", "steer") else 1):
             frames.append(small(page.screenshot()))
             page.mouse.move(RECORDED["width"] // 2, RECORDED["height"] // 2)
@@ -124,14 +133,14 @@ def recording(browser: Any, address: str, feature: str) -> None:
     print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB", flush=True)
 
 
-def for_review(browser: Any, address: str, feature: str, folder: Path) -> None:
+def for_review(browser: Any, pages: dict[str, str], folder: Path) -> None:
     """Writes whole pages at three widths in both modes."""
     folder.mkdir(parents=True, exist_ok=True)
     for mode in MODES:
         for width in WIDTHS:
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=mode)
-            for name, rest in addresses(feature).items():
-                visit(page, f"{address}/{rest}")
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=mode, bypass_csp=True)
+            for name, rest in pages.items():
+                visit(page, rest)
                 page.screenshot(path=folder / f"{name}-{width}-{mode}.png", full_page=True)
             page.close()
 
@@ -142,15 +151,18 @@ def main(
     review: Annotated[Path | None, typer.Option(help="Folder for pictures of all widths.")] = None,
 ) -> None:
     """Makes the pictures."""
-    folder = model or cache_folder() / "explorer" / "model"
-    shown = feature or best_feature(FeatureAtlas.from_pretrained(folder))
+    folder = model or cache_folder() / "explorer" / NAME
+    atlas = FeatureAtlas.from_pretrained(folder)
+    shown = feature or best_feature(atlas)
+    rest = addresses(shown, atlas.row(shown)["mean_activation"])
     with explorer(folder) as address, sync_playwright() as playwright:
+        pages = {name: f"{address}/{of}" for name, of in rest.items()}
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         if review is not None:
-            for_review(browser, address, shown, review)
+            for_review(browser, pages, review)
         else:
-            of_documents(browser, address, shown)
-            recording(browser, address, shown)
+            of_documents(browser, pages)
+            recording(browser, pages)
         browser.close()
 
 

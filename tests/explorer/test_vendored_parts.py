@@ -36,6 +36,16 @@ def test_the_page_names_files_that_are_there():
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_a_class_of_the_pages_is_defined_in_one_sheet():
+    sheets = {}
+    for sheet in ASSETS.glob("*.css"):
+        rules = re.sub(r"/\*.*?\*/", "", sheet.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for name in re.findall(r"(?:^|[},])\s*\.([\w-]+)(?=\s*[,{])", rules):
+            sheets.setdefault(name, set()).add(sheet.name)
+    assert len(sheets) > 50
+    assert {name: of for name, of in sheets.items() if len(of) > 1} == {}
+
+
 @pytest.mark.parametrize("file", sorted((ASSETS / "app").glob("*.js")), ids=lambda file: file.name)
 def test_own_scripts_write_text_only(file):
     code = file.read_text(encoding="utf-8")

@@ -75,7 +75,7 @@
     const load = (preset) => change({ set: readInterventions(preset.interventions).map(writeSetting), positions: preset.positions });
     const ready = settings.prompt !== "" && entries.length > 0;
     return html`
-      <label class="field" for="prompt">Prompt</label>
+      <label class="heading" for="prompt">Prompt</label>
       <textarea id="prompt" rows="3" value=${settings.prompt} spellcheck=${false} placeholder="The weather today is"
         onInput=${(event) => change({ prompt: event.target.value })}></textarea>
       <section class="panel" aria-label="Interventions"><h2>Interventions</h2>
@@ -85,7 +85,7 @@
       <${Sampling} settings=${settings} limits=${limits} change=${change} />
       <${MFN.live.Generations} entries=${entries} index=${index} settings=${settings} ready=${ready}
         withControl=${one(view, "control") === "1"} onControl=${(on) => change({ control: on ? 1 : undefined })} />
-      <label class="field" for="page-text">Text whose perplexity is measured</label>
+      <label class="heading" for="page-text">Text whose perplexity is measured</label>
       <textarea id="page-text" rows="2" value=${settings.text} spellcheck=${false} onInput=${(event) => change({ page: event.target.value })}></textarea>
       <div class="panels">
         <${MFN.live.Presets} session=${session} empty=${entries.length === 0} onLoad=${load}

@@ -97,7 +97,7 @@
     const count = answer.value?.reading.tokens.length;
     return html`<${MFN.Heading} title="Text" />
       <p class="lead">Type or paste a text. Below it stand the features that fire, token by token and layer by layer.</p>
-      <label class="field" for="text-input">Text</label>
+      <label class="heading" for="text-input">Text</label>
       <textarea id="text-input" rows="4" value=${text} onInput=${type} spellcheck=${false} placeholder="The king rode home and the queen"></textarea>
       <p class="faint" role="status">${answer.busy ? "Reading …" : answer.value ? `${count} tokens` : ""}</p>
       <${MFN.live.Failure} error=${session.error ?? answer.error} title="The text cannot be read" />

@@ -94,7 +94,7 @@
     const type = (event) => change({ text: event.target.value, position: undefined });
     return html`<${MFN.Heading} title="Why this token" />
       <p class="lead">The features of each layer that moved a prediction, and the tokens that raised these features.</p>
-      <label class="field" for="why-text">Text</label>
+      <label class="heading" for="why-text">Text</label>
       <textarea id="why-text" rows="3" value=${text} spellcheck=${false} onInput=${type} placeholder="The king is dead, and the"></textarea>
       <${MFN.live.Failure} error=${session.error ?? reading.error} title="The text cannot be read" />
       ${reading.busy && !reading.value && html`<${MFN.Loading} what="tokens" />`}
