@@ -39,6 +39,16 @@ MAX_COLOURS = 64
 PROMPT = "The king is dead, and the"
 TIMES_TYPICAL = 4
 MIN_FIRINGS = 200
+PATIENCE = 120_000
+"""Milliseconds that a page has for what it shows."""
+SHOWN = {
+    "features": ".ag-row",
+    "feature/": "svg",
+    "text": "[role=gridcell]",
+    "steer": ".stream:has-text('tokens')",
+    "why": "svg.why-picture",
+}
+"""Page -> selector of what it shows at last."""
 
 
 @contextmanager
@@ -82,20 +92,15 @@ def addresses(feature: str, typical: float) -> dict[str, str]:
     }
 
 
-def settle(page: Page) -> None:
-    """Waits until a page has loaded what it shows."""
-    page.wait_for_load_state("networkidle")
-    page.wait_for_function("!document.querySelector('.loading, [aria-busy=true]')", timeout=120_000)
-    page.wait_for_timeout(600)
-
-
 def visit(page: Page, address: str) -> None:
     """Opens a page; on the page of steering, lets the model write."""
     page.goto(address)
-    settle(page)
     if "#/steer" in address:
-        page.get_by_role("button", name=re.compile("generate|write", re.IGNORECASE)).first.click()
-        settle(page)
+        page.get_by_role("button", name="Generate").click()
+    shown = next((selector for name, selector in SHOWN.items() if f"#/{name}" in address), "h1")
+    page.wait_for_selector(shown, timeout=PATIENCE)
+    page.wait_for_function("!document.querySelector('.loading, [aria-busy=true]')", timeout=PATIENCE)
+    page.wait_for_timeout(800)
 
 
 def small(picture: bytes) -> Image.Image:

@@ -31,7 +31,7 @@
     { field: "label", headerName: "Label", minWidth: 140, flex: 3, valueFormatter: words },
     { field: "label_source", headerName: "Source", width: 110, valueFormatter: words, from: 1100 },
     { field: "score", headerName: "Score", width: 90, valueFormatter: number, type: "rightAligned", from: 1250 },
-    { field: "auroc", headerName: "AUROC", width: 95, valueFormatter: number, type: "rightAligned", from: 700 },
+    { field: "auroc", headerName: "AUROC", width: 112, valueFormatter: number, type: "rightAligned", from: 700 },
     { field: "rate", headerName: "Firing rate", width: 130, valueFormatter: ({ value }) => MFN.percent(value), type: "rightAligned" },
     { field: "mean", headerName: "Mean", width: 90, valueFormatter: number, type: "rightAligned", from: 1000 },
     { field: "max", headerName: "Max", width: 90, valueFormatter: number, type: "rightAligned", from: 900 },
