@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # tests and examples start many processes, which would compile every package anew without byte code
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-floors test-slow test-extras test-peers test-trl test-transformers test-checkpoint fuzz chaos \
+.PHONY: demo test test-browser test-floors test-slow test-extras test-peers test-trl test-transformers test-checkpoint fuzz chaos \
 	mutation coverage lint format docs benchmark fidelity real-checkpoint all-blocks predictions
 
 demo: $(VENV)/installed-demo
@@ -24,6 +24,10 @@ demo: $(VENV)/installed-demo
 
 test: $(VENV)/installed lint
 	$(PYTEST) tests
+
+# the explorer in Debian's chromium; a short part of it is in `make test`
+test-browser: $(VENV)/installed
+	$(BIN)/pytest tests/explorer/browser -m ""
 
 # the core once more, with the oldest versions that the project supports
 test-floors: $(FLOORS_VENV)/installed

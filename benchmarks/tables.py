@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.common import records
+from benchmarks.explorer import tables as explorer
 from benchmarks.interop import client_tables
 from benchmarks.interop import tables as interop
 from benchmarks.reliability import tables as reliability
@@ -67,6 +68,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     **reliability.TABLES,
     **interop.TABLES,
     **client_tables.TABLES,
+    **explorer.TABLES,
 }
 
 

@@ -24,10 +24,10 @@ def push(
         str | None, typer.Option(help="Hub id of the model that was converted, for the card.")
     ] = None,
     with_explorer: Annotated[
-        bool, typer.Option("--with-explorer", help="Also put the static explorer into the repository, as explorer/.")
+        bool, typer.Option("--with-explorer", help="Add the static explorer to the repository, as explorer/.")
     ] = False,
     explorer_space: Annotated[
-        str | None, typer.Option(help="Also put the static explorer into this static Space, owner/name.")
+        str | None, typer.Option(help="Put the static explorer into this static Space, owner/name.")
     ] = None,
     evaluation: EvaluationFolder = None,
 ) -> None:

@@ -116,7 +116,7 @@ def _few(column: pa.ChunkedArray) -> list[str]:
 
 
 def _texts(activations: np.ndarray) -> np.ndarray:
-    """Returns numbers as JSON. Most are 0."""
+    """Returns numbers as JSON. Most are 0; so are those that are not finite, which only a damaged atlas has."""
     written = np.full(len(activations), "0", object)
     there = np.flatnonzero((activations != 0) & np.isfinite(activations))
     written[there] = list(map(repr, rounded(activations[there]).tolist()))

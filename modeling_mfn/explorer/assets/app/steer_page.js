@@ -1,0 +1,3 @@
+"use strict";
+
+MFN.pages.steer = () => MFN.html`<${MFN.Heading} title="Steer" /><${MFN.NeedsServer} what="Steer" />`;

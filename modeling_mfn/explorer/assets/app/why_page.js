@@ -1,0 +1,3 @@
+"use strict";
+
+MFN.pages.why = () => MFN.html`<${MFN.Heading} title="Why" /><${MFN.NeedsServer} what="Why" />`;
