@@ -3,8 +3,8 @@
     python -m benchmarks.explorer.pictures [MODEL] [--feature L16/123]
 
 starts `mfn explore` on a model, by default that of `benchmarks.explorer.model`, drives Debian's Chromium through it and
-writes docs/images/explorer-*.png and docs/images/explorer.gif. With `--review FOLDER`, every page is pictured at three
-widths in both modes instead, for looking at.
+writes docs/images/explorer-*.png and docs/images/explorer.gif. With `--review FOLDER`, whole pages at three widths in
+both modes are written there, for looking at.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ RECORDED = {"width": 960, "height": 640}
 WIDTHS = (360, 1280, 2560)
 MODES = ("light", "dark")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+COLUMN, GAP, GREY = 420, 8, (128, 128, 128)
+"""Width of a picture among others, space between them, and its colour."""
 MAX_COLOURS = 64
 PROMPT = "The king is dead, and the"
 TIMES_TYPICAL = 4
@@ -138,22 +140,48 @@ def recording(browser: Any, pages: dict[str, str]) -> None:
     print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB", flush=True)
 
 
-def for_review(browser: Any, pages: dict[str, str], folder: Path) -> None:
-    """Writes whole pages at three widths in both modes."""
-    folder.mkdir(parents=True, exist_ok=True)
+def at_all_widths(browser: Any, pages: dict[str, str], folder: Path | None) -> None:
+    """Writes a picture per mode of all pages in windows of three widths, and the pages themselves into a folder."""
     for mode in MODES:
+        rows = []
         for width in WIDTHS:
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=mode, bypass_csp=True)
-            for name, rest in pages.items():
-                visit(page, rest)
-                page.screenshot(path=folder / f"{name}-{width}-{mode}.png", full_page=True)
+            row = []
+            for name, address in pages.items():
+                visit(page, address)
+                row.append(small(page.screenshot()).convert("RGB"))
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    page.screenshot(path=folder / f"{name}-{width}-{mode}.png", full_page=True)
             page.close()
+            rows.append(row)
+        file = IMAGES / f"explorer-widths-{mode}.png"
+        side_by_side(rows).quantize(MAX_COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+        print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def side_by_side(rows: list[list[Image.Image]]) -> Image.Image:
+    """One picture of all pictures: a column per page, a row per width of the window."""
+    whole = Image.new("RGB", (len(rows[0]) * (COLUMN + GAP), sum(height_in_column(row[0]) + GAP for row in rows)), GREY)
+    top = 0
+    for row in rows:
+        for place, picture in enumerate(row):
+            height = height_in_column(picture)
+            fitted = picture.resize((height * picture.width // picture.height, height), Image.Resampling.LANCZOS)
+            whole.paste(fitted, (place * (COLUMN + GAP), top))
+        top += height_in_column(row[0]) + GAP
+    return whole
+
+
+def height_in_column(picture: Image.Image) -> int:
+    """Height at which a picture fits into a column."""
+    return min(COLUMN * picture.height // picture.width, COLUMN)
 
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of an MFN model with an atlas.")] = None,
     feature: Annotated[str | None, typer.Option(help="Feature to show. Default: that of the best label.")] = None,
-    review: Annotated[Path | None, typer.Option(help="Folder for pictures of all widths.")] = None,
+    review: Annotated[Path | None, typer.Option(help="Folder for whole pages at all widths.")] = None,
 ) -> None:
     """Makes the pictures."""
     folder = model or cache_folder() / "explorer" / NAME
@@ -163,11 +191,9 @@ def main(
     with explorer(folder) as address, sync_playwright() as playwright:
         pages = {name: f"{address}/{of}" for name, of in rest.items()}
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        if review is not None:
-            for_review(browser, pages, review)
-        else:
-            of_documents(browser, pages)
-            recording(browser, pages)
+        of_documents(browser, pages)
+        recording(browser, pages)
+        at_all_widths(browser, pages, review)
         browser.close()
 
 

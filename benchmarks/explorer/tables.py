@@ -41,6 +41,16 @@ def explorer_times() -> Iterator[list[str]]:
     yield ["load of the machine meanwhile, of 2 cores", *(f"{of['load']:.1f}" for of in sizes.values())]
 
 
+def explorer_server() -> Iterator[list[str]]:
+    """Memory of the server, and time of its answers."""
+    found = records.result("explorer/server")
+    yield ["figure", "value"]
+    yield ["weights of the model", f"{found['parameters_mb']:,.0f} MB"]
+    yield from ([f"resident memory {when}", f"{size:,.0f} MB"] for when, size in found["resident_mb"].items())
+    yield from ([f"{name}, median", f"{seconds:.2f} s"] for name, seconds in found["median_seconds"].items())
+    yield ["load of the machine meanwhile, of 2 cores", f"{found['load_average'][0]:.1f}"]
+
+
 def _sizes() -> dict[int, Any]:
     """Number of features -> what was measured, the smallest first."""
     measured = records.result("explorer/sizes")["sizes"]
@@ -50,4 +60,5 @@ def _sizes() -> dict[int, Any]:
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "explorer-sizes": explorer_sizes,
     "explorer-times": explorer_times,
+    "explorer-server": explorer_server,
 }
