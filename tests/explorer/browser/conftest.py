@@ -49,7 +49,7 @@ def open_page(chromium):
         page.on(
             "request", lambda request: request.url.startswith(at_home) or problems.append(f"request: {request.url}")
         )
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(120_000)  # behaviour is tested, not the speed of a busy machine
         page.goto(address)
         return page
 

@@ -94,7 +94,7 @@ def feature(layer: int, index: int, features: int, texts: list[str], page: bool)
         "status": "dead" if dead else "active",
         "firing_count": round(rate * 2_000_000),
         "firing_rate": rate,
-        "source_counts": {"stories": round(rate * 1_500_000), "code": round(rate * 500_000)},
+        "source_counts": [round(rate * 1_500_000), round(rate * 500_000)],
         "mean_activation": None if dead else top / 3,
         "max_activation": None if dead else top,
         "histogram": [] if dead else [[50 + n, round(1e4 * math.exp(-((n - 9) ** 2) / 30))] for n in range(20)],
@@ -115,7 +115,6 @@ def hostile(record: dict[str, Any], text: str) -> None:
     record["labels"] = [{"feature": record["feature"], "label": text, "source": text, "score": 0.5, "auroc": 0.9}]
     record["promoted"] = [[text, 1.0], *record["promoted"]]
     record["suppressed"] = [[text, -1.0], *record["suppressed"]]
-    record["source_counts"] = {text: 5, **record["source_counts"]}
     for each in record["examples"]:
         each["source"] = text
         each["tokens"][each["offset"]] = text
@@ -208,7 +207,7 @@ def write_hand_made_site(
         "k": 32,
         "alpha": 1.0,
         "codes": "update",
-        "data": {**data, "sources": [{"name": each, "tokens": 1_000_000} for each in SOURCES]},
+        "data": {**data, "sources": [{"name": each, "tokens": 1_000_000} for each in (texts or SOURCES)[:2]]},
         "histogram_edges": [2 ** ((edge - 80) / 8) for edge in range(113)],
         "chunk": CHUNK,
         "index_parts": len(parts),

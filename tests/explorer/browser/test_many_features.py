@@ -1,5 +1,6 @@
 """A list of 100,000 features in a real browser: rows in the document stay few, and times are printed."""
 
+import re
 import time
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_hundred_thousand_features_scroll(open_page, large_site, capsys):
     assert max(scrolled["rows"]) < 150
     start = time.perf_counter()
     page.get_by_label("Search").fill("rulers L6/99")
-    page.wait_for_function("!document.querySelector('.hits [role=status]').textContent.startsWith('100,000')")
+    page.locator(".hits [role=status]", has_text=re.compile(r"^(?!100,000)[0-9,]+ of")).wait_for()
     searched = time.perf_counter() - start
     names = page.locator(".ag-row [col-id=name]").all_inner_texts()
     assert names

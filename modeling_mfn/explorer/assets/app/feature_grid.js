@@ -32,7 +32,7 @@
     { field: "label_source", headerName: "Source", width: 110, valueFormatter: words, from: 1100 },
     { field: "score", headerName: "Score", width: 90, valueFormatter: number, type: "rightAligned", from: 1250 },
     { field: "auroc", headerName: "AUROC", width: 95, valueFormatter: number, type: "rightAligned", from: 700 },
-    { field: "rate", headerName: "Firing rate", width: 110, valueFormatter: ({ value }) => MFN.percent(value), type: "rightAligned" },
+    { field: "rate", headerName: "Firing rate", width: 130, valueFormatter: ({ value }) => MFN.percent(value), type: "rightAligned" },
     { field: "mean", headerName: "Mean", width: 90, valueFormatter: number, type: "rightAligned", from: 1000 },
     { field: "max", headerName: "Max", width: 90, valueFormatter: number, type: "rightAligned", from: 900 },
     { field: "fires_on", headerName: "Fires on", minWidth: 150, flex: 2, valueFormatter: tokens, cellClass: "mono", from: 560 },

@@ -53,8 +53,8 @@
     </div>`;
 
   MFN.pages.feature = ({ params: { name } }) => {
-    const own = MFN.useOwnLabels();
-    const state = MFN.useLoaded(() => MFN.store.feature(name), [name]);
+    MFN.useOwnLabels();
+    const state = MFN.useLoaded(() => MFN.store.record(name), [name]);
     const [[, previous], [, next]] = neighbours(name);
     MFN.useKeys((key) => {
       const to = { j: next, k: previous }[key];
@@ -62,7 +62,7 @@
       return Boolean(to);
     });
     const known = state.value?.feature === name ? state.value : null;
-    const record = known && { ...known, labels: MFN.ownLabels.merged(name, known.labels, own) };
+    const record = known && { ...known, labels: MFN.ownLabels.merged(name, known.labels) };
     const label = record?.labels[0]?.label;
     return html`<div class="feature-head">
         <${MFN.Heading} title=${MFN.visible(name)}><span class="feature-name">${MFN.visible(name)}</span>${" "}

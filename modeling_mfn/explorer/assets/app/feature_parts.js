@@ -20,15 +20,14 @@
 
   // Rates in each source of text. A bar is relative to the source with the highest rate.
   const BySource = ({ record }) => {
-    const counts = Object.entries(record.source_counts ?? {});
-    if (counts.length < 2) return null;
-    const tokens = new Map((MFN.store.site.data?.sources ?? []).map((each) => [each.name, each.tokens]));
-    const rates = counts.map(([name, count]) => [name, tokens.get(name) ? count / tokens.get(name) : null, count]);
-    const most = Math.max(...rates.map(([, rate]) => rate ?? 0));
+    const sources = MFN.store.site.data?.sources ?? []; // in the order of the counts
+    if (sources.length < 2 || !record.source_counts) return null;
+    const rates = sources.map(({ name, tokens }, at) => [name, record.source_counts[at] / tokens, record.source_counts[at]]);
+    const most = Math.max(...rates.map(([, rate]) => rate));
     return html`<h3>By source of the text</h3><ul class="bars">
       ${rates.map(([name, rate, count]) => html`<li key=${name} title=${`${MFN.number(count)} firings`}>
-        <bdi class="bar-name">${MFN.visible(name)}</bdi><${Bar} share=${most ? (rate ?? 0) / most : 0} />
-        <span class="number">${rate === null ? MFN.number(count) : MFN.percent(rate)}</span></li>`)}
+        <bdi class="bar-name">${MFN.visible(name)}</bdi><${Bar} share=${most ? rate / most : 0} />
+        <span class="number">${MFN.percent(rate)}</span></li>`)}
     </ul>`;
   };
 

@@ -48,8 +48,10 @@
     const { curves = {}, arguments: settings, figures, ...others } = training;
     const plain = Object.entries(others).filter(([, value]) => value !== null && typeof value !== "object");
     return html`<${Panel} title="Training">
-      ${plain.length > 0 && html`<${Facts} facts=${plain} />`}
-      ${figures && html`<h3>At the end</h3><${Facts} facts=${Object.entries(figures)} />`}
+      <div class="two">
+        ${plain.length > 0 && html`<div><h3>Run</h3><${Facts} facts=${plain} /></div>`}
+        ${figures && html`<div><h3>At the end</h3><${Facts} facts=${Object.entries(figures)} /></div>`}
+      </div>
       ${Object.keys(curves).length > 0 && html`<h3>Curves</h3><div class="curves">
         ${Object.entries(curves).map(([name, points]) => html`<${Curve} key=${name} name=${name} points=${points} />`)}</div>`}
       ${settings && html`<details><summary>Settings</summary><${Facts} facts=${Object.entries(settings)} /></details>`}<//>`;
@@ -88,10 +90,10 @@
     <div class="stack">
       ${model.fidelity && html`<${Fidelity} rows=${model.fidelity} />`}
       ${model.verdicts && html`<${Panel} title="Predictions of the paper"><ul class="verdicts">${model.verdicts.map((each, at) => html`<${Verdict} key=${at} verdict=${each} />`)}</ul><//>`}
-      ${model.training ? html`<${Training} training=${model.training} />` : html`<${Panel} title="Training"><p class="faint">The model has no training record.</p><//>`}
       ${Object.keys(model.presets ?? {}).length > 0 && html`<${Presets} presets=${model.presets} />`}
       ${!model.fidelity && !model.verdicts && html`<${Panel} title="Measures"><p class="faint">Nothing is measured yet. <code>mfn evaluate</code> measures fidelity and the paper's predictions.</p><//>`}
-    </div></div>`;
+    </div></div>
+    ${model.training ? html`<${Training} training=${model.training} />` : html`<${Panel} title="Training"><p class="faint">The model has no training record.</p><//>`}`;
 
   MFN.pages.model = () => {
     const state = MFN.useLoaded(() => MFN.store.model(), []);

@@ -53,6 +53,9 @@
     return html`<span ...${common}>${shown}</span>`;
   };
 
+  const LONGEST = 120; // characters of a label in a list
+  const shortened = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text);
+
   // The name of a feature, with its label, as a link to its page.
   MFN.FeatureLink = ({ name, label }) => {
     const [known, setKnown] = useState(label);
@@ -65,7 +68,7 @@
       };
     }, [name, label]);
     return html`<a class="feature-link" href=${MFN.link("feature", { name })}>
-      <span class="feature-name">${name}</span>${known && html` <bdi class="feature-label">${MFN.visible(known)}</bdi>`}
+      <span class="feature-name">${name}</span>${known && html` <bdi class="feature-label">${shortened(MFN.visible(known))}</bdi>`}
     </a>`;
   };
 

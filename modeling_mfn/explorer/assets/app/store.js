@@ -73,15 +73,22 @@
     return promise;
   };
 
-  const feature = async (name) => {
+  // A feature as the atlas has it.
+  const record = async (name) => {
     const parts = /^L(\d+)\/(\d+)$/.exec(name);
     const layer = parts && MFN.store.site.layers.find((each) => each.layer === Number(parts[1]));
     if (!layer || Number(parts[2]) >= layer.features) throw new Error(`There is no feature ${MFN.visible(name)} in this model.`);
     const records = await chunk(`features/L${layer.layer}/${Math.floor(Number(parts[2]) / MFN.store.site.chunk)}`);
-    const record = records.find((each) => each.feature === name);
-    if (!record) throw new Error(`The data of this explorer has no feature ${name}.`);
-    return { ...record, labels: MFN.ownLabels.merged(name, record.labels) };
+    const found = records.find((each) => each.feature === name);
+    if (!found) throw new Error(`The data of this explorer has no feature ${name}.`);
+    return found;
   };
 
-  MFN.store = { site: null, index, feature, model: () => load("model") };
+  // The same with the person's own label.
+  const feature = async (name) => {
+    const found = await record(name);
+    return { ...found, labels: MFN.ownLabels.merged(name, found.labels) };
+  };
+
+  MFN.store = { site: null, index, record, feature, model: () => load("model") };
 })();
