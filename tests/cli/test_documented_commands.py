@@ -15,7 +15,9 @@ from test_cli import run
 from tokenizers_for_tests import VERSE, as_they_come
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM
+from modeling_mfn.explorer.server import app
 from modeling_mfn.hub import push as hub
+from modeling_mfn.hub import push_explorer
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "docs" / "get_started" / "quickstart.md"
@@ -94,8 +96,12 @@ def prepared(workspace, tmp_path, monkeypatch):
     trained = MFNForCausalLM.from_pretrained("gpt2-mfn-trained")
     trained.save_preset("calm", {"L5/1": {"kind": "ablate"}})
     trained.save_pretrained("gpt2-mfn-trained")
-    for name in ("MODEL", "FOLDER", "gpt2-mfn-seed-1"):
+    for name in ("MODEL", "FOLDER", "gpt2-mfn-seed-1", "me/gpt2-mfn"):
         shutil.copytree("gpt2-mfn-trained", name)
+    shutil.copytree("gpt2-mfn-trained/features", "my-atlas/features")
+    monkeypatch.setattr(app, "run_explorer", lambda *parts, **options: None)  # a server would not end
+    monkeypatch.setattr(push_explorer, "push_explorer", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
+    monkeypatch.setattr(push_explorer, "push_space", lambda *given, **options: given[1])
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
@@ -103,6 +109,8 @@ def test_the_commands_of_a_page_run(page, prepared):
     for arguments in commands(page):
         if arguments[0] in ("convert", "train", "unwrap"):
             shutil.rmtree(arguments[2], ignore_errors=True)
+        if "--static" in arguments:
+            shutil.rmtree("site", ignore_errors=True)
         if arguments[0] == "atlas" and "--labels" not in arguments:
             shutil.rmtree(Path(arguments[1], "features"), ignore_errors=True)
         run_smaller(arguments)
