@@ -94,6 +94,7 @@
       defaultColDef: { sortable: true, resizable: true, suppressHeaderMenuButton: true, suppressMovable: true },
       sortingOrder: ["desc", "asc", null],
       animateRows: false,
+      rowBuffer: 4,
       ensureDomOrder: true,
       suppressNoRowsOverlay: true,
       isExternalFilterPresent: () => true,
