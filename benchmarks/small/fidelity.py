@@ -133,6 +133,8 @@ CODING_LONG: dict[str, dict[str, Any]] = {
     **{f"{name}-k-16": CODING[name] | {"k": 16} for name in ("update", "pursuit-4-from-dense")},
 }
 """The same on the long budget."""
+CODING_LONG_K_16 = {"pursuit-4-from-dense-k-16": CODING_LONG["pursuit-4-from-dense-k-16"]}
+"""A run of `CODING_LONG` next to a dense model of its own, because it was made on another machine."""
 NOISE: dict[str, dict[str, Any]] = {
     f"{name}-seed-{seed}": settings | {"seed": seed}
     for seed in (1, 2)
@@ -307,7 +309,11 @@ def runs() -> dict[str, Run]:
         for group, changes in groups[family].items():
             add(family, group, changes, SHORT_TOKENS)
     for family in small_models.FAMILIES:
-        for group, changes, more in (("main", MAIN, {"by_layer": True}), ("coding-long", CODING_LONG, {})):
+        for group, changes, more in (
+            ("main", MAIN, {"by_layer": True}),
+            ("coding-long", CODING_LONG, {}),
+            ("coding-long-k-16", CODING_LONG_K_16, {}),
+        ):
             table[f"{family}/{group}/dense"] = partial(run_dense, family, MAIN_TOKENS)
             add(family, group, changes, MAIN_TOKENS, **more)
     return table
