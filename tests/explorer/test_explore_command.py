@@ -10,7 +10,7 @@ from features_folder import label, write_features
 from unpacked import plain, unpacked
 
 from modeling_mfn.cli.main import main
-from modeling_mfn.explorer import server
+from modeling_mfn.explorer.server import app as server
 from modeling_mfn.explorer.site_data import write as site_module
 
 
