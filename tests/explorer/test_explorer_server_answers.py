@@ -141,7 +141,7 @@ def test_a_text_can_end_early(client, monkeypatch):
     first = generated({}, new=1)[0]
     monkeypatch.setattr(made()[0].generation_config, "eos_token_id", first)
     ends = [event for event in events(client, prompt="we go") if event.get("end")]
-    assert ends[0] == {"stream": "plain", "end": True, "reason": "end of text"}
+    assert {"stream": "plain", "end": True, "reason": "end of text"} in ends
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def clients(tmp_path_factory):
         loaded = ("cli.main", "features.atlas", "hub.push")
         context.set_forkserver_preload([f"modeling_mfn.{module}" for module in loaded])
         yield Clients(hub, home, context, tmp_path_factory.mktemp("output"))
+        forkserver._forkserver._stop()  # the next module has another Hub
 
 
 class Clients:
