@@ -4,16 +4,10 @@ import shutil
 
 import pytest
 
+from benchmarks.explorer.load_times import FLAGS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 """Names of the browser on different systems."""
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")

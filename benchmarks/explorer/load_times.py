@@ -1,4 +1,4 @@
-"""Times until the explorer's pages can be used, in Debian's chromium, from disk."""
+"""Debian's chromium, and times until the explorer's pages can be used in it, from disk."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ new MutationObserver(() => {
 FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 SCROLL = """async () => {
     const body = document.querySelector(".ag-viewport, .ag-body-viewport, .ag-grid-viewport");
-    const times = [];
+    const times = [], rows = [];
     let last = performance.now();
     for (let step = 0; step < 120; step += 1) {
         body.scrollTop = (body.scrollHeight - body.clientHeight) * ((step * 37) % 120) / 119;
         await new Promise(requestAnimationFrame);
         times.push(performance.now() - last);
         last = performance.now();
+        rows.push(document.querySelectorAll(".ag-row").length);
     }
-    return times;
+    return {times, rows};
 }"""
-"""Scrolls to 120 places all over the list, and returns the time of each frame."""
+"""Scrolls to 120 places all over the list; returns the time of each frame, and the rows in the document after it."""
 
 
 def load_times(site: Path, feature: str, rounds: int) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def load_times(site: Path, feature: str, rounds: int) -> dict[str, Any]:
         time of the page's process less than times by the clock.
     """
     found: dict[str, Any] = {}
-    with _browser() as browser:
+    with chromium() as browser:
         for name, (address, selector) in PAGES.items():
             opened = f"{(site / 'index.html').as_uri()}{address.format(feature=feature)}"
             runs = [_open(browser, opened, selector) for _ in range(rounds)]
@@ -61,7 +62,8 @@ def load_times(site: Path, feature: str, rounds: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _browser() -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
+    """Browser without a window, until the end of the context."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:
@@ -93,9 +95,9 @@ def _open(browser: Any, address: str, selector: str) -> dict[str, float]:
 
 def _scroll(browser: Any, address: str) -> dict[str, float]:
     with _page(browser, address, PAGES["list"][1]) as page:
-        times = sorted(page.evaluate(SCROLL))
+        times = sorted(page.evaluate(SCROLL)["times"])
     shares = {"median_ms": 0.5, "95_percent_ms": 0.95, "longest_ms": 1.0}
     return {name: round(times[int(share * (len(times) - 1))], 1) for name, share in shares.items()}
 
 
-__all__ = ["load_times"]
+__all__ = ["FLAGS", "SCROLL", "chromium", "load_times"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ from urllib.parse import quote
 
 import typer
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from benchmarks.common import records
+from benchmarks.explorer.load_times import chromium
 from benchmarks.explorer.model import NAME
 from modeling_mfn import FeatureAtlas
 from modeling_mfn.demo.assets import cache_folder
@@ -34,7 +34,6 @@ SIZE = {"width": 1280, "height": 860}
 RECORDED = {"width": 960, "height": 640}
 WIDTHS = (360, 1280, 2560)
 MODES = ("light", "dark")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 COLUMN, GAP, GREY = 420, 8, (128, 128, 128)
 """Width of a picture among others, space between them, and its colour."""
 MAX_COLOURS = 64
@@ -188,13 +187,11 @@ def main(
     atlas = FeatureAtlas.from_pretrained(folder)
     shown = feature or best_feature(atlas)
     rest = addresses(shown, atlas.row(shown)["mean_activation"])
-    with explorer(folder) as address, sync_playwright() as playwright:
+    with explorer(folder) as address, chromium() as browser:
         pages = {name: f"{address}/{of}" for name, of in rest.items()}
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         of_documents(browser, pages)
         recording(browser, pages)
         at_all_widths(browser, pages, review)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ CODING_LONG: dict[str, dict[str, Any]] = {
     **{f"{name}-k-16": CODING[name] | {"k": 16} for name in ("update", "pursuit-4-from-dense")},
 }
 """The same on the long budget."""
-CODING_LONG_K_16 = {"pursuit-4-from-dense-k-16": CODING_LONG["pursuit-4-from-dense-k-16"]}
-"""A run of `CODING_LONG` next to a dense model of its own, because it was made on another machine."""
+OTHER_MACHINE = ("pursuit-4-from-dense-k-16",)
+"""Runs of `CODING_LONG` that GPT-2 has in a group of their own, next to a dense model of the same machine."""
 NOISE: dict[str, dict[str, Any]] = {
     f"{name}-seed-{seed}": settings | {"seed": seed}
     for seed in (1, 2)
@@ -309,13 +309,14 @@ def runs() -> dict[str, Run]:
         for group, changes in groups[family].items():
             add(family, group, changes, SHORT_TOKENS)
     for family in small_models.FAMILIES:
-        for group, changes, more in (
-            ("main", MAIN, {"by_layer": True}),
-            ("coding-long", CODING_LONG, {}),
-            ("coding-long-k-16", CODING_LONG_K_16, {}),
-        ):
+        long = {"main": MAIN, "coding-long": CODING_LONG}
+        if family == "gpt2":
+            apart = {name: CODING_LONG[name] for name in OTHER_MACHINE}
+            rest = {name: of for name, of in CODING_LONG.items() if name not in apart}
+            long |= {"coding-long": rest, "coding-long-k-16": apart}
+        for group, changes in long.items():
             table[f"{family}/{group}/dense"] = partial(run_dense, family, MAIN_TOKENS)
-            add(family, group, changes, MAIN_TOKENS, **more)
+            add(family, group, changes, MAIN_TOKENS, **({"by_layer": True} if group == "main" else {}))
     return table
 
 

@@ -6,21 +6,10 @@ import time
 import pytest
 from hand_made_site import write_hand_made_site
 
+from benchmarks.explorer.load_times import SCROLL
+
 pytestmark = pytest.mark.browser
 FEATURES = 100_000
-SCROLL = """async () => {
-    const body = document.querySelector(".ag-viewport, .ag-body-viewport, .ag-grid-viewport");
-    const times = [], rows = [], blanks = [];
-    let last = performance.now();
-    for (let step = 0; step < 120; step += 1) {
-        body.scrollTop = (body.scrollHeight - body.clientHeight) * ((step * 37) % 120) / 119;
-        await new Promise(requestAnimationFrame);
-        times.push(performance.now() - last);
-        last = performance.now();
-        rows.push(document.querySelectorAll(".ag-row").length);
-    }
-    return {times, rows};
-}"""
 
 
 @pytest.fixture(scope="module")
