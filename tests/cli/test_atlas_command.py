@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from atlas_data import HOSTILE
+from command_line import run
 from conftest import LLAMA, make_mfn
 from datasets import Dataset
 from rich.console import Console
-from test_cli import run
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from conftest import make_base, make_mfn
 from fresh_process import Forked
 from safetensors import SafetensorError
@@ -34,15 +35,6 @@ def folder(tmp_path):
     text = " ".join(f"w{3 + (7 * i + i * i) % 90}" for i in range(2000))
     (tmp_path / "text.txt").write_text(text)
     return tmp_path
-
-
-def run(*arguments):
-    """Runs a command and returns its exit code, 0 if it just returns."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as leaving:
-        return leaving.code or 0
-    return 0
 
 
 def converted(folder, *options):

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from command_line import run
 from conftest import make_base
 from prose import FENCED
-from test_cli import run
 from tokenizers_for_tests import VERSE, as_they_come
 
 from modeling_mfn import FeatureAtlas, MFNForCausalLM

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
+from command_line import run
 from conftest import make_base, make_mfn
-from test_cli import run
 from tokenizers_for_tests import VERSE, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from command_line import run
 from conftest import make_base, make_mfn, tokens
-from test_cli import folder, run  # noqa: F401
+from test_cli import folder  # noqa: F401
 from transformers import AutoModelForCausalLM
 
 from modeling_mfn import MFNForCausalLM

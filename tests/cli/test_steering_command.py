@@ -7,8 +7,8 @@ import shutil
 import planted
 import pytest
 import torch
+from command_line import run
 from conftest import make_base, make_mfn
-from test_cli import run
 from tokenizers import Tokenizer, processors
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from command_line import run
 from conftest import make_base
-from test_cli import converted, folder, run  # noqa: F401
+from test_cli import converted, folder  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM, MFNTrainingArguments

@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+from command_line import run
 from conftest import make_base, make_mfn
-from test_cli import folder, run  # noqa: F401
+from test_cli import folder  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 from atlas_data import word_tokenizer
+from command_line import run
 from conftest import make_base, make_mfn
 from features_folder import label, write_features
 from unpacked import plain, unpacked
 
-from modeling_mfn.cli.main import main
 from modeling_mfn.explorer.server import app as server
 from modeling_mfn.explorer.site_data import write as site_module
 
@@ -25,14 +25,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
-
-
-def run(*arguments):
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as leaving:
-        return leaving.code or 0
-    return 0
 
 
 def files(folder):
