@@ -69,20 +69,16 @@
     const grid = useRef(null);
     const [focus, setFocus] = useState({ row, at: token });
     const [told, setTold] = useState(null);
-    const wants = useRef(false);
     useEffect(() => setFocus({ row, at: token }), [row, token, cells]);
-    useEffect(() => {
-      if (wants.current) grid.current.querySelector('[tabindex="0"]')?.focus();
-      wants.current = false;
-    }, [focus]);
     const names = useMemo(() => tokens, [cells]);
     const onKeyDown = (event) => {
       const place = placeOf(event);
       if (!place) return;
       const next = moved(event.key, event.ctrlKey, place, cells.length, tokens.length);
       if (next) {
-        wants.current = true;
         setFocus(next);
+        // at once: the next key may come before the next drawing
+        grid.current.querySelector(`[data-row="${next.row}"][data-at="${next.at}"]`).focus();
       } else if (event.key === "Enter" || event.key === " ") onPick(place.at, place.row);
       else return;
       event.preventDefault();

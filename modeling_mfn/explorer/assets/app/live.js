@@ -90,7 +90,8 @@
     const list = useRef(null);
     const move = (event) => {
       const places = { Home: 0, End: tokens.length - 1 };
-      const next = event.key in KEYS ? chosen + KEYS[event.key] : places[event.key];
+      const at = [...list.current.children].indexOf(event.target); // `chosen` may be one key behind
+      const next = event.key in KEYS ? at + KEYS[event.key] : places[event.key];
       if (next === undefined) return;
       event.preventDefault();
       const place = Math.min(Math.max(next, 0), tokens.length - 1);
