@@ -7,7 +7,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # MKL's fastest products round differently for different memory alignments, so that equal runs would differ
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
+import gc
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -33,6 +35,27 @@ BASES = {
     "gpt2-tied": (GPT2LMHeadModel, GPT2Config, GPT2 | {"tie_word_embeddings": True}),
     "gpt2-untied": (GPT2LMHeadModel, GPT2Config, GPT2 | {"tie_word_embeddings": False}),
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Makes half of the cases of each test that is marked `halved` slow: of each pair one, of four the middle ones.
+
+    So each value of both parameters stays in the short run, where one of them is the family.
+    """
+    seen = Counter()
+    for item in items:
+        if item.get_closest_marker("halved"):
+            test = item.location[0], item.originalname
+            if seen[test].bit_count() % 2:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
+
+
+def pytest_collection_finish():
+    """Keeps what the test files imported out of garbage collections: Trainer makes one before each training."""
+    gc.collect()
+    gc.freeze()
 
 
 def make_base(name, **settings):

@@ -111,6 +111,7 @@ for thread in threads:
 """
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize(
     "first",
     [

@@ -46,6 +46,7 @@ SIZES = {
 }
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("family", SIZES)
 def test_the_quickstart_runs_on_any_model_without_a_network(tmp_path, monkeypatch, family):
     """A tiny base gives other outputs of the same form. Its tokenizer has no token for padding."""

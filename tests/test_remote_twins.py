@@ -43,6 +43,7 @@ assert torch.equal(again.lm_head.weight, own.lm_head.weight)
 """
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("base", ["llama-tied", "gpt2-tied"])
 def test_a_model_of_remote_code_is_trained_and_described_like_our_own(base, tmp_path):
     make_mfn(make_base(base), alpha=0.0, k=6, codes="update").save_pretrained(tmp_path / "model")

@@ -188,6 +188,7 @@ def _run_pytest(tests: Sequence[str], plugin: Any) -> str:
 def functions_of(file: str) -> list[FunctionType]:
     """Returns all functions of an imported module, methods and decorated ones included."""
     path = str(Path(file).resolve())
+    gc.unfreeze()  # frozen objects are not listed
     return [each for each in gc.get_objects() if type(each) is FunctionType and each.__code__.co_filename == path]
 
 

@@ -28,6 +28,7 @@ def study(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_saved_models_and_lost_nats_their_differences(study):
     held_out, found = study.windows["held_out"], {name: study.result(f"evaluate/{name}") for name in all_blocks.METHODS}
     for name in ("base", "dense"):

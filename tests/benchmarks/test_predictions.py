@@ -58,6 +58,7 @@ def data(tmp_path, monkeypatch):
     return data
 
 
+@pytest.mark.slow
 def test_every_subject_learns_from_the_same_tokens_and_is_kept(study, data, tmp_path, monkeypatch):
     found, alone, learn_from_cache = [], [], recipes.fidelity.learn_from_cache
     read_by_saes, post_hoc_sae = [], baselines.post_hoc_sae
@@ -310,6 +311,7 @@ def test_a_whitened_reconstruction_weighs_all_directions_alike(study, data, tmp_
     assert found[0] / found[1] == pytest.approx(shares[0] / shares[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_features_that_learn_from_other_domains_do_so_without_labels(study, data, tmp_path):
     """Compares text and weights of the remedies `other-text` and `realigned` with what they are made from."""
     models, found = predictions.StudyModels(study), {}
@@ -396,6 +398,7 @@ def wait_or_fail(family, told):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_familys_failure_is_told_while_the_other_goes_on(tmp_path):
     found = predictions.failures(partial(wait_or_fail, told=tmp_path / "told"), ["llama", "gpt2"], processes=2)
     family, error = next(found)

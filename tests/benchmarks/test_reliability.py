@@ -80,6 +80,7 @@ print(mutated_runs.run_imported(file, wrong, tests, 10).name)
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_module_is_killed_and_an_endless_one_stopped():
     """Processes are forked from one that has not imported the package."""
     command = [sys.executable, "-c", MUTATED]

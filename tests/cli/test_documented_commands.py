@@ -52,6 +52,12 @@ GUIDES = [
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("g*/*.md")))
     if page != QUICKSTART and any(commands(page))
 ]
+FAMILY_AND_PAGE = [
+    pytest.param(family, page, id=f"{family}-{page.stem}", marks=[] if place % 2 == own else pytest.mark.slow)
+    for own, family in enumerate(SIZES)
+    for place, page in enumerate(GUIDES)
+]
+"""Every page runs with one family, and with the other in the slow tests."""
 
 
 def run_smaller(arguments):
@@ -59,7 +65,7 @@ def run_smaller(arguments):
     assert run(*line) == 0, shlex.join(line)
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module")
 def workspace(request, tmp_path_factory):
     """Folder with a base model and texts, in which the quickstart has been run from its first command to its last."""
     folder, shuffled = tmp_path_factory.mktemp(request.param), random.Random(0)
@@ -104,7 +110,7 @@ def prepared(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(push_explorer, "push_space", lambda *given, **options: given[1])
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(("workspace", "page"), FAMILY_AND_PAGE, indirect=["workspace"])
 def test_the_commands_of_a_page_run(page, prepared):
     for arguments in commands(page):
         if arguments[0] in ("convert", "train", "unwrap"):

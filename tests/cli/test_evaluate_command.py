@@ -8,11 +8,13 @@ import pytest
 import torch
 from command_line import run
 from conftest import make_base, make_mfn
+from matplotlib.figure import Figure
 from tokenizers_for_tests import VERSE, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_mfn import MFNForCausalLM
 from modeling_mfn.cli.evaluate import read_windows
+from modeling_mfn.evaluation import report
 from modeling_mfn.evaluation.study import PREDICTIONS
 from modeling_mfn.hub.card import model_card
 
@@ -46,6 +48,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def empty_figures(monkeypatch):
+    """Figures take as long as all measurements here; they have tests of their own."""
+    monkeypatch.setattr(report, "draw", lambda result: Figure())
+
+
 def command(folder, *more, texts=("court", "town")):
     given = [word for name in texts for word in ("--text", f"{name}={folder / name}.txt")]
     return ["evaluate", folder / "mfn-0", folder / "mfn-1", *given, "--window", 16, "--tokens", 1024, *more]
@@ -63,11 +71,11 @@ def test_all_five_are_measured_with_baselines_and_kept(folder, tmp_path, capsys,
     options += ["--concepts", folder / "more.json"]
     assert run(*command(folder, *options)) == 0
     printed = capsys.readouterr().out
-    report = (out / "report.md").read_text()
+    text = (out / "report.md").read_text()
     for name in PREDICTIONS:
         result = json.loads((out / f"{name}.json").read_text(), parse_constant=pytest.fail)
         assert name in printed
-        assert f"## {name}: " in report
+        assert f"## {name}: " in text
         assert result["outcome"] != "not measured" or "task" in result["reason"], result["reason"]
         assert result["settings"]["source"] == "court"
         assert (out / "figures" / f"{name}.svg").exists()
@@ -161,8 +169,8 @@ def test_what_was_measured_is_reported_though_another_prediction_fails(folder, t
     monkeypatch.setitem(PREDICTIONS, "P4", fail)
     options = [*baselines(folder, "court", "town"), "--output", tmp_path / "out"]
     assert run(*command(folder, "--predictions", "P1,P3,P4,P5", *options)) == 2
-    report = (tmp_path / "out" / "report.md").read_text()
-    assert [name for name in PREDICTIONS if f"## {name}: " in report] == ["P1", "P3"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert [name for name in PREDICTIONS if f"## {name}: " in text] == ["P1", "P3"]
 
 
 @pytest.mark.parametrize(

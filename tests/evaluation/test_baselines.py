@@ -68,6 +68,7 @@ def test_a_seed_and_a_cache(base, tmp_path):
         post_hoc_sae(base, train, cache=cache, num_features=64, k=4, layers=[1])
 
 
+@pytest.mark.halved
 def test_a_fine_tuned_sae_is_another_one_that_knows_the_new_domain(base):
     source, target, held_out = text(high=50), text(low=50), text(20, low=50, seed=1)
     sae = post_hoc_sae(base, source, epochs=4, **SIZE)

@@ -51,6 +51,7 @@ assert torch.equal(
 """
 
 
+@pytest.mark.halved
 def test_a_folder_that_is_only_loaded_is_steered(model, steered, tmp_path):
     model.config.active_preset = "calm"
     model.save_pretrained(tmp_path / "model")
@@ -98,6 +99,7 @@ def test_changes_of_preset_weights_and_alpha_count(model, steered):
         assert torch.equal(model(steered["ids"]).logits, pruned)
 
 
+@pytest.mark.halved
 def test_a_compiled_model_is_steered_once_the_preset_is_known(model, steered):
     model.config.active_preset = "calm"
     compiled = torch.compile(model, fullgraph=True, backend="eager")

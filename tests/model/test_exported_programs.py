@@ -18,6 +18,7 @@ def batch(rows, length):
     return {"input_ids": ids, "attention_mask": mask}
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("settings", SETTINGS, ids=["stream", "update"])
 def test_an_exported_model_takes_batches_of_any_size(family_base, settings):
     """The program has the interventions in force when it was exported, and those alone."""

@@ -74,6 +74,7 @@ def test_either_name_of_the_cache_goes_on_from_it(model):
         model(ids, cache=cache, past_key_values=model(ids, use_cache=True)[CACHE])
 
 
+@pytest.mark.halved
 def test_beam_search_and_seeded_sampling(model):
     settings = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "do_sample": False}
     beams = model.generate(**padded(ROWS), **settings)
@@ -185,6 +186,7 @@ def test_resizing_the_vocabulary(base):
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == base.config.tie_word_embeddings
 
 
+@pytest.mark.halved
 def test_compiled_in_one_graph(model):
     batch = tokens(2, 9)
     torch._dynamo.reset()
@@ -199,6 +201,7 @@ def test_compiled_in_one_graph(model):
         torch.testing.assert_close(ours.codes[2].to_dense(), plain.codes[2].to_dense(), atol=1e-10, rtol=0)
 
 
+@pytest.mark.halved
 def test_training_step_compiled_in_one_graph(model):
     batch = tokens(2, 9)
     torch._dynamo.reset()

@@ -52,6 +52,7 @@ WAYS = {
 }
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("way", WAYS)
 def test_an_offloaded_model_runs_as_in_memory(model, way, tmp_path):
     model.save_pretrained(tmp_path / "model")

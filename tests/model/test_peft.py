@@ -226,6 +226,7 @@ def test_an_adapter_loads_as_a_model(model, tmp_path):
     assert (loaded.config.alpha, loaded.config.k) == (0.6, 4)
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize(
     "settings", [{}, {"util_target": "kl", "lambda_stab": 0.1, "reinit_dead_every": 2, "rate_window": 40}]
 )

@@ -73,6 +73,7 @@ def test_a_fresh_process_without_the_plugin_loads_it_as_remote_code(base, codes,
     run_without_the_plugin(SCRIPT, tmp_path, tmp_path / "model", tmp_path / "expected")
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("base", ["llama-tied", "gpt2-untied"], indirect=True)
 def test_a_model_as_working_directory(saved):
     """Its code lies beside the script, where Python looks first."""

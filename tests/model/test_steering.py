@@ -232,6 +232,7 @@ def test_steering_reaches_gradients_and_checkpointed_blocks_after_the_context_is
     torch.testing.assert_close(recomputed, plain, atol=1e-10, rtol=0)
 
 
+@pytest.mark.halved
 def test_compiled_models_are_steered_too(model):
     batch = tokens(2, 6)
     torch._dynamo.reset()

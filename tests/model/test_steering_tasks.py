@@ -125,6 +125,7 @@ def test_a_compiled_model_follows_one_task_or_says_so(model):
     torch.testing.assert_close(logits(), model(**BATCH).logits.detach())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_in_another_thread_is_steered_there_or_says_so(model):
     torch._dynamo.reset()
     other = make_mfn(make_base("gpt2-tied").double())

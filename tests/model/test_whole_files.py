@@ -35,6 +35,7 @@ def two(family_base):
     return make_mfn(family_base), make_mfn(family_base, seed=12, k=5, alpha=0.5)
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize(("old_size", "new_size"), [("1GB", "1GB"), ("1GB", "30kB"), ("30kB", "1GB"), ("20kB", "30kB")])
 def test_a_save_that_is_killed_leaves_no_mixture(two, tmp_path, monkeypatch, old_size, new_size):
     """After a kill at any rename the older model loads, or one sentence says what to do. The next save is whole."""
@@ -164,6 +165,7 @@ def one_step(model, optimizer, **options):
     optimizer.step()
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("fused", [False, True])  # torch does not count the changes of fused optimizers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_loop_in_evaluation_mode_is_a_training(two, tmp_path, fused, dtype):

@@ -32,6 +32,7 @@ PADDED = {"none": lambda: rows(20), "right": lambda: rows(20, padded=True)}
 PADDED["left"] = lambda: left_padded(PADDED["right"]())
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize(("padding", "codes"), [*((padding, "stream") for padding in PADDED), ("left", "update")])
 @pytest.mark.parametrize("base", ["llama-tied", "gpt2-tied"])
 def test_cached_training_is_training_through_the_model(base, padding, codes, tmp_path):

@@ -64,6 +64,7 @@ def trained(folder, base, collator, **settings):
     return trainer
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
 @pytest.mark.parametrize("packed", PACKED)
 def test_packed_rows_train_like_padded_ones(tmp_path, name, packed):

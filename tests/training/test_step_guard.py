@@ -65,6 +65,7 @@ def strict_json(file):
     return json.loads(file.read_text(), parse_constant=refuse)
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_batch_of_nan_stops_the_training_before_the_weights_move(tmp_path, name, accumulated):
@@ -86,6 +87,7 @@ def test_a_batch_of_nan_stops_the_training_before_the_weights_move(tmp_path, nam
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_steps_that_are_left_out_leave_no_trace(tmp_path, accumulated):
     """A training with the bad rows equals one without them. One bad step too many stops it."""

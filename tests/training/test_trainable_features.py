@@ -42,6 +42,7 @@ def check(model, before, chosen=CHOSEN):
         assert changed_rows(model, before, layer) == dict.fromkeys(parts, features) | {"decoder.bias": []}
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize(
     "settings",
     [

@@ -82,6 +82,7 @@ def run(trainer_class, family, folder, **settings):
     return trainer
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
 @pytest.mark.parametrize("mixed", [Plain, MixedOwnLoss, MixedModified, MFNModified])
 def test_a_trainer_with_the_mixin_trains_as_mfn_trainer_does(mixed, family, tmp_path):
@@ -258,6 +259,7 @@ def test_arguments_mix_with_those_of_another_trainer_and_keep_its_defaults(tmp_p
             pass
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
 def test_a_plain_trainer_is_told_what_it_does_not_keep(family, tmp_path, caplog):
     """At alpha 0 nothing is learnt, and elsewhere directions change length. A loop that keeps norms hears nothing."""

@@ -22,6 +22,7 @@ from modeling_mfn.training.record import find_complete_checkpoint
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2-tied"])
 def test_training_lowers_the_loss_and_moves_alpha_and_k_on_schedule(family, tmp_path):
     model = make_mfn(make_base(family), alpha=0.0, k=12)

@@ -158,6 +158,7 @@ def test_the_interval_is_about_that_of_a_bootstrap_over_windows():
     assert found.low < found.value < found.high
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("padded", [True, False])
 def test_a_models_figures_are_those_of_its_dense_codes(family_base, padded):
     model = make_mfn(family_base, layers=[0, 2])
@@ -186,6 +187,7 @@ def with_rates(base, spread, seed=1):
     return model
 
 
+@pytest.mark.halved
 def test_prediction(family_base):
     """Compares equal directions with more and less even rates. Each condition is judged by its whole interval."""
     even = [with_rates(family_base, 0, seed) for seed in (1, 2)]

@@ -131,6 +131,7 @@ def test_planted_features_are_pure_and_memories_fail():
     assert table.loc[("residual", "linear probe"), ["training", "held_out"]].tolist() == [1.0, 0.5]
 
 
+@pytest.mark.halved
 def test_averages_are_those_of_a_dense_transcription(family_base):
     """Averages two seeds and two layers. Alpha and mode of the models stay."""
     data = text()

@@ -98,6 +98,7 @@ def test_pairs_are_chosen_on_one_text_and_measured_on_another():
     assert alignment._share([found, found], 0.9).value == pytest.approx(4 / 40)
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_whole_prediction(family):
     """Copies of one model in another order align fully, copies with noise less, and different models least."""

@@ -219,6 +219,7 @@ def windows(count=6, length=24):
     )
 
 
+@pytest.mark.halved
 def test_the_whole_prediction(family):
     models = [make_mfn(make_base(family), alpha=alpha, seed=seed) for seed, alpha in ((1, 0.0), (2, 0.5))]
     before = [[parameter.clone() for parameter in model.parameters()] for model in models]

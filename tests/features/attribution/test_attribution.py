@@ -66,6 +66,7 @@ def dense_value(model, edits, text=TEXT, position=-1, contrast=lambda logits: lo
     return logits[best] - contrast(logits)
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_attributions_are_derivatives_and_ablations_are_real(model, alpha):
     """Attributions equal (v(1 + e) - v(1 - e)) / 2e, where v(c) is the value with a feature's activations times c."""
@@ -92,6 +93,7 @@ def test_attributions_are_derivatives_and_ablations_are_real(model, alpha):
     assert [f.ablation is not None for f in explanation.features] == [True] * 6 + [False] * 6
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("method", ["gradient", "integrated"])
 def test_every_layer_accounts_for_the_whole_value(model, method):
     """Attributions of all features, the measured value without features, and a remainder add up to the value."""
@@ -132,6 +134,7 @@ def slope_along(number, embeddings, mean, place):
     return (ends[0] - ends[1]) / 2e-6
 
 
+@pytest.mark.halved
 def test_inputs_account_for_a_features_pre_activation(model):
     """Input attributions equal finite differences along each token's embedding, seen by a hook on the layer's input."""
     explanation = explain(model, TOKENIZER, TEXT, top=2, trace=6, verify=0)
@@ -200,6 +203,7 @@ def test_what_is_explained_can_be_chosen(model):
     assert whole == cut  # later tokens are not read
 
 
+@pytest.mark.halved
 def test_steering_holds_and_the_model_stays_as_it_was(model):
     """Attributions, baselines and ablations are those of the steered model."""
     model.train()
