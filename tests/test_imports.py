@@ -210,6 +210,7 @@ for trust in {"plugin": (False, True), "remote code": (True,)}[sys.argv[3]]:
 """
 
 
+@pytest.mark.halved
 @pytest.mark.parametrize("way", ["plugin", "remote code"])
 def test_a_model_needs_torch_and_transformers_alone(way, saved, tmp_path, monkeypatch):
     """A model loads and generates without other packages, and without the package's folders except `model`."""

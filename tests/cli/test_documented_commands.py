@@ -65,21 +65,24 @@ def run_smaller(arguments):
     assert run(*line) == 0, shlex.join(line)
 
 
-@pytest.fixture(scope="module")
-def workspace(request, tmp_path_factory):
-    """Folder with a base model and texts, in which the quickstart has been run from its first command to its last."""
-    folder, shuffled = tmp_path_factory.mktemp(request.param), random.Random(0)
+WORKSPACES = {}
+"""Family -> folder. A fixture of the module would be made anew where tests are spread over processes."""
+
+
+def make_workspace(family, folder):
+    """Fills a folder with a base model and texts, and runs the quickstart there from its first command to its last."""
+    shuffled = random.Random(0)
     words = [*VERSE.split(), *ANIMALS]
     lines = ["The weather is " + " ".join(shuffled.choices(words, k=12)) + "." for _ in range(900)]
     (folder / "corpus.txt").write_text("\n".join(lines[:600]))
     (folder / "held-out.txt").write_text("\n".join(lines[600:]))
     (folder / "concepts.json").write_text(json.dumps({"animals": ANIMALS}))
-    tokenizer = as_they_come(request.param, lines, 600)
+    tokenizer = as_they_come(family, lines, 600)
     assert tokenizer.pad_token is None
-    assert (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id) == (request.param == "llama")
+    assert (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id) == (family == "llama")
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    sizes = {"vocab_size": len(tokenizer)} | SIZES[request.param] | ends
-    make_base(f"{request.param}-tied", **sizes).save_pretrained(folder / "gpt2")
+    sizes = {"vocab_size": len(tokenizer)} | SIZES[family] | ends
+    make_base(f"{family}-tied", **sizes).save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -90,13 +93,16 @@ def workspace(request, tmp_path_factory):
                 alive = FeatureAtlas.from_pretrained(arguments[1]).to_pandas().query("status == 'alive'")
                 Path("labels.csv").write_text(f"feature,label\n{alive['name'].iloc[0]},animals\n")
                 assert run("atlas", arguments[1], "--labels", "labels.csv") == 0
-    return folder
 
 
 @pytest.fixture
-def prepared(workspace, tmp_path, monkeypatch):
+def prepared(family, tmp_path, tmp_path_factory, monkeypatch):
     """A copy of the workspace with the models that the guides call by other names."""
-    shutil.copytree(workspace, tmp_path / "work")
+    if family not in WORKSPACES:
+        made = tmp_path_factory.mktemp(family)
+        make_workspace(family, made)
+        WORKSPACES[family] = made
+    shutil.copytree(WORKSPACES[family], tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(hub, "push", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
     trained = MFNForCausalLM.from_pretrained("gpt2-mfn-trained")
@@ -110,8 +116,9 @@ def prepared(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(push_explorer, "push_space", lambda *given, **options: given[1])
 
 
-@pytest.mark.parametrize(("workspace", "page"), FAMILY_AND_PAGE, indirect=["workspace"])
-def test_the_commands_of_a_page_run(page, prepared):
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("family", "page"), FAMILY_AND_PAGE)
+def test_the_commands_of_a_page_run(page):
     for arguments in commands(page):
         if arguments[0] in ("convert", "train", "unwrap"):
             shutil.rmtree(arguments[2], ignore_errors=True)

@@ -92,6 +92,7 @@ def test_a_generator_that_is_closed_late_takes_its_own_context_away(model):
     assert torch.equal(activation(model), plain)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_follows_one_task_or_says_so(model):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
