@@ -38,7 +38,7 @@ def push(
     had_card = (folder / "README.md").exists()
     with _site(folder, repo, evaluation, with_explorer or explorer_space is not None) as site:
         from ..hub.push import push as push_folder
-        from ..hub.push_explorer import explorer_note, push_explorer, push_space
+        from ..hub.push_explorer import explorer_note, has_explorer, push_explorer, push_space
 
         options: dict[str, Any] = {"private": private or None, "revision": revision, "commit_message": message}
         about = explorer_note(repo, explorer_space) if site is not None else ""
@@ -48,6 +48,8 @@ def push(
         _say(f"{folder} is at {commit.commit_url}{card}")
         if site is not None and with_explorer:
             _say(f"its explorer is at {push_explorer(site, repo, revision=revision).commit_url}")
+        elif has_explorer(repo, revision=revision):
+            _say(f"explorer/ of {repo} is of an earlier push; --with-explorer replaces it")
         if site is not None and explorer_space is not None:
             _say(f"its explorer is at {push_space(site, explorer_space, repo, private=private or None)}")
 

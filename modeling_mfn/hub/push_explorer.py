@@ -61,6 +61,21 @@ def push_explorer(
         )
 
 
+def has_explorer(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> bool:
+    """Returns True if a model's repository has an explorer, of this or an earlier upload.
+
+    Args:
+        repo_id: Repository of the model, which exists.
+        revision: Branch. Default: the main one.
+        token: Access token. Default: the one of `hf auth login`.
+
+    Raises:
+        OSError: If the Hub cannot be reached or refuses.
+    """
+    with one_clear_error(repo_id):
+        return HfApi(token=token).file_exists(repo_id, f"{FOLDER}/index.html", revision=revision)
+
+
 def push_space(
     site: Path, space: str, repo_id: str, *, private: bool | None = None, token: str | bool | None = None
 ) -> str:

@@ -41,7 +41,8 @@ def test_the_explorer_goes_next_to_the_model_or_into_a_space(clients, hub, train
         there = {path: content for path, content in hub.files(repository).items() if path.startswith(prefix)}
         return {path.removeprefix(prefix): content for path, content in there.items()}
 
-    clients.run(mfn, "push", trained, "me/trained", "--with-explorer")
+    printed = clients.run(mfn, "push", trained, "me/trained", "--with-explorer")
+    assert "earlier push" not in printed
     assert unpacked(tmp_path / "expected", "model")["training"]["curves"] == {"loss": [[1, 1.0], [2, 0.5]]}
     assert "secret" not in json.dumps(unpacked(tmp_path / "expected", "model"))
     assert pushed("me/trained", "explorer/") == site
@@ -51,6 +52,9 @@ def test_the_explorer_goes_next_to_the_model_or_into_a_space(clients, hub, train
     repository = hub.repositories["me/trained"]
     repository.commit("main", hub.files("me/trained") | {"explorer/data/index/9.js": b"old"}, "older")
     clients.run(mfn, "push", trained, "me/trained", "--with-explorer")
+    assert pushed("me/trained", "explorer/") == site
+    printed = clients.run(mfn, "push", trained, "me/trained")
+    assert "explorer/ of me/trained is of an earlier push; --with-explorer replaces it" in " ".join(printed.split())
     assert pushed("me/trained", "explorer/") == site
 
     hub.requests.clear()
@@ -66,6 +70,7 @@ def test_the_explorer_goes_next_to_the_model_or_into_a_space(clients, hub, train
 
     (trained / "README.md").unlink()
     printed = clients.run(mfn, "push", trained, "me/another", "--explorer-space", "me/space", "--private")
+    assert "earlier push" not in printed
     assert f"{hub.endpoint}/spaces/me/space" in printed
     assert hub.repositories["spaces/me/space"].private
     assert not pushed("me/another", "explorer/")
