@@ -52,7 +52,7 @@ ROUNDS: dict[str, Any] = {"coding_rounds": 2, "refine_steps": 1}
 RATE = 1e-4
 """Learning rate of the backbone, of the dense model and of joint training."""
 CACHED: dict[str, Any] = {"learning_rate": 4e-3, "adam_beta2": 0.99, "lr_scheduler_type": "linear"}
-TRIED: tuple[dict[str, Any], ...] = ({"learning_rate": 8e-3}, {"learning_rate": 1.6e-2})
+TRIED: tuple[dict[str, Any], ...] = ({"learning_rate": 8e-3},)
 """Changes of `CACHED` and `KEEP_ALIVE` that the stage `cached-tuned` tries."""
 JOINT: dict[str, Any] = {
     "learning_rate": RATE,
