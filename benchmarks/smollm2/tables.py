@@ -23,7 +23,7 @@ ALL_BLOCKS = {
     "base-in-bfloat16": "base model in bfloat16",
     "joint-in-bfloat16": "MFN model in bfloat16",
     "cached": "MFN layers from the cache alone",
-    "cached-tuned": "the same, with the best of the settings tried",
+    "cached-tuned": "the same, at twice the learning rate",
     "cached-in-4-rounds": "MFN layers from the cache alone, coded in four rounds",
     "sae-update": "SAEs of the update",
     "sae-stream": "SAEs of the stream",
