@@ -69,6 +69,14 @@ WORKSPACES = {}
 """Family -> folder. A fixture of the module would be made anew where tests are spread over processes."""
 
 
+def push_nothing(patch):
+    """Replaces all that asks the Hub."""
+    patch.setattr(hub, "push", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
+    patch.setattr(push_explorer, "push_explorer", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
+    patch.setattr(push_explorer, "push_space", lambda *given, **options: given[1])
+    patch.setattr(push_explorer, "has_explorer", lambda *given, **options: False)
+
+
 def make_workspace(family, folder):
     """Fills a folder with a base model and texts, and runs the quickstart there from its first command to its last."""
     shuffled = random.Random(0)
@@ -86,7 +94,7 @@ def make_workspace(family, folder):
     tokenizer.save_pretrained(folder / "gpt2")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(hub, "push", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
+        push_nothing(patch)
         for arguments in commands(QUICKSTART):
             run_smaller(arguments)
             if arguments[0] == "atlas":  # the next command steers by a label
@@ -104,7 +112,7 @@ def prepared(family, tmp_path, tmp_path_factory, monkeypatch):
         WORKSPACES[family] = made
     shutil.copytree(WORKSPACES[family], tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(hub, "push", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
+    push_nothing(monkeypatch)
     trained = MFNForCausalLM.from_pretrained("gpt2-mfn-trained")
     trained.save_preset("calm", {"L5/1": {"kind": "ablate"}})
     trained.save_pretrained("gpt2-mfn-trained")
@@ -112,8 +120,6 @@ def prepared(family, tmp_path, tmp_path_factory, monkeypatch):
         shutil.copytree("gpt2-mfn-trained", name)
     shutil.copytree("gpt2-mfn-trained/features", "my-atlas/features")
     monkeypatch.setattr(app, "run_explorer", lambda *parts, **options: None)  # a server would not end
-    monkeypatch.setattr(push_explorer, "push_explorer", lambda *given, **options: SimpleNamespace(commit_url=given[1]))
-    monkeypatch.setattr(push_explorer, "push_space", lambda *given, **options: given[1])
 
 
 @pytest.mark.usefixtures("prepared")
