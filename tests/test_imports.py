@@ -111,13 +111,16 @@ for thread in threads:
 """
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize(
     "first",
     [
         pytest.param("import modeling_mfn\nfrom transformers import GPT2LMHeadModel", id="Auto classes amid a model"),
-        pytest.param("from transformers import AutoConfig\nimport modeling_mfn", id="plugin between Auto classes"),
-        pytest.param("import modeling_mfn.model.mfn_for_causal_lm", id="our model first"),
+        pytest.param(
+            "from transformers import AutoConfig\nimport modeling_mfn",
+            id="plugin between Auto classes",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("import modeling_mfn.model.mfn_for_causal_lm", id="our model first", marks=pytest.mark.slow),
         pytest.param(THREADS, id="four threads"),
         pytest.param("import modeling_mfn", id="plugin, then Auto classes", marks=pytest.mark.slow),
         pytest.param("import modeling_mfn.training.trainer", id="our trainer first", marks=pytest.mark.slow),
@@ -210,7 +213,6 @@ for trust in {"plugin": (False, True), "remote code": (True,)}[sys.argv[3]]:
 """
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("way", ["plugin", "remote code"])
 def test_a_model_needs_torch_and_transformers_alone(way, saved, tmp_path, monkeypatch):
     """A model loads and generates without other packages, and without the package's folders except `model`."""

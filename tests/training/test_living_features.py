@@ -272,7 +272,6 @@ def test_what_an_optimizer_forgets_of_features_that_start_again(tmp_path, kind):
                 assert torch.equal(now, memory), name
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize(
     "settings",
     [{"optim": name, "weight_decay": 0.1} for name in OPTIMIZERS]

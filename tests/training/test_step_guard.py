@@ -87,7 +87,6 @@ def test_a_batch_of_nan_stops_the_training_before_the_weights_move(tmp_path, nam
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
 
 
-@pytest.mark.halved
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_steps_that_are_left_out_leave_no_trace(tmp_path, accumulated):
     """A training with the bad rows equals one without them. One bad step too many stops it."""

@@ -134,7 +134,6 @@ def slope_along(number, embeddings, mean, place):
     return (ends[0] - ends[1]) / 2e-6
 
 
-@pytest.mark.halved
 def test_inputs_account_for_a_features_pre_activation(model):
     """Input attributions equal finite differences along each token's embedding, seen by a hook on the layer's input."""
     explanation = explain(model, TOKENIZER, TEXT, top=2, trace=6, verify=0)
@@ -203,7 +202,6 @@ def test_what_is_explained_can_be_chosen(model):
     assert whole == cut  # later tokens are not read
 
 
-@pytest.mark.halved
 def test_steering_holds_and_the_model_stays_as_it_was(model):
     """Attributions, baselines and ablations are those of the steered model."""
     model.train()
